@@ -1,0 +1,250 @@
+"""The config keys that OneNet adds to Detectron2's, and how a config is loaded."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+
+import torch
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
+
+from .data.coco_json import check_same_classes, register_coco_json
+from .errors import ConfigError
+from .registry import get_registered
+
+__all__ = ["add_onenet_config", "load_config", "resolve_num_classes"]
+
+
+def add_onenet_config(cfg: CfgNode) -> None:
+    """Adds the keys below, with the paper's values, to a config from ``get_cfg()``."""
+    cfg.MODEL.ONENET = CfgNode()
+    # Number of classes. 0: as many as the (first) training dataset has.
+    cfg.MODEL.ONENET.NUM_CLASSES = 0
+    # Names of the backbone's feature maps that the head takes, finest first.
+    cfg.MODEL.ONENET.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+
+    # The head: a name in ONENET_HEAD_REGISTRY (PointHead, FCOSHead, RetinaNetHead). The RetinaNet
+    # head takes its anchors from MODEL.ANCHOR_GENERATOR.
+    cfg.MODEL.ONENET.HEAD = CfgNode()
+    cfg.MODEL.ONENET.HEAD.NAME = "FCOSHead"
+    # Convolutions in each of the two towers (FCOS and RetinaNet head).
+    cfg.MODEL.ONENET.HEAD.NUM_CONVS = 4
+    # Channels of the towers, or of the point head's shared convolution.
+    cfg.MODEL.ONENET.HEAD.CONV_DIM = 256
+    # Normalisation in the towers: "GN" (published with the FCOS head), "" for none (published with
+    # the RetinaNet head), "BN", "SyncBN", ...
+    cfg.MODEL.ONENET.HEAD.NORM = "GN"
+    # Score of every sample and class before training.
+    cfg.MODEL.ONENET.HEAD.PRIOR_PROB = 0.01
+
+    # The neck of build_resnet_deconv_backbone.
+    cfg.MODEL.ONENET.DECONV = CfgNode()
+    # Channels of its three up-sampling stages.
+    cfg.MODEL.ONENET.DECONV.CHANNELS = [256, 128, 64]
+    # Whether its 3x3 convolutions are deformable (DCNv2).
+    cfg.MODEL.ONENET.DECONV.DEFORM = True
+    cfg.MODEL.ONENET.DECONV.NORM = "BN"
+
+    # The matcher: a name in ONENET_MATCHER_REGISTRY (MinCostMatcher, HungarianMatcher), and the
+    # weights of the parts of its cost (paper, equation 1).
+    cfg.MODEL.ONENET.MATCHER = CfgNode()
+    cfg.MODEL.ONENET.MATCHER.NAME = "MinCostMatcher"
+    cfg.MODEL.ONENET.MATCHER.CLASS_WEIGHT = 2.0
+    cfg.MODEL.ONENET.MATCHER.L1_WEIGHT = 5.0
+    cfg.MODEL.ONENET.MATCHER.GIOU_WEIGHT = 2.0
+
+    # The weights of the losses.
+    cfg.MODEL.ONENET.LOSS = CfgNode()
+    cfg.MODEL.ONENET.LOSS.CLASS_WEIGHT = 2.0
+    cfg.MODEL.ONENET.LOSS.L1_WEIGHT = 5.0
+    cfg.MODEL.ONENET.LOSS.GIOU_WEIGHT = 2.0
+
+    # Focal loss, and the classification cost that mirrors it.
+    cfg.MODEL.ONENET.FOCAL_ALPHA = 0.25
+    cfg.MODEL.ONENET.FOCAL_GAMMA = 2.0
+
+    # Whether class-wise NMS follows the top-k (TEST.DETECTIONS_PER_IMAGE). OneNet needs none: the
+    # switch is there to see what NMS changes.
+    cfg.MODEL.ONENET.NMS_TEST = False
+    cfg.MODEL.ONENET.NMS_THRESH_TEST = 0.6
+
+    # The FCOS baseline (META_ARCHITECTURE "FCOSBaseline", Detectron2's FCOS).
+    cfg.MODEL.FCOS = CfgNode()
+    # Number of classes. 0: as many as the (first) training dataset has.
+    cfg.MODEL.FCOS.NUM_CLASSES = 0
+    cfg.MODEL.FCOS.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    # Convolutions in each of the two towers, and their normalisation.
+    cfg.MODEL.FCOS.NUM_CONVS = 4
+    cfg.MODEL.FCOS.NORM = "GN"
+    cfg.MODEL.FCOS.PRIOR_PROB = 0.01
+    # Locations within this many strides of an object's centre are its positives.
+    cfg.MODEL.FCOS.CENTER_SAMPLING_RADIUS = 1.5
+    # Inference: lowest score, candidates before NMS, IoU threshold of NMS.
+    cfg.MODEL.FCOS.SCORE_THRESH_TEST = 0.05
+    cfg.MODEL.FCOS.TOPK_CANDIDATES_TEST = 1000
+    cfg.MODEL.FCOS.NMS_THRESH_TEST = 0.6
+
+    # "AdamW" or "SGD"; the other keys of SOLVER hold for both where they apply.
+    cfg.SOLVER.OPTIMIZER = "AdamW"
+
+    # INPUT.CROP.ENABLED: with this probability the short side is first resized to one of
+    # MIN_SIZES and a window cropped as INPUT.CROP.TYPE and SIZE say.
+    cfg.INPUT.CROP.PROB = 0.5
+    cfg.INPUT.CROP.MIN_SIZES = (400, 500, 600)
+
+    # Any dataset in COCO format, without writing Python: an annotation file and the folder that
+    # its file names are relative to. They take the place of DATASETS.TRAIN and DATASETS.TEST.
+    cfg.DATASETS.TRAIN_JSON = ""
+    cfg.DATASETS.TRAIN_IMAGE_ROOT = ""
+    cfg.DATASETS.TEST_JSON = ""
+    cfg.DATASETS.TEST_IMAGE_ROOT = ""
+
+
+def load_config(
+    config_file: str, opts: list[str] | None = None, eval_only: bool = False
+) -> CfgNode:
+    """Loads a yaml config with yaml's safe loader, applies overrides, and checks it.
+
+    Registers the COCO-format datasets that the config names, fills in a class count of 0 from the
+    data, and replaces the device by the CPU where it is a GPU and there is none.
+
+    Args:
+        config_file: path of a yaml file.
+        opts: overrides, ``["KEY", "value", ...]``.
+        eval_only: whether only DATASETS.TEST matters.
+
+    Returns:
+        The config, frozen.
+
+    Raises:
+        ConfigError: the file, a key or a value is wrong.
+        DataError: a dataset that the config names is missing, broken or contradicts the config.
+    """
+    cfg = get_cfg()
+    add_onenet_config(cfg)
+    if not config_file:
+        raise ConfigError("Name a config with --config-file; configs/ has many.")
+    if not os.path.isfile(config_file):
+        raise ConfigError(f"--config-file: there is no file '{config_file}'.")
+    try:
+        cfg.merge_from_file(config_file, allow_unsafe=False)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"{config_file} (or its _BASE_) is no plain yaml, which alone is accepted:"
+            f" {_reason(error)}"
+        ) from error
+    except (KeyError, ValueError, AssertionError, OSError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{config_file} is no valid config: {_reason(error)}") from error
+    try:
+        cfg.merge_from_list(opts or [])
+    except (KeyError, ValueError, AssertionError) as error:
+        raise ConfigError(f"Override on the command line: {_reason(error)}") from error
+    # For an evaluation the training data need not be there, nor agree.
+    keys = ("TEST",) if eval_only else ("TRAIN", "TEST")
+    for key in keys:
+        _register_json_dataset(cfg, key)
+    if cfg.DATASETS.TRAIN_JSON and not cfg.DATASETS.TEST_JSON and not eval_only:
+        cfg.DATASETS.TEST = ()
+    for key in keys:
+        _check_registered(cfg, key)
+    if eval_only and not cfg.DATASETS.TEST:
+        raise ConfigError("--eval-only has nothing to evaluate: DATASETS.TEST is empty.")
+    get_registered(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
+    get_registered(BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME, "MODEL.BACKBONE.NAME")
+    cfg = resolve_num_classes(cfg, keys)
+    _check_num_classes(cfg, keys)
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    if not cfg.MODEL.DEVICE.startswith("cuda") and cfg.SOLVER.AMP.ENABLED and not eval_only:
+        raise ConfigError("SOLVER.AMP.ENABLED needs a GPU in Detectron2; set it to False.")
+    cfg.freeze()
+    return cfg
+
+
+def resolve_num_classes(cfg: CfgNode, keys: Sequence[str] = ("TRAIN", "TEST")) -> CfgNode:
+    """Returns a copy of a config in which a class count of 0 is replaced by that of the data.
+
+    Args:
+        cfg: its NUM_CLASSES may be 0.
+        keys: of DATASETS, in this order; the first dataset that is known tells the number.
+
+    Raises:
+        ConfigError: the count is 0, and no dataset tells it.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    node = _num_classes_node(cfg)
+    if node is None or cfg.MODEL[node].NUM_CLASSES > 0:
+        return cfg
+    datasets = _datasets_with_classes(cfg, keys)
+    if not datasets:
+        names = [name for key in keys for name in cfg.DATASETS[key]]
+        raise ConfigError(
+            f"MODEL.{node}.NUM_CLASSES is {cfg.MODEL[node].NUM_CLASSES}, and the datasets {names}"
+            " do not tell the number of classes; set it."
+        )
+    cfg.MODEL[node].NUM_CLASSES = len(MetadataCatalog.get(datasets[0]).thing_classes)
+    return cfg
+
+
+def _num_classes_node(cfg: CfgNode) -> str | None:
+    """The node of MODEL that holds the meta-architecture's NUM_CLASSES; None for foreign ones."""
+    return {"OneNet": "ONENET", "FCOSBaseline": "FCOS", "RetinaNet": "RETINANET"}.get(
+        cfg.MODEL.META_ARCHITECTURE
+    )
+
+
+def _datasets_with_classes(cfg: CfgNode, keys: Sequence[str]) -> list[str]:
+    """Those of the config's datasets that are registered with their class names."""
+    names = [name for key in keys for name in cfg.DATASETS[key]]
+    return [n for n in names if n in DatasetCatalog and MetadataCatalog.get(n).get("thing_classes")]
+
+
+def _check_num_classes(cfg: CfgNode, keys: Sequence[str]) -> None:
+    """Raises where datasets have different classes, or not as many as the config says."""
+    datasets = _datasets_with_classes(cfg, keys)
+    for name in datasets:
+        check_same_classes(datasets[0], name)
+    node = _num_classes_node(cfg)
+    if node is None or not datasets:
+        return
+    count = len(MetadataCatalog.get(datasets[0]).thing_classes)
+    if cfg.MODEL[node].NUM_CLASSES != count:
+        raise ConfigError(
+            f"MODEL.{node}.NUM_CLASSES is {cfg.MODEL[node].NUM_CLASSES}, but dataset"
+            f" '{datasets[0]}' has {count} classes; set it to {count}, or to 0 to take it from the"
+            " data."
+        )
+
+
+def _check_registered(cfg: CfgNode, key: str) -> None:
+    for name in cfg.DATASETS[key]:
+        if name not in DatasetCatalog:
+            close = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
+            hint = f" (did you mean '{close[0]}'?)" if close else ""
+            raise ConfigError(
+                f"DATASETS.{key} names '{name}', which is not registered{hint}; for a set in COCO"
+                f" format give DATASETS.{key}_JSON and DATASETS.{key}_IMAGE_ROOT instead."
+            )
+
+
+def _register_json_dataset(cfg: CfgNode, key: str) -> None:
+    """Registers the COCO-format dataset of DATASETS.<key>_JSON, if there is one."""
+    json_file, image_root = cfg.DATASETS[f"{key}_JSON"], cfg.DATASETS[f"{key}_IMAGE_ROOT"]
+    if bool(json_file) != bool(image_root):
+        raise ConfigError(
+            f"DATASETS.{key}_JSON is '{json_file}' and DATASETS.{key}_IMAGE_ROOT is"
+            f" '{image_root}'; a COCO-format dataset needs both."
+        )
+    if json_file:
+        cfg.DATASETS[key] = (register_coco_json(json_file, image_root),)
+
+
+def _reason(error: Exception) -> str:
+    # str(KeyError) is the repr of its message, in quotes
+    text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+    return " ".join(text.split())

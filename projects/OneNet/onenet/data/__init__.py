@@ -1,0 +1,28 @@
+"""Datasets: importing this package registers the builtin ones under ``$DETECTRON2_DATASETS``."""
+
+import os
+
+from .bccd import load_voc_boxes, register_all_bccd
+from .coco_json import check_images_exist, check_same_classes, register_coco_json
+from .digits import make_digits, register_all_digits, register_digits
+from .digits_drawing import Digit, DigitsLayout, digit_image, load_glyphs, place_digits
+
+__all__ = [
+    "Digit",
+    "DigitsLayout",
+    "check_images_exist",
+    "check_same_classes",
+    "digit_image",
+    "load_glyphs",
+    "load_voc_boxes",
+    "make_digits",
+    "place_digits",
+    "register_all_bccd",
+    "register_all_digits",
+    "register_coco_json",
+    "register_digits",
+]
+
+_root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+register_all_digits(_root)
+register_all_bccd(_root)

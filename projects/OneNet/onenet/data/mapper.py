@@ -1,0 +1,79 @@
+"""From a dataset record to the model's input: Detectron2's mapper, with the paper's crop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import SizeMismatchError, build_augmentation, read_image
+
+from ..errors import DataError
+
+__all__ = ["OneNetDatasetMapper", "build_train_augmentation"]
+
+
+def build_train_augmentation(cfg: CfgNode) -> list[T.Augmentation]:
+    """The augmentations of training: Detectron2's resize and flip, and before them the crop.
+
+    With ``INPUT.CROP.ENABLED``, with probability ``INPUT.CROP.PROB``: the short side is resized to
+    one of ``INPUT.CROP.MIN_SIZES``, then a window is cropped as ``INPUT.CROP.TYPE`` and ``SIZE``
+    say (DETR's augmentation, arXiv 2005.12872, section 4).
+    """
+    augmentations = build_augmentation(cfg, is_train=True)
+    crop = cfg.INPUT.CROP
+    if crop.ENABLED:
+        resize_and_crop = T.AugmentationList(
+            [
+                T.ResizeShortestEdge(list(crop.MIN_SIZES), sample_style="choice"),
+                T.RandomCrop(crop.TYPE, crop.SIZE),
+            ]
+        )
+        augmentations.insert(0, T.RandomApply(resize_and_crop, prob=crop.PROB))
+    return augmentations
+
+
+class OneNetDatasetMapper(DatasetMapper):
+    """Detectron2's DatasetMapper with :func:`build_train_augmentation`; names a broken image."""
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
+        """Reads ``cfg.INPUT``."""
+        if is_train:
+            augmentations = build_train_augmentation(cfg)
+        else:
+            augmentations = build_augmentation(cfg, is_train=False)
+        return {
+            "is_train": is_train,
+            "augmentations": augmentations,
+            "image_format": cfg.INPUT.FORMAT,
+        }
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """See :class:`detectron2.data.DatasetMapper`.
+
+        Raises:
+            DataError: the image is missing, does not decode, or has another size than its
+                annotation says.
+        """
+        try:
+            return super().__call__(dataset_dict)
+        except SizeMismatchError as error:
+            raise DataError(str(error)) from error
+        except Exception as error:
+            reason = self._why_unreadable(dataset_dict["file_name"])
+            if reason is None:
+                raise  # it was not the image
+            raise DataError(
+                f"The image {dataset_dict['file_name']} cannot be read ({reason}); replace it, or"
+                " remove it from the annotations."
+            ) from error
+
+    def _why_unreadable(self, file_name: str) -> str | None:
+        # Pillow raises OSError, SyntaxError, ValueError, its own: anything, by the way it breaks.
+        try:
+            read_image(file_name, format=self.image_format)
+        except Exception as error:
+            return str(error) or type(error).__name__
+        return None

@@ -1,0 +1,175 @@
+"""Set-up and trainer: Detectron2's own, with OneNet's config, data and optimiser."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+from urllib.parse import urlparse
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import (
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
+from detectron2.engine import DefaultTrainer, default_setup, defaults, launch
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from torch import multiprocessing
+
+from .config import load_config
+from .data.mapper import OneNetDatasetMapper
+from .errors import ConfigError, DataError, WithoutTraceback
+from .solver import build_optimizer
+
+__all__ = ["Trainer", "build_evaluator", "launch_workers", "setup"]
+
+
+def launch_workers(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
+    """Runs ``main(args)`` in as many workers as the command line asks for.
+
+    Args:
+        main: picklable; ends with ``sys.exit(sentence)`` on an error of the user's.
+        args: what ``detectron2.engine.default_argument_parser`` parsed.
+    """
+    try:
+        launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    except multiprocessing.ProcessExitedException:
+        sys.exit(1)  # the worker has said why
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Loads the config that the command line names, and starts the loggers.
+
+    Args:
+        args: what ``detectron2.engine.default_argument_parser`` parsed.
+
+    Returns:
+        The frozen config.
+
+    Raises:
+        ConfigError, DataError: see :func:`onenet.config.load_config`; or MODEL.WEIGHTS is no file.
+    """
+    # What loading has to say goes to the terminal; the log file's place is known only afterwards.
+    setup_logger(distributed_rank=comm.get_rank(), name="onenet")
+    cfg = load_config(args.config_file, args.opts, eval_only=args.eval_only)
+    _check_weights(cfg, args.resume)
+    for name in cfg.DATASETS.TEST:
+        _check_evaluator(name)
+    default_setup(cfg, args)
+    setup_logger(
+        cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="onenet", configure_stdout=False
+    )
+    if not torch.cuda.is_available():
+        logging.getLogger(__name__).info("There is no GPU: running on the CPU.")
+    return cfg
+
+
+def _check_weights(cfg: CfgNode, resume: bool) -> None:
+    weights = cfg.MODEL.WEIGHTS
+    if resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+        return  # MODEL.WEIGHTS is not used
+    if weights and not urlparse(weights).scheme and not os.path.isfile(weights):
+        raise ConfigError(
+            f"MODEL.WEIGHTS: there is no file '{weights}'; give a checkpoint's path, or '' to"
+            " start from random weights."
+        )
+
+
+def _check_evaluator(dataset_name: str) -> None:
+    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if evaluator_type != "coco":
+        raise DataError(
+            f"Dataset '{dataset_name}' has evaluator_type '{evaluator_type}', for which there is no"
+            " evaluator; 'coco' suits any dataset of boxes."
+        )
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+    """The evaluator for a dataset, by its metadata's ``evaluator_type``.
+
+    Raises:
+        DataError: there is none for that type.
+    """
+    _check_evaluator(dataset_name)
+    # COCO's own limit is 100; crowds need more.
+    k = cfg.TEST.DETECTIONS_PER_IMAGE
+    return COCOEvaluator(
+        dataset_name,
+        tasks=("bbox",),
+        output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"),
+        max_dets_per_image=k if k > 100 else None,
+    )
+
+
+@contextlib.contextmanager
+def _name_missing_files() -> Iterator[None]:
+    """Turns the missing file of a dataset into an error that says how to find it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        root = os.getenv("DETECTRON2_DATASETS", "datasets")
+        raise DataError(
+            f"The dataset's file {error.filename} is missing; datasets are looked for in the folder"
+            f" that the environment variable DETECTRON2_DATASETS names (now '{root}')."
+        ) from error
+
+
+_WITHOUT_TRACEBACK = WithoutTraceback()  # one object, which a logger takes only once
+
+
+class Trainer(DefaultTrainer):
+    """Detectron2's DefaultTrainer with OneNet's mapper, optimiser and evaluator."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """
+        Args:
+            cfg: from :func:`setup` or :func:`onenet.config.load_config`.
+        """
+        logging.getLogger("detectron2.engine.train_loop").addFilter(_WITHOUT_TRACEBACK)
+        create_ddp_model = defaults.create_ddp_model
+        if cfg.MODEL.DEVICE == "cpu":
+            # Detectron2 names the worker's GPU to DDP, which refuses that for a model on the CPU.
+            create_ddp_model = functools.partial(create_ddp_model, device_ids=None)
+        with mock.patch.object(defaults, "create_ddp_model", create_ddp_model):
+            super().__init__(cfg)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """See :func:`onenet.solver.build_optimizer`."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """Detectron2's train loader with :class:`onenet.data.mapper.OneNetDatasetMapper`."""
+        with _name_missing_files():
+            return build_detection_train_loader(cfg, mapper=OneNetDatasetMapper(cfg, is_train=True))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Detectron2's test loader with :class:`onenet.data.mapper.OneNetDatasetMapper`."""
+        with _name_missing_files():
+            return build_detection_test_loader(
+                cfg, dataset_name, mapper=OneNetDatasetMapper(cfg, is_train=False)
+            )
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """See :func:`build_evaluator`."""
+        return build_evaluator(cfg, dataset_name)

@@ -1,0 +1,52 @@
+"""The errors that a user can mend: raised with one sentence that names the cause and the cure."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+
+__all__ = ["ConfigError", "DataError", "WithoutTraceback", "exit_with_one_sentence"]
+
+
+class ConfigError(ValueError):
+    """A config file, key or command-line value is wrong."""
+
+
+class DataError(ValueError):
+    """A dataset, an annotation or an image is missing or broken."""
+
+
+def _sentence(error: Exception) -> str:
+    # A data loader's worker hands its error on with the whole traceback as the message:
+    # the sentence is its last paragraph, behind the name of the class.
+    text = str(error).strip()
+    return text.rsplit(f"{type(error).__name__}: ", 1)[-1]
+
+
+class WithoutTraceback(logging.Filter):
+    """Makes a logger put the sentence of a :class:`ConfigError` or :class:`DataError` in place of
+    its traceback. For Detectron2's training loop, which logs what it raises.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Rewrites the record; keeps all."""
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, (ConfigError, DataError)):
+            record.msg, record.args = f"{record.getMessage()} {_sentence(error)}", ()
+            record.exc_info = record.exc_text = None
+        return True
+
+
+@contextlib.contextmanager
+def exit_with_one_sentence() -> Iterator[None]:
+    """Turns a :class:`ConfigError` or :class:`DataError` into one line on stderr and exit code 1.
+
+    For command-line programs, whose users gain nothing from a traceback. Library users get the
+    exception itself.
+    """
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        sys.exit(f"error: {_sentence(error)}")

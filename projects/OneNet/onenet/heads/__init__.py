@@ -1,0 +1,15 @@
+"""Dense prediction heads: what every sample predicts, in one common type."""
+
+from .build import ONENET_HEAD_REGISTRY, DensePredictions, build_head
+from .fcos import FCOSHead
+from .point import PointHead
+from .retinanet import RetinaNetHead
+
+__all__ = [
+    "ONENET_HEAD_REGISTRY",
+    "DensePredictions",
+    "FCOSHead",
+    "PointHead",
+    "RetinaNetHead",
+    "build_head",
+]

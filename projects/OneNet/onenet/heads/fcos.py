@@ -1,0 +1,87 @@
+"""The FCOS head (arXiv 1904.01355) on a feature pyramid, without its centre-ness."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .build import ONENET_HEAD_REGISTRY, DensePredictions
+from .parts import TowerHead, init_head, ltrb_to_corners
+
+__all__ = ["FCOSHead"]
+
+
+@ONENET_HEAD_REGISTRY.register()
+class FCOSHead(TowerHead):
+    """Separate towers for class and box, shared by all levels.
+
+    A location's box is ``ReLU(scale_level * x) * stride``: its distances in pixels from the centre
+    of the stride cell, with one learned scale a level.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        input_shape: list[ShapeSpec],
+        num_classes: int,
+        num_convs: int = 4,
+        conv_dim: int = 256,
+        norm: str = "GN",
+        prior_prob: float = 0.01,
+    ) -> None:
+        """
+        Args:
+            input_shape, num_classes, num_convs, conv_dim, norm: see
+                :class:`onenet.heads.parts.TowerHead`.
+            prior_prob: around which every class score starts.
+        """
+        super().__init__(
+            input_shape=input_shape,
+            num_classes=num_classes,
+            num_anchors=1,
+            num_convs=num_convs,
+            conv_dim=conv_dim,
+            norm=norm,
+        )
+        self.strides = [shape.stride for shape in input_shape]
+        self.scales = nn.Parameter(torch.ones(len(input_shape)))
+        self.anchor_generator = DefaultAnchorGenerator(
+            sizes=[[stride] for stride in self.strides],
+            aspect_ratios=[1.0],
+            strides=self.strides,
+            offset=0.5,
+        )
+        init_head(self, prior_prob, box_bias=2.0)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict:
+        """Reads ``cfg.MODEL.ONENET``."""
+        head = cfg.MODEL.ONENET.HEAD
+        return {
+            "input_shape": input_shape,
+            "num_classes": cfg.MODEL.ONENET.NUM_CLASSES,
+            "num_convs": head.NUM_CONVS,
+            "conv_dim": head.CONV_DIM,
+            "norm": head.NORM,
+            "prior_prob": head.PRIOR_PROB,
+        }
+
+    def forward(self, features: list[Tensor]) -> DensePredictions:
+        """See :data:`onenet.heads.ONENET_HEAD_REGISTRY`."""
+        logits, raw = self.predict(features)
+        ltrb = [
+            F.relu(scale * level.float()) * stride
+            for level, scale, stride in zip(raw, self.scales, self.strides, strict=True)
+        ]
+        anchors = torch.cat([level.tensor for level in self.anchor_generator(features)])
+        return DensePredictions(
+            torch.cat(logits, dim=1),
+            ltrb_to_corners(torch.cat(ltrb, dim=1), anchors),
+            anchors,
+            tuple(level.shape[1] for level in logits),
+        )

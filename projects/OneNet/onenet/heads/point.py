@@ -1,0 +1,77 @@
+"""The point head: one map of stride 4, after CenterNet (arXiv 1904.07850)."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import ConfigError
+from .build import ONENET_HEAD_REGISTRY, DensePredictions
+from .parts import init_head, ltrb_to_corners
+
+__all__ = ["PointHead"]
+
+
+@ONENET_HEAD_REGISTRY.register()
+class PointHead(nn.Module):
+    """One shared 3x3 convolution with ReLU, then a 3x3 convolution each for class and box.
+
+    The box is predicted as distances in pixels from the centre of the stride cell.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        input_shape: list[ShapeSpec],
+        num_classes: int,
+        conv_dim: int = 64,
+        prior_prob: float = 0.01,
+    ) -> None:
+        """
+        Args:
+            input_shape: of the one feature map.
+            num_classes: K.
+            conv_dim: channels of the shared convolution.
+            prior_prob: around which every class score starts.
+        """
+        super().__init__()
+        if len(input_shape) != 1:
+            raise ConfigError(
+                f"The point head takes one feature map, but MODEL.ONENET.IN_FEATURES names"
+                f" {len(input_shape)}."
+            )
+        (shape,) = input_shape
+        self.num_classes = num_classes
+        self.conv = Conv2d(shape.channels, conv_dim, kernel_size=3, padding=1, activation=F.relu)
+        self.cls_score = nn.Conv2d(conv_dim, num_classes, kernel_size=3, padding=1)
+        self.bbox_pred = nn.Conv2d(conv_dim, 4, kernel_size=3, padding=1)
+        self.anchor_generator = DefaultAnchorGenerator(
+            sizes=[[shape.stride]], aspect_ratios=[1.0], strides=[shape.stride], offset=0.5
+        )
+        init_head(self, prior_prob, box_bias=4.0 * shape.stride)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict:
+        """Reads ``cfg.MODEL.ONENET``."""
+        return {
+            "input_shape": input_shape,
+            "num_classes": cfg.MODEL.ONENET.NUM_CLASSES,
+            "conv_dim": cfg.MODEL.ONENET.HEAD.CONV_DIM,
+            "prior_prob": cfg.MODEL.ONENET.HEAD.PRIOR_PROB,
+        }
+
+    def forward(self, features: list[Tensor]) -> DensePredictions:
+        """See :data:`onenet.heads.ONENET_HEAD_REGISTRY`; takes one feature map."""
+        (feature,) = features
+        x = self.conv(feature)
+        logits = permute_to_N_HWA_K(self.cls_score(x), self.num_classes)
+        ltrb = permute_to_N_HWA_K(F.relu(self.bbox_pred(x)), 4)
+        anchors = self.anchor_generator(features)[0].tensor
+        return DensePredictions(
+            logits, ltrb_to_corners(ltrb, anchors), anchors, (anchors.shape[0],)
+        )

@@ -1,0 +1,84 @@
+"""The RetinaNet head (arXiv 1708.02002): nine anchors a location."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.anchor_generator import build_anchor_generator
+from detectron2.modeling.box_regression import Box2BoxTransform
+from torch import Tensor, nn
+
+from .build import ONENET_HEAD_REGISTRY, DensePredictions
+from .parts import TowerHead, init_head
+
+__all__ = ["RetinaNetHead"]
+
+
+@ONENET_HEAD_REGISTRY.register()
+class RetinaNetHead(TowerHead):
+    """Separate towers for class and box, shared by all levels; boxes are deltas to the anchors.
+
+    Deltas have weights 1, and dw, dh are clamped at log(1000 / 16), as in Detectron2.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        input_shape: list[ShapeSpec],
+        num_classes: int,
+        anchor_generator: nn.Module,
+        num_convs: int = 4,
+        conv_dim: int = 256,
+        norm: str = "",
+        prior_prob: float = 0.01,
+    ) -> None:
+        """
+        Args:
+            input_shape, num_classes, num_convs, conv_dim, norm: see
+                :class:`onenet.heads.parts.TowerHead`.
+            anchor_generator: gives every level the same number of anchors a location.
+            prior_prob: around which every class score starts.
+        """
+        (num_anchors,) = set(anchor_generator.num_anchors)
+        super().__init__(
+            input_shape=input_shape,
+            num_classes=num_classes,
+            num_anchors=num_anchors,
+            num_convs=num_convs,
+            conv_dim=conv_dim,
+            norm=norm,
+        )
+        self.anchor_generator = anchor_generator
+        self.box2box_transform = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
+        init_head(self, prior_prob)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict:
+        """Reads ``cfg.MODEL.ONENET`` and ``cfg.MODEL.ANCHOR_GENERATOR``."""
+        head = cfg.MODEL.ONENET.HEAD
+        return {
+            "input_shape": input_shape,
+            "num_classes": cfg.MODEL.ONENET.NUM_CLASSES,
+            "anchor_generator": build_anchor_generator(cfg, input_shape),
+            "num_convs": head.NUM_CONVS,
+            "conv_dim": head.CONV_DIM,
+            "norm": head.NORM,
+            "prior_prob": head.PRIOR_PROB,
+        }
+
+    def forward(self, features: list[Tensor]) -> DensePredictions:
+        """See :data:`onenet.heads.ONENET_HEAD_REGISTRY`."""
+        logits, deltas = self.predict(features)
+        anchors = torch.cat([level.tensor for level in self.anchor_generator(features)])
+        flat_deltas = torch.cat(deltas, dim=1)  # (N, M, 4)
+        boxes = self.box2box_transform.apply_deltas(
+            flat_deltas.flatten(0, 1), anchors.repeat(len(flat_deltas), 1)
+        )
+        return DensePredictions(
+            torch.cat(logits, dim=1),
+            boxes.view_as(flat_deltas),
+            anchors,
+            tuple(level.shape[1] for level in logits),
+        )

@@ -1,0 +1,204 @@
+"""Which sample stands for which object: minimum-cost and Hungarian assignment.
+
+Shape legend: ``M`` samples (locations or anchors), ``n`` objects, ``K`` classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.structures import Instances
+from detectron2.utils.registry import Registry
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+from torch import Tensor
+
+from .costs import MatchingCost
+from .registry import get_registered
+
+__all__ = [
+    "ONENET_MATCHER_REGISTRY",
+    "HungarianMatcher",
+    "Matcher",
+    "MinCostMatcher",
+    "build_matcher",
+]
+
+ONENET_MATCHER_REGISTRY = Registry("ONENET_MATCHER")
+ONENET_MATCHER_REGISTRY.__doc__ = """
+Registry for matchers: which sample is the positive one of which object.
+
+The registered object is called with `obj(cfg)` and returns a :class:`Matcher`.
+"""
+
+CostFunction = Callable[[Tensor, Tensor, Instances], Tensor]
+
+
+class Matcher:
+    """Base of the matchers. A matcher assigns each object of an image to one sample.
+
+    Costs are computed without gradient, in float32, for as many objects at a time as fit
+    :attr:`max_chunk_elements`, so that memory does not grow with M x n. A cost that is not finite
+    (a prediction of NaN or inf, the GIoU of coincident zero-area boxes) counts as worse than any
+    finite one.
+    """
+
+    max_chunk_elements = 2**22
+    """Largest number of (sample, object) pairs whose cost is in memory at once."""
+
+    @configurable
+    def __init__(self, *, cost: CostFunction | None = None) -> None:
+        """
+        Args:
+            cost: maps (M, K) logits, (M, 4) boxes and the Instances of n objects to the (M, n)
+                cost; by default the paper's :class:`onenet.costs.MatchingCost`.
+        """
+        self.cost = MatchingCost() if cost is None else cost
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        """Builds the paper's cost with the weights of ``cfg.MODEL.ONENET.MATCHER``."""
+        weights = cfg.MODEL.ONENET.MATCHER
+        return {
+            "cost": MatchingCost(
+                class_weight=weights.CLASS_WEIGHT,
+                l1_weight=weights.L1_WEIGHT,
+                giou_weight=weights.GIOU_WEIGHT,
+                focal_alpha=cfg.MODEL.ONENET.FOCAL_ALPHA,
+                focal_gamma=cfg.MODEL.ONENET.FOCAL_GAMMA,
+            )
+        }
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(cost={self.cost})"
+
+    @torch.no_grad()
+    def __call__(
+        self, pred_logits: Tensor, pred_boxes: Tensor, gt_instances: list[Instances]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Matches a batch, image by image.
+
+        Args:
+            pred_logits: (N, M, K), before the sigmoid.
+            pred_boxes: (N, M, 4) corners in pixels.
+            gt_instances: N Instances with ``gt_boxes`` and ``gt_classes``.
+
+        Returns:
+            For each image ``(sample_indices, gt_indices)``, two int64 vectors of equal length on
+            the predictions' device; ``gt_indices`` ascends. Both are empty for an image without
+            objects.
+        """
+        return [
+            self.match_image(logits, boxes, gt)
+            for logits, boxes, gt in zip(pred_logits, pred_boxes, gt_instances, strict=True)
+        ]
+
+    def match_image(
+        self, pred_logits: Tensor, pred_boxes: Tensor, gt: Instances
+    ) -> tuple[Tensor, Tensor]:
+        """Matches one image; see :meth:`__call__`, without the batch axis."""
+        raise NotImplementedError
+
+    def _cost_chunks(
+        self, pred_logits: Tensor, pred_boxes: Tensor, gt: Instances
+    ) -> Iterator[Tensor]:
+        """Yields the cost's columns in order, some objects at a time, +inf where not finite."""
+        step = max(1, self.max_chunk_elements // len(pred_logits))
+        for start in range(0, len(gt), step):
+            cost = self.cost(pred_logits, pred_boxes, gt[start : start + step])
+            yield cost.masked_fill_(~cost.isfinite(), float("inf"))
+
+
+@ONENET_MATCHER_REGISTRY.register()
+class MinCostMatcher(Matcher):
+    """Each object takes the sample of minimum cost (paper, section 3.1).
+
+    Objects choose independently: two of them may take the same sample (a collision; the criterion
+    says what becomes of it). Of equal costs the lowest index is not guaranteed to win, as with
+    ``torch.argmin``. Where no cost of an object is finite it takes sample 0.
+    """
+
+    def match_image(
+        self, pred_logits: Tensor, pred_boxes: Tensor, gt: Instances
+    ) -> tuple[Tensor, Tensor]:
+        """Matches one image; all n objects are matched, whatever M."""
+        gt_indices = torch.arange(len(gt), device=pred_logits.device)
+        if len(gt) == 0:
+            return gt_indices, gt_indices
+        chunks = self._cost_chunks(pred_logits, pred_boxes, gt)
+        return torch.cat([cost.argmin(dim=0) for cost in chunks]), gt_indices
+
+
+@ONENET_MATCHER_REGISTRY.register()
+class HungarianMatcher(Matcher):
+    """The one-to-one assignment of minimum total cost, exactly (DETR, arXiv 2005.12872).
+
+    No two objects share a sample. With more objects than samples M objects are matched, those of
+    least total cost, and the others are left out.
+
+    Only each object's n cheapest samples reach the solver. That loses nothing: were an object
+    assigned outside its n cheapest in some optimum, at least one of these would be free, since the
+    other n - 1 objects cannot hold them all, and moving there costs no more.
+    """
+
+    def match_image(
+        self, pred_logits: Tensor, pred_boxes: Tensor, gt: Instances
+    ) -> tuple[Tensor, Tensor]:
+        """Matches one image; min(n, M) objects are matched."""
+        num_samples, num_gt = len(pred_logits), len(gt)
+        if num_gt == 0:
+            empty = torch.arange(0, device=pred_logits.device)
+            return empty, empty
+        k = min(num_gt, num_samples)
+        cheapest = [
+            cost.topk(k, dim=0, largest=False)
+            for cost in self._cost_chunks(pred_logits, pred_boxes, gt)
+        ]
+        # (n, k), object by object
+        costs = torch.cat([c.values for c in cheapest], dim=1).T.double().cpu().numpy()
+        samples = torch.cat([c.indices for c in cheapest], dim=1).T.cpu().numpy()
+        costs = _replace_infinite(costs)
+        if num_gt > num_samples:
+            dense = np.empty_like(costs)
+            np.put_along_axis(dense, samples, costs, axis=1)
+            gt_indices, sample_indices = linear_sum_assignment(dense)
+        else:
+            # The sparse solver takes a stored zero for a missing edge: shift, which changes no
+            # optimum, since every full matching has n edges.
+            graph = csr_matrix(
+                (
+                    (costs - costs.min() + 1.0).ravel(),
+                    samples.ravel(),
+                    np.arange(0, num_gt * k + 1, k),
+                ),
+                shape=(num_gt, num_samples),
+            )
+            gt_indices, sample_indices = min_weight_full_bipartite_matching(graph)
+        device = pred_logits.device
+        return (
+            torch.as_tensor(sample_indices, dtype=torch.int64, device=device),
+            torch.as_tensor(gt_indices, dtype=torch.int64, device=device),
+        )
+
+
+def _replace_infinite(costs: np.ndarray) -> np.ndarray:
+    """Gives +inf a number so large that no optimum has one more of them than it must."""
+    finite = costs[np.isfinite(costs)]
+    if len(finite) == 0:
+        return np.zeros_like(costs)
+    spread = finite.max() - finite.min()
+    return np.where(np.isfinite(costs), costs, finite.max() + len(costs) * (spread + 1.0))
+
+
+def build_matcher(cfg: CfgNode) -> Matcher:
+    """Builds the matcher that ``cfg.MODEL.ONENET.MATCHER.NAME`` names.
+
+    Raises:
+        ConfigError: no matcher of that name is registered.
+    """
+    name = cfg.MODEL.ONENET.MATCHER.NAME
+    return get_registered(ONENET_MATCHER_REGISTRY, name, "MODEL.ONENET.MATCHER.NAME")(cfg)

@@ -1,0 +1,144 @@
+"""The OneNet meta-architecture (arXiv 2012.05780)."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.structures import ImageList, Instances
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+from .config import resolve_num_classes
+from .criterion import Criterion
+from .errors import ConfigError
+from .heads import DensePredictions, build_head
+from .postprocess import select_top_k, to_instances
+
+__all__ = ["OneNet"]
+
+
+def _input_shapes(shapes: dict[str, ShapeSpec], names: list[str]) -> list[ShapeSpec]:
+    unknown = [name for name in names if name not in shapes]
+    if unknown:
+        raise ConfigError(
+            f"MODEL.ONENET.IN_FEATURES names {unknown}; the backbone has {sorted(shapes)}."
+        )
+    return [shapes[name] for name in names]
+
+
+@META_ARCH_REGISTRY.register()
+class OneNet(DenseDetector):
+    """End-to-end one-stage detection: one positive sample an object, and no NMS.
+
+    Backbone and head give a class score and a box at every sample. In training the criterion
+    matches every object to one sample of minimum cost; in inference the best scores are the result.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        head: nn.Module,
+        criterion: Criterion,
+        head_in_features: list[str] | None = None,
+        max_detections_per_image: int = 100,
+        nms_thresh: float | None = None,
+        pixel_mean: tuple[float, ...] = (123.675, 116.28, 103.53),
+        pixel_std: tuple[float, ...] = (58.395, 57.12, 57.375),
+        input_format: str = "RGB",
+        vis_period: int = 0,
+    ) -> None:
+        """
+        Args:
+            backbone: gives the feature maps by name.
+            head: from the list of feature maps to :class:`onenet.heads.DensePredictions`.
+            criterion: from predictions and Instances to the losses.
+            head_in_features: which feature maps the head takes, finest first; by default all.
+            max_detections_per_image: k of the top-k.
+            nms_thresh: IoU threshold of class-wise NMS after the top-k; None for no NMS.
+            pixel_mean: subtracted from the image's channels, in the order of ``input_format``.
+            pixel_std: what the result is divided by.
+            input_format: "RGB" or "BGR", the channel order of the images.
+            vis_period: iterations between training pictures in TensorBoard; 0 for none.
+        """
+        super().__init__(
+            backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std
+        )
+        self.criterion = criterion
+        self.max_detections_per_image = max_detections_per_image
+        self.nms_thresh = nms_thresh
+        self.input_format = input_format
+        self.vis_period = vis_period
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        """Reads ``cfg.MODEL`` (its node ``ONENET`` above all), ``TEST``, ``INPUT``."""
+        cfg = resolve_num_classes(cfg)
+        backbone = build_backbone(cfg)
+        shapes = backbone.output_shape()
+        onenet = cfg.MODEL.ONENET
+        return {
+            "backbone": backbone,
+            "head": build_head(cfg, _input_shapes(shapes, onenet.IN_FEATURES)),
+            "head_in_features": onenet.IN_FEATURES,
+            "criterion": Criterion(cfg),
+            # Inference
+            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "nms_thresh": onenet.NMS_THRESH_TEST if onenet.NMS_TEST else None,
+            # Input
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "input_format": cfg.INPUT.FORMAT,
+            "vis_period": cfg.VIS_PERIOD,
+        }
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+        """Losses in training mode, detections otherwise.
+
+        Args:
+            batched_inputs: one dict an image as Detectron2's DatasetMapper makes it: "image"
+                (C, H, W); in training "instances"; in inference "height" and "width" of the
+                wanted output, where that differs from the image.
+
+        Returns:
+            In training the weighted losses by name; else for each image {"instances": Instances}
+            with ``pred_boxes``, ``scores``, ``pred_classes``, best first.
+        """
+        if self.training and self.vis_period > 0:
+            if get_event_storage().iter % self.vis_period == 0:
+                self._visualize(batched_inputs[:1])
+        return super().forward(batched_inputs)
+
+    @torch.no_grad()
+    def _visualize(self, batched_inputs: list[dict]) -> None:
+        """Puts ground truth and best detections of the first image into the event storage."""
+        self.eval()
+        results = super().forward(batched_inputs)
+        self.train()
+        self.visualize_training(batched_inputs, [result["instances"] for result in results])
+
+    def forward_training(
+        self,
+        images: ImageList,
+        features: list[Tensor],
+        predictions: DensePredictions,
+        gt_instances: list[Instances],
+    ) -> dict[str, Tensor]:
+        """Called by DenseDetector with the head's predictions."""
+        return self.criterion(predictions, gt_instances)
+
+    def forward_inference(
+        self, images: ImageList, features: list[Tensor], predictions: DensePredictions
+    ) -> list[Instances]:
+        """Called by DenseDetector with the head's predictions."""
+        top = select_top_k(
+            predictions.pred_logits, predictions.pred_boxes, self.max_detections_per_image
+        )
+        return [
+            to_instances(*image_top, image_size, self.nms_thresh)
+            for *image_top, image_size in zip(*top, images.image_sizes, strict=True)
+        ]

@@ -1,0 +1,83 @@
+"""Optimisers: AdamW or SGD, with the gradients of the full model clipped as published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from torch.nn.utils import clip_grad_norm_
+
+from .errors import ConfigError
+
+__all__ = ["build_optimizer", "clip_full_model", "clipped_adamw"]
+
+
+def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """Builds the optimiser of ``cfg.SOLVER``.
+
+    Detectron2's ``SOLVER.CLIP_GRADIENTS`` clips each parameter by itself; OneNet adds the
+    ``CLIP_TYPE`` "full_model", which clips the norm of all gradients together.
+
+    Raises:
+        ConfigError: ``SOLVER.OPTIMIZER`` or ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` is unknown.
+    """
+    params = get_default_optimizer_params(
+        model,
+        base_lr=cfg.SOLVER.BASE_LR,
+        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+    )
+    settings = {"lr": cfg.SOLVER.BASE_LR, "weight_decay": cfg.SOLVER.WEIGHT_DECAY}
+    if cfg.SOLVER.OPTIMIZER == "AdamW":
+        # Fused for speed on the CPU only: on a GPU it takes the gradients as AMP scaled them, and
+        # clipping would see them so.
+        on_cpu = all(p.device.type == "cpu" for p in model.parameters())
+        optimizer = torch.optim.AdamW(params, fused=on_cpu, **settings)
+    elif cfg.SOLVER.OPTIMIZER == "SGD":
+        optimizer = torch.optim.SGD(
+            params, momentum=cfg.SOLVER.MOMENTUM, nesterov=cfg.SOLVER.NESTEROV, **settings
+        )
+    else:
+        raise ConfigError(f"SOLVER.OPTIMIZER is '{cfg.SOLVER.OPTIMIZER}'; choose 'AdamW' or 'SGD'.")
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if clip.ENABLED and clip.CLIP_TYPE == "full_model":
+        clip_full_model(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
+        return optimizer
+    try:
+        return maybe_add_gradient_clipping(cfg, optimizer)
+    except ValueError as error:
+        raise ConfigError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is '{clip.CLIP_TYPE}'; choose 'full_model', 'norm' or"
+            " 'value'."
+        ) from error
+
+
+def clipped_adamw(params: Iterable, *, max_norm: float, **kwargs: Any) -> torch.optim.AdamW:
+    """AdamW with :func:`clip_full_model`, for LazyConfigs.
+
+    Args:
+        params: parameters or groups, as for AdamW.
+        max_norm: see :func:`clip_full_model`.
+        **kwargs: AdamW's own.
+    """
+    optimizer = torch.optim.AdamW(params, **kwargs)
+    clip_full_model(optimizer, max_norm)
+    return optimizer
+
+
+def clip_full_model(
+    optimizer: torch.optim.Optimizer, max_norm: float, norm_type: float = 2.0
+) -> None:
+    """Makes every step of an optimiser first scale all gradients to a joint norm of at most
+    ``max_norm``. A hook, so that under AMP it sees them unscaled.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def clip(*_: Any) -> None:
+        clip_grad_norm_(parameters, max_norm, norm_type)
+
+    optimizer.register_step_pre_hook(clip)

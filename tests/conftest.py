@@ -1,0 +1,53 @@
+"""Fixtures and helpers that several test files share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    """The checkout's top folder."""
+    return ROOT
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with the real datasets; skips where it is absent."""
+    root = Path(os.getenv("DETECTRON2_DATASETS", ROOT.parent / "shared" / "datasets"))
+    if not (root / "coco" / "annotations").is_dir():
+        pytest.skip(f"no COCO images under {root}: set DETECTRON2_DATASETS")
+    return root.resolve()
+
+
+@pytest.fixture
+def make_gt() -> Callable[..., Instances]:
+    """Random objects of an image: ``make_gt(n, image_size=(H, W), num_classes=K)``."""
+
+    def make(
+        num_gt: int, image_size: tuple[int, int] = (96, 128), num_classes: int = 5
+    ) -> Instances:
+        height, width = image_size
+        corners = torch.rand(num_gt, 2, 2) * torch.tensor([width, height])
+        top_left, bottom_right = corners.amin(1), corners.amax(1)
+        boxes = torch.cat((top_left, bottom_right + 1), dim=1)
+        return Instances(
+            image_size,
+            gt_boxes=Boxes(boxes),
+            gt_classes=torch.randint(num_classes, (num_gt,)),
+        )
+
+    return make

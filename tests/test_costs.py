@@ -1,0 +1,94 @@
+"""Costs against numbers worked out by hand, and against a slow loop."""
+
+import math
+
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+
+from onenet.costs import MatchingCost, focal_cost, giou_cost, l1_cost
+
+
+def test_focal_cost_by_hand() -> None:
+    # p = 0.5: 0.25 * 0.25 * ln 2 - 0.75 * 0.25 * ln 2 = -0.125 ln 2
+    # p = 0.8 (logit ln 4): 0.25 * 0.04 * -ln 0.8 - 0.75 * 0.64 * -ln 0.2
+    logits = torch.tensor([[0.0, 9.0], [math.log(4), 9.0]])
+    cost = focal_cost(logits, torch.tensor([0]))
+    expected = [
+        -0.125 * math.log(2),
+        0.25 * 0.04 * -math.log(0.8) - 0.75 * 0.64 * -math.log(0.2),
+    ]
+    assert cost[:, 0].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_focal_cost_is_finite_for_saturated_scores() -> None:
+    cost = focal_cost(torch.tensor([[1e4], [-1e4]]), torch.tensor([0]))
+    assert cost.isfinite().all()
+    assert cost[0] < cost[1]
+
+
+def test_l1_cost_by_hand() -> None:
+    # Image 200 high, 100 wide: |10-20|/100 + |20-20|/200 + |30-50|/100 + |60-100|/200
+    cost = l1_cost(
+        torch.tensor([[10.0, 20, 30, 60]]), torch.tensor([[20.0, 20, 50, 100]]), (200, 100)
+    )
+    assert cost.item() == pytest.approx(0.1 + 0 + 0.2 + 0.2)
+
+
+@pytest.mark.parametrize(
+    ("box", "giou"),
+    [
+        ([0.0, 0, 10, 10], 1.0),
+        # Half of it: IoU 1/2, hull = union
+        ([0.0, 0, 10, 5], 0.5),
+        # Apart by one box's width: IoU 0, hull 300, union 200
+        ([20.0, 0, 30, 10], -100 / 300),
+        # Diagonal neighbours: IoU 0, hull 400, union 200
+        ([10.0, 10, 20, 20], -0.5),
+    ],
+)
+def test_giou_cost_by_hand(box: list[float], giou: float) -> None:
+    cost = giou_cost(torch.tensor([box]), torch.tensor([[0.0, 0, 10, 10]]))
+    assert cost.item() == pytest.approx(-giou)
+
+
+def loop_cost(logits, boxes, gt: Instances, weights=(2.0, 5.0, 2.0)) -> list[list[float]]:
+    """Equation 1 of the paper in plain Python, float64."""
+    height, width = gt.image_size
+    rows = []
+    for sample in range(len(logits)):
+        row = []
+        for j in range(len(gt)):
+            p = 1 / (1 + math.exp(-logits[sample][int(gt.gt_classes[j])].item()))
+            positive = 0.25 * (1 - p) ** 2 * -math.log(p + 1e-8)
+            negative = 0.75 * p**2 * -math.log(1 - p + 1e-8)
+            a, b = boxes[sample].tolist(), gt.gt_boxes.tensor[j].tolist()
+            l1 = sum(abs(x - y) / s for x, y, s in zip(a, b, (width, height) * 2, strict=True))
+            inter = max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(
+                min(a[3], b[3]) - max(a[1], b[1]), 0
+            )
+            union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter
+            hull = (max(a[2], b[2]) - min(a[0], b[0])) * (max(a[3], b[3]) - min(a[1], b[1]))
+            giou = inter / union - (hull - union) / hull
+            w_class, w_l1, w_giou = weights
+            row.append(w_class * (positive - negative) + w_l1 * l1 - w_giou * giou)
+        rows.append(row)
+    return rows
+
+
+def test_matching_cost_equals_slow_loop(make_gt) -> None:
+    gt = make_gt(4)
+    logits, boxes = torch.randn(30, 5) * 3, make_gt(30).gt_boxes.tensor
+    expected = torch.tensor(loop_cost(logits, boxes, gt))
+    torch.testing.assert_close(MatchingCost()(logits, boxes, gt), expected, rtol=1e-4, atol=1e-5)
+    weighted = MatchingCost(class_weight=0.0, l1_weight=1.0, giou_weight=0.5)
+    expected = torch.tensor(loop_cost(logits, boxes, gt, (0.0, 1.0, 0.5)))
+    torch.testing.assert_close(weighted(logits, boxes, gt), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_half_precision_input_gives_float32() -> None:
+    gt = Instances((1000, 1000), gt_boxes=Boxes([[0, 0, 1000, 1000]]), gt_classes=torch.tensor([0]))
+    logits, boxes = torch.tensor([[2.0]]).half(), torch.tensor([[0.0, 0, 900, 900]]).half()
+    cost = MatchingCost()(logits, boxes, gt)
+    assert cost.dtype == torch.float32  # an area of 810,000 is inf in half precision
+    torch.testing.assert_close(cost, MatchingCost()(logits.float(), boxes.float(), gt))

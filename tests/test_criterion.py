@@ -1,0 +1,126 @@
+"""The losses: by hand, against autograd-free loops, and on awkward batches."""
+
+import math
+
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+
+from onenet.criterion import Criterion
+from onenet.heads import DensePredictions
+from onenet.matcher import HungarianMatcher, MinCostMatcher
+
+
+def predictions(logits: torch.Tensor, boxes: torch.Tensor) -> DensePredictions:
+    return DensePredictions(logits, boxes, boxes[0].detach(), (boxes.shape[1],))
+
+
+def gt_of(boxes: list[list[float]], classes: list[int], size=(100, 100)) -> Instances:
+    return Instances(
+        size,
+        gt_boxes=Boxes(torch.tensor(boxes).view(-1, 4)),
+        gt_classes=torch.tensor(classes, dtype=torch.int64),
+    )
+
+
+def test_losses_by_hand() -> None:
+    # Two samples, one class, every score 0.5. The object lies on sample 0, shifted by (10, 0).
+    # Focal loss: positive 0.25 * 0.25 * ln 2, negative 0.75 * 0.25 * ln 2. IoU 90*100/(110*100).
+    logits = torch.zeros(1, 2, 1)
+    boxes = torch.tensor([[[0.0, 0, 100, 100], [150, 150, 190, 190]]])
+    gt = gt_of([[10, 0, 110, 100]], [0], size=(200, 400))
+    losses = Criterion(matcher=MinCostMatcher(), class_weight=2, l1_weight=5, giou_weight=3)(
+        predictions(logits, boxes), [gt]
+    )
+    assert losses["loss_cls"].item() == pytest.approx(2 * 0.25 * math.log(2))
+    assert losses["loss_l1"].item() == pytest.approx(5 * (10 + 10) / 400)
+    assert losses["loss_giou"].item() == pytest.approx(3 * (1 - 90 / 110))
+
+
+def test_normalised_by_objects() -> None:
+    logits, boxes = (
+        torch.zeros(1, 4, 2),
+        torch.tensor([[[i * 20.0, 0, i * 20 + 10, 10] for i in range(4)]]),
+    )
+    one, two = gt_of([[0, 0, 10, 9]], [0]), gt_of([[0, 0, 10, 9], [20, 0, 30, 9]], [0, 1])
+    criterion = Criterion(matcher=MinCostMatcher())
+    loss_one = criterion(predictions(logits, boxes), [one])["loss_l1"]
+    loss_two = criterion(predictions(logits, boxes), [two])["loss_l1"]
+    torch.testing.assert_close(loss_one, loss_two)  # twice the pairs over twice the objects
+
+
+@pytest.mark.parametrize("counts", [[3, 0], [0, 3], [0, 0]])
+def test_empty_images(counts: list[int], make_gt) -> None:
+    logits = torch.randn(2, 20, 5, requires_grad=True)
+    boxes = make_gt(40).gt_boxes.tensor.view(2, 20, 4).requires_grad_()
+    losses = Criterion(matcher=MinCostMatcher())(
+        predictions(logits, boxes), [make_gt(n) for n in counts]
+    )
+    assert all(loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    # DDP needs a gradient everywhere, be it zero.
+    assert logits.grad is not None and boxes.grad is not None
+    assert logits.grad.abs().sum() > 0
+    assert (boxes.grad.abs().sum() > 0) == (sum(counts) > 0)
+    if sum(counts) == 0:
+        assert losses["loss_l1"] == losses["loss_giou"] == 0
+
+
+def test_collision_is_positive_for_both_classes_in_any_order() -> None:
+    logits = torch.tensor([[[0.3, -0.4, 0.1], [-4.0, -4.0, -4.0]]], requires_grad=True)
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [80.0, 80, 90, 90]]])
+    gt = gt_of([[0, 0, 10, 12], [0, 0, 12, 10]], [0, 2])
+    criterion = Criterion(matcher=MinCostMatcher())
+    losses = criterion(predictions(logits, boxes), [gt])
+    swapped = criterion(predictions(logits, boxes), [gt[torch.tensor([1, 0])]])
+    for name in losses:
+        torch.testing.assert_close(losses[name], swapped[name], rtol=0, atol=0)
+    losses["loss_cls"].backward()
+    # Positives are pushed up, the third class down.
+    assert (logits.grad[0, 0] < 0).tolist() == [True, False, True]
+
+
+def test_more_objects_than_samples(make_gt) -> None:
+    gt = make_gt(6)
+    p = predictions(torch.randn(1, 2, 5), make_gt(2).gt_boxes.tensor[None])
+    for matcher in (MinCostMatcher(), HungarianMatcher()):
+        losses = Criterion(matcher=matcher)(p, [gt])
+        assert all(loss.isfinite() for loss in losses.values())
+
+
+def test_zero_area_objects_give_finite_losses_and_gradients() -> None:
+    boxes = torch.tensor([[[5.0, 5, 5, 5], [1.0, 1, 4, 4]]], requires_grad=True)
+    gt = gt_of([[5, 5, 5, 5], [5, 5, 5, 5]], [0, 0])
+    losses = Criterion(matcher=HungarianMatcher())(predictions(torch.zeros(1, 2, 1), boxes), [gt])
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert boxes.grad.isfinite().all()
+
+
+def test_nan_prediction_makes_the_loss_nan(make_gt) -> None:
+    logits = torch.randn(1, 20, 5)
+    logits[0, 3, 1] = float("nan")
+    losses = Criterion(matcher=MinCostMatcher())(
+        predictions(logits, make_gt(20).gt_boxes.tensor[None]), [make_gt(2)]
+    )
+    assert losses["loss_cls"].isnan()  # and Detectron2's trainer stops with FloatingPointError
+
+
+def test_float32_under_autocast(make_gt) -> None:
+    logits, boxes = torch.randn(1, 20, 5), make_gt(20).gt_boxes.tensor[None]
+    gt, criterion = [make_gt(3)], Criterion(matcher=MinCostMatcher())
+    plain = criterion(predictions(logits, boxes), gt)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = criterion(predictions(logits, boxes), gt)
+    for name in plain:
+        assert cast[name].dtype == torch.float32
+        assert torch.equal(plain[name], cast[name])
+
+
+def test_large_boxes_in_half_precision_stay_finite() -> None:
+    boxes = torch.tensor([[[0.0, 0, 1300, 1300]]]).half()
+    losses = Criterion(matcher=MinCostMatcher())(
+        predictions(torch.zeros(1, 1, 1).half(), boxes),
+        [gt_of([[0, 0, 1333, 1333]], [0], size=(1333, 1333))],
+    )
+    assert all(loss.isfinite() for loss in losses.values())

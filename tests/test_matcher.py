@@ -1,0 +1,206 @@
+"""Matchers: oracles, properties, and what breaks real implementations."""
+
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from scipy.optimize import linear_sum_assignment
+
+from onenet.costs import MatchingCost
+from onenet.matcher import HungarianMatcher, Matcher, MinCostMatcher
+
+BOTH = pytest.mark.parametrize("matcher_class", [MinCostMatcher, HungarianMatcher])
+
+
+class TableCost:
+    """A cost function that looks its values up: object j is told by its x1 coordinate."""
+
+    def __init__(self, table: np.ndarray) -> None:
+        self.table = torch.as_tensor(table, dtype=torch.float32)
+
+    def __call__(self, pred_logits, pred_boxes, gt: Instances) -> torch.Tensor:
+        return self.table[:, gt.gt_boxes.tensor[:, 0].long()]
+
+
+def match_table(matcher_class: type[Matcher], table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    num_samples, num_gt = table.shape
+    boxes = torch.arange(num_gt).float()[:, None] + torch.tensor([0.0, 0, 1, 1])
+    gt = Instances((8, 8), gt_boxes=Boxes(boxes), gt_classes=torch.zeros(num_gt, dtype=torch.int64))
+    matcher = matcher_class(cost=TableCost(table))
+    ((samples, objects),) = matcher(
+        torch.zeros(1, num_samples, 1), torch.zeros(1, num_samples, 4), [gt]
+    )
+    assert samples.dtype == objects.dtype == torch.int64
+    return samples.numpy(), objects.numpy()
+
+
+def tables(max_samples: int = 9, max_gt: int = 7) -> st.SearchStrategy[np.ndarray]:
+    # Small integers, so that ties are the rule
+    return st.tuples(st.integers(1, max_samples), st.integers(0, max_gt)).flatmap(
+        lambda shape: npst.arrays(np.float32, shape, elements=st.integers(-4, 4).map(float))
+    )
+
+
+@given(tables())
+@settings(max_examples=200, deadline=None)
+def test_min_cost_takes_a_minimum_of_each_column(table: np.ndarray) -> None:
+    samples, objects = match_table(MinCostMatcher, table)
+    assert objects.tolist() == list(range(table.shape[1]))
+    assert (table[samples, objects] == table.min(axis=0, initial=np.inf)[objects]).all()
+
+
+@given(tables())
+@settings(max_examples=300, deadline=None)
+def test_hungarian_is_one_to_one_and_optimal(table: np.ndarray) -> None:
+    samples, objects = match_table(HungarianMatcher, table)
+    assert len(samples) == min(table.shape)
+    assert len(set(samples.tolist())) == len(samples)
+    assert (np.diff(objects) > 0).all()
+    best = table[linear_sum_assignment(table)].sum()
+    assert table[samples, objects].sum() == pytest.approx(best)
+
+
+@given(tables(), st.data())
+@settings(max_examples=100, deadline=None)
+def test_non_finite_costs_are_the_last_resort(table: np.ndarray, data) -> None:
+    bad = data.draw(npst.arrays(bool, table.shape))
+    poisoned = np.where(bad, data.draw(st.sampled_from([np.nan, np.inf, -np.inf])), table)
+    samples, objects = match_table(MinCostMatcher, poisoned)
+    assert (~bad[samples, objects] | bad.all(axis=0)[objects]).all()
+    samples, objects = match_table(HungarianMatcher, poisoned)
+    # As few bad pairs as possible, and of those assignments the cheapest.
+    fewest = bad[linear_sum_assignment(bad.astype(float))].sum()
+    assert bad[samples, objects].sum() == fewest
+    large = np.where(bad, 1e4, table)
+    best = large[linear_sum_assignment(large)].sum()
+    assert large[samples, objects].sum() == pytest.approx(best)
+
+
+def test_hungarian_equals_brute_force() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        table = rng.normal(size=(6, 4)).astype(np.float32)
+        best = min(
+            itertools.permutations(range(6), 4),
+            key=lambda p: sum(table[s, j] for j, s in enumerate(p)),
+        )
+        assert tuple(match_table(HungarianMatcher, table)[0]) == best
+
+
+@pytest.mark.slow
+def test_hungarian_equals_scipy_on_many_problems() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(3000):
+        shape = rng.integers(1, 60), rng.integers(0, 40)
+        table = rng.normal(size=shape) if rng.random() < 0.5 else rng.integers(0, 5, size=shape)
+        table = table.astype(np.float32)
+        samples, objects = match_table(HungarianMatcher, table)
+        best = table[linear_sum_assignment(table)].sum(dtype=np.float64)
+        assert table[samples, objects].sum(dtype=np.float64) == pytest.approx(best, abs=1e-5)
+
+
+@BOTH
+def test_two_objects_that_want_one_sample(matcher_class: type[Matcher]) -> None:
+    table = np.array([[0.0, 0.0], [1.0, 2.0]])
+    samples, _ = match_table(matcher_class, table)
+    # min-cost: a collision; Hungarian: object 0 gives way, since that costs less
+    assert samples.tolist() == ([0, 0] if matcher_class is MinCostMatcher else [1, 0])
+
+
+@BOTH
+def test_objects_without_samples_enough(matcher_class: type[Matcher]) -> None:
+    samples, objects = match_table(matcher_class, np.array([[3.0, 1.0, 2.0]]))
+    expected = ([0, 0, 0], [0, 1, 2]) if matcher_class is MinCostMatcher else ([0], [1])
+    assert (samples.tolist(), objects.tolist()) == expected
+
+
+@BOTH
+def test_empty_image_in_a_batch(matcher_class: type[Matcher], make_gt) -> None:
+    matches = matcher_class()(
+        torch.randn(3, 20, 5),
+        make_gt(60).gt_boxes.tensor.view(3, 20, 4),
+        [make_gt(0), make_gt(3), make_gt(0)],
+    )
+    assert [len(s) for s, _ in matches] == [0, 3, 0]
+
+
+@BOTH
+def test_zero_area_boxes(matcher_class: type[Matcher]) -> None:
+    point = [5.0, 5.0, 5.0, 5.0]
+    gt = Instances((10, 10), gt_boxes=Boxes([point, [1, 1, 4, 4]]), gt_classes=torch.tensor([0, 0]))
+    boxes = torch.tensor([[point, [1.0, 1, 4, 4], [4.0, 4, 6, 6]]])
+    ((samples, _),) = matcher_class()(torch.zeros(1, 3, 1), boxes, [gt])
+    # The GIoU of two coincident points is 0/0: the nearest real box is taken instead.
+    assert samples.tolist() == [2, 1]
+
+
+@BOTH
+def test_predictions_of_nan_and_inf_are_not_chosen(matcher_class: type[Matcher], make_gt) -> None:
+    gt = make_gt(3)
+    logits, boxes = torch.randn(1, 12, 5), make_gt(12).gt_boxes.tensor[None]
+    logits[0, :4] = float("nan")
+    boxes[0, 4:6, 2] = float("inf")
+    boxes[0, 6:8] = float("nan")
+    ((samples, _),) = matcher_class()(logits, boxes, [gt])
+    assert (samples >= 8).all()
+    matcher_class()(torch.full_like(logits, float("nan")), boxes, [gt])  # all bad: no crash
+
+
+@BOTH
+def test_chunks_change_nothing(matcher_class: type[Matcher], make_gt, monkeypatch) -> None:
+    logits, boxes, gt = torch.randn(1, 50, 5), make_gt(50).gt_boxes.tensor[None], [make_gt(23)]
+    whole = matcher_class()(logits, boxes, gt)
+    monkeypatch.setattr(Matcher, "max_chunk_elements", 150)  # 3 objects at a time
+    chunked = matcher_class()(logits, boxes, gt)
+    assert torch.equal(whole[0][0], chunked[0][0])
+
+
+@BOTH
+def test_autocast_and_gradients_do_not_reach_the_cost(matcher_class, make_gt) -> None:
+    logits, boxes = torch.randn(1, 40, 5, requires_grad=True), make_gt(40).gt_boxes.tensor[None]
+    gt = [make_gt(5)]
+    plain = matcher_class()(logits, boxes, gt)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cost = MatchingCost()(logits[0], boxes[0], gt[0])
+        cast = matcher_class()(logits, boxes, gt)
+    assert cost.dtype == torch.float32
+    assert torch.equal(plain[0][0], cast[0][0])
+
+
+LARGE_CROWD = """
+import sys, torch
+import onenet.matcher
+from detectron2.structures import Boxes, Instances
+
+def boxes(n):
+    top_left = torch.rand(n, 2) * 800
+    return torch.cat((top_left, top_left + 1 + torch.rand(n, 2) * 200), dim=1)
+
+def peak_kib():  # of this process alone; ru_maxrss remembers the parent's
+    (line,) = [x for x in open("/proc/self/status") if x.startswith("VmHWM")]
+    return int(line.split()[1])
+
+gt = Instances((1000, 1000), gt_boxes=Boxes(boxes(500)), gt_classes=torch.zeros(500).long())
+logits, boxes = torch.randn(1, 200_000, 1), boxes(200_000)[None]
+matcher = getattr(onenet.matcher, sys.argv[1])()
+before = peak_kib()
+((samples, _),) = matcher(logits, boxes, [gt])
+assert len(samples) == 500
+print(peak_kib() - before)
+"""
+
+
+@BOTH
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+def test_large_crowd_fits_in_memory(matcher_class: type[Matcher]) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", LARGE_CROWD, matcher_class.__name__]
+    extra_kib = int(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert extra_kib < 1024**2, f"{extra_kib / 1024:.0f} MiB of extra memory"

@@ -1,0 +1,61 @@
+"""Top-k and the conversion to Instances."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onenet.postprocess import select_top_k, to_instances
+
+
+@given(st.integers(1, 30), st.integers(1, 5), st.integers(1, 40), st.integers(0, 2**31 - 1))
+@settings(max_examples=60, deadline=None)
+def test_top_k_equals_sorting_everything(
+    num_samples: int, num_classes: int, k: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, num_samples, num_classes, generator=generator)
+    boxes = torch.rand(2, num_samples, 4, generator=generator)
+    scores, classes, top_boxes = select_top_k(logits, boxes, k)
+    for image in range(2):
+        pairs = sorted(
+            (
+                (logits[image, m, c].item(), m, c)
+                for m in range(num_samples)
+                for c in range(num_classes)
+            ),
+            reverse=True,
+        )[:k]
+        expected_scores = torch.tensor([p[0] for p in pairs]).sigmoid()
+        torch.testing.assert_close(scores[image], expected_scores)
+        assert classes[image].tolist() == [p[2] for p in pairs]
+        torch.testing.assert_close(top_boxes[image], boxes[image, [p[1] for p in pairs]])
+
+
+def test_ranking_survives_saturation() -> None:
+    # The sigmoid of both is 1.0 in float32
+    logits = torch.tensor([[[20.0], [30.0]]])
+    _, _, boxes = select_top_k(logits, torch.arange(8.0).view(1, 2, 4), 1)
+    assert boxes[0, 0, 0] == 4.0
+
+
+def test_nan_ranks_last() -> None:
+    logits = torch.tensor([[[float("nan")], [-2.0], [float("nan")], [-3.0]]])
+    scores, _, _ = select_top_k(logits, torch.zeros(1, 4, 4), 2)
+    torch.testing.assert_close(scores, torch.tensor([[-2.0, -3.0]]).sigmoid())
+
+
+def test_nms_is_class_wise_and_off_by_default() -> None:
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.6])
+    classes = torch.tensor([0, 0, 1, 0])
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 10], [50, 50, 60, 60]])
+    assert len(to_instances(scores, classes, boxes, (64, 64))) == 4
+    kept = to_instances(scores, classes, boxes, (64, 64), nms_thresh=0.6)
+    assert kept.scores.tolist() == pytest.approx([0.9, 0.7, 0.6])
+    assert len(to_instances(scores, classes, boxes, (64, 64), nms_thresh=0.95)) == 4
+
+
+def test_non_finite_detections_are_dropped() -> None:
+    boxes = torch.tensor([[0.0, 0, 1, 1], [0, float("nan"), 1, 1], [0, 0, float("inf"), 1]])
+    scores = torch.tensor([float("nan"), 0.5, 0.5])
+    assert len(to_instances(scores, torch.zeros(3), boxes, (8, 8))) == 0

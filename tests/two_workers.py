@@ -1,0 +1,55 @@
+"""Run by test_distributed.py: one training step in two gloo workers, or in one process.
+
+python tests/two_workers.py OUT NUM_WORKERS COUNTS, with COUNTS the objects of each of the joined
+batch's images, "3,0,2,1". Writes OUT with the averaged losses and gradients.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from detectron2.engine import launch
+from detectron2.engine.defaults import create_ddp_model
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
+
+from onenet.config import load_config
+
+CONFIG = Path(__file__).resolve().parents[1] / "configs" / "digits" / "onenet_fcos_R18_FPN.yaml"
+
+
+def joined_batch(counts: list[int]) -> list[dict]:
+    generator = torch.Generator().manual_seed(3)
+    batch = []
+    for count in counts:
+        top_left = torch.rand(count, 2, generator=generator) * 40
+        size = torch.rand(count, 2, generator=generator) * 20 + 4
+        gt = Instances((64, 64))
+        gt.gt_boxes = Boxes(torch.cat((top_left, top_left + size), dim=1))
+        gt.gt_classes = torch.randint(10, (count,), generator=generator)
+        image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8, generator=generator)
+        batch.append({"image": image, "instances": gt})
+    return batch
+
+
+def main(out: str, counts: list[int]) -> None:
+    # Batch norm would see each worker's own images
+    cfg = load_config(
+        str(CONFIG), ["MODEL.RESNETS.NORM", "FrozenBN", "MODEL.DEVICE", "cpu", "SEED", "1"]
+    )
+    torch.manual_seed(1)
+    model = create_ddp_model(build_model(cfg).train(), device_ids=None)
+    share = len(counts) // comm.get_world_size()
+    start = comm.get_rank() * share
+    losses = model(joined_batch(counts)[start : start + share])
+    sum(losses.values()).backward()
+    losses = comm.reduce_dict({name: loss.detach() for name, loss in losses.items()})
+    if comm.is_main_process():
+        gradients = {n.removeprefix("module."): p.grad for n, p in model.named_parameters()}
+        torch.save({"losses": losses, "gradients": gradients}, out)
+
+
+if __name__ == "__main__":
+    out, num_workers, counts = sys.argv[1:]
+    launch(main, int(num_workers), dist_url="auto", args=(out, [int(c) for c in counts.split(",")]))
