@@ -1,6 +1,7 @@
 """Matchers: oracles, properties, and what breaks real implementations."""
 
 import itertools
+import os
 import subprocess
 import sys
 
@@ -202,5 +203,9 @@ print(peak_kib() - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_large_crowd_fits_in_memory(matcher_class: type[Matcher]) -> None:
     command = [sys.executable, "-W", "ignore", "-c", LARGE_CROWD, matcher_class.__name__]
-    extra_kib = int(subprocess.run(command, check=True, capture_output=True).stdout)
-    assert extra_kib < 1024**2, f"{extra_kib / 1024:.0f} MiB of extra memory"
+    # glibc then gives every large block back as soon as it is freed. Otherwise it keeps freed ones
+    # in its heap, and the peak tells of its habits (0.3 to 1.1 GiB seen) and not of the tensors.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    done = subprocess.run(command, check=True, capture_output=True, env=environment)
+    extra_mib = int(done.stdout) / 1024
+    assert extra_mib < 512, f"{extra_mib:.0f} MiB of extra memory"
