@@ -4,9 +4,20 @@ import math
 
 import pytest
 import torch
+from detectron2.config import get_cfg
 from detectron2.structures import Boxes, Instances
 
-from onenet.costs import MatchingCost, focal_cost, giou_cost, l1_cost
+from onenet.config import add_onenet_config
+from onenet.costs import (
+    AnchorCost,
+    MatchingCost,
+    PointCost,
+    build_cost,
+    focal_cost,
+    giou_cost,
+    l1_cost,
+)
+from onenet.errors import ConfigError
 
 
 def test_focal_cost_by_hand() -> None:
@@ -80,15 +91,76 @@ def test_matching_cost_equals_slow_loop(make_gt) -> None:
     gt = make_gt(4)
     logits, boxes = torch.randn(30, 5) * 3, make_gt(30).gt_boxes.tensor
     expected = torch.tensor(loop_cost(logits, boxes, gt))
-    torch.testing.assert_close(MatchingCost()(logits, boxes, gt), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        MatchingCost()(logits, boxes, boxes, gt), expected, rtol=1e-4, atol=1e-5
+    )
     weighted = MatchingCost(class_weight=0.0, l1_weight=1.0, giou_weight=0.5)
     expected = torch.tensor(loop_cost(logits, boxes, gt, (0.0, 1.0, 0.5)))
-    torch.testing.assert_close(weighted(logits, boxes, gt), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weighted(logits, boxes, boxes, gt), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_half_precision_input_gives_float32() -> None:
     gt = Instances((1000, 1000), gt_boxes=Boxes([[0, 0, 1000, 1000]]), gt_classes=torch.tensor([0]))
     logits, boxes = torch.tensor([[2.0]]).half(), torch.tensor([[0.0, 0, 900, 900]]).half()
-    cost = MatchingCost()(logits, boxes, gt)
+    cost = MatchingCost()(logits, boxes, boxes, gt)
     assert cost.dtype == torch.float32  # an area of 810,000 is inf in half precision
-    torch.testing.assert_close(cost, MatchingCost()(logits.float(), boxes.float(), gt))
+    torch.testing.assert_close(cost, MatchingCost()(logits.float(), boxes.float(), boxes, gt))
+
+
+def test_parts_add_up(make_gt) -> None:
+    gt, anchors = make_gt(4), make_gt(30).gt_boxes.tensor
+    logits, boxes = torch.randn(30, 5), make_gt(30).gt_boxes.tensor
+    for cost in (MatchingCost(), AnchorCost(), PointCost()):
+        parts = cost.parts(logits, boxes, anchors, gt)
+        assert {part.shape for part in parts.values()} == {(30, 4)}
+        torch.testing.assert_close(sum(parts.values()), cost(logits, boxes, anchors, gt))
+        torch.testing.assert_close(parts["class"], 2 * focal_cost(logits, gt.gt_classes))
+
+
+def test_anchor_cost_looks_at_anchors_only(make_gt) -> None:
+    gt, anchors = make_gt(4), make_gt(30).gt_boxes.tensor
+    logits, boxes = torch.randn(30, 5), make_gt(30).gt_boxes.tensor
+    expected = MatchingCost()(logits, anchors, anchors, gt)
+    assert torch.equal(AnchorCost()(logits, boxes, anchors, gt), expected)
+    without_class = AnchorCost(class_weight=0.0)
+    first = without_class(logits, boxes, anchors, gt)
+    assert torch.equal(first, without_class(-logits, boxes + 9, anchors, gt))
+
+
+def squares(centers: list[list[float]], side: float) -> torch.Tensor:
+    half = torch.tensor([-side, -side, side, side]) / 2
+    return torch.tensor(centers).repeat(1, 2) + half
+
+
+def test_point_cost_is_the_distance_from_the_centre() -> None:
+    # Image 200 wide, 100 high; the object's centre is (50, 30).
+    gt = Instances((100, 200), gt_boxes=Boxes([[30, 20, 70, 40]]), gt_classes=torch.tensor([0]))
+    anchors = squares([[50.0, 30], [54, 30], [50, 34], [90, 50]], side=4)
+    cost = PointCost(class_weight=0.0, l1_weight=5.0)(torch.zeros(4, 1), anchors, anchors, gt)
+    expected = 5 * torch.tensor([0.0, 4 / 200, 4 / 100, 40 / 200 + 20 / 100])
+    torch.testing.assert_close(cost[:, 0], expected)
+
+
+@pytest.mark.parametrize(
+    ("longer_side", "stride"),
+    [(2, 8), (128, 8), (129, 16), (256, 16), (257, 32), (512, 32), (5000, 32)],
+)
+def test_point_cost_takes_the_level_that_fcos_takes(longer_side: float, stride: float) -> None:
+    anchors = torch.cat([squares([[100.0, 100], [120, 100]], side=s) for s in (8.0, 16.0, 32.0)])
+    box = [100 - longer_side / 2, 99, 100 + longer_side / 2, 101]
+    gt = Instances((400, 400), gt_boxes=Boxes([box]), gt_classes=torch.tensor([0]))
+    cost = PointCost()(torch.zeros(6, 1), anchors, anchors, gt)[:, 0]
+    assert torch.equal(cost.isfinite(), anchors[:, 2] - anchors[:, 0] == stride)
+
+
+@pytest.mark.parametrize("name", ["MatchingCost", "AnchorCost", "PointCost"])
+def test_cost_from_config(name: str) -> None:
+    cfg = get_cfg()
+    add_onenet_config(cfg)
+    cfg.MODEL.ONENET.MATCHER.merge_from_list(["COST", name, "CLASS_WEIGHT", 0.5])
+    cost = build_cost(cfg)
+    assert type(cost).__name__ == name
+    assert (cost.class_weight, cost.l1_weight, cost.giou_weight) == (0.5, 5.0, 2.0)
+    cfg.MODEL.ONENET.MATCHER.COST = "Luck"
+    with pytest.raises(ConfigError, match=r"MATCHER.COST is 'Luck'.*PointCost"):
+        build_cost(cfg)

@@ -70,7 +70,8 @@ def test_matching(path: Path, name: str) -> None:
         for i in range(len(data["logits"]))
     ]
     assert [len(gt) for gt in gt_instances] == data["num_gt"].tolist()
-    matches = matcher(data["logits"], data["boxes"], gt_instances)
+    predictions = DensePredictions(data["logits"], data["boxes"], data["boxes"][0], ())
+    matches = matcher(predictions, gt_instances)
     for i, (samples, gt_indices) in enumerate(matches):
         assert gt_indices.tolist() == list(range(len(gt_instances[i])))
         assert samples.tolist() == data[f"{name}_pred_{i}"].tolist()
@@ -79,7 +80,6 @@ def test_matching(path: Path, name: str) -> None:
         assert not any(map(len, gt_instances)), "only a batch without objects has no losses"
         return
     criterion = Criterion(matcher=matcher, class_weight=1.0, l1_weight=1.0, giou_weight=1.0)
-    predictions = DensePredictions(data["logits"], data["boxes"], data["boxes"][0], ())
     losses = criterion(predictions, gt_instances)
     expected = {"loss_l1": "bbox", "loss_giou": "giou"}
     if not collides_across_classes(matches, gt_instances):
@@ -124,7 +124,10 @@ def test_head(path: Path) -> None:
         out = head.eval()(features)
 
     torch.testing.assert_close(out.pred_logits, samples_last(data["out/logits"]), **TOLERANCE)
-    torch.testing.assert_close(out.pred_boxes, samples_last(data["out/boxes"]), **TOLERANCE)
+    # In pixels of boxes up to 1,000 wide: how a convolution rounds depends on its threads.
+    torch.testing.assert_close(
+        out.pred_boxes, samples_last(data["out/boxes"]), rtol=1e-5, atol=2e-3
+    )
     centers = (out.anchors[:, :2] + out.anchors[:, 2:]) / 2
     if "out/anchors" in data:
         torch.testing.assert_close(out.anchors, samples_last(data["out/anchors"])[0], **TOLERANCE)

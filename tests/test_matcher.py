@@ -15,9 +15,14 @@ from hypothesis.extra import numpy as npst
 from scipy.optimize import linear_sum_assignment
 
 from onenet.costs import MatchingCost
+from onenet.heads import DensePredictions
 from onenet.matcher import HungarianMatcher, Matcher, MinCostMatcher
 
 BOTH = pytest.mark.parametrize("matcher_class", [MinCostMatcher, HungarianMatcher])
+
+
+def predictions(logits: torch.Tensor, boxes: torch.Tensor) -> DensePredictions:
+    return DensePredictions(logits, boxes, boxes[0].detach(), (boxes.shape[1],))
 
 
 class TableCost:
@@ -26,7 +31,7 @@ class TableCost:
     def __init__(self, table: np.ndarray) -> None:
         self.table = torch.as_tensor(table, dtype=torch.float32)
 
-    def __call__(self, pred_logits, pred_boxes, gt: Instances) -> torch.Tensor:
+    def __call__(self, pred_logits, pred_boxes, anchors, gt: Instances) -> torch.Tensor:
         return self.table[:, gt.gt_boxes.tensor[:, 0].long()]
 
 
@@ -36,7 +41,7 @@ def match_table(matcher_class: type[Matcher], table: np.ndarray) -> tuple[np.nda
     gt = Instances((8, 8), gt_boxes=Boxes(boxes), gt_classes=torch.zeros(num_gt, dtype=torch.int64))
     matcher = matcher_class(cost=TableCost(table))
     ((samples, objects),) = matcher(
-        torch.zeros(1, num_samples, 1), torch.zeros(1, num_samples, 4), [gt]
+        predictions(torch.zeros(1, num_samples, 1), torch.zeros(1, num_samples, 4)), [gt]
     )
     assert samples.dtype == objects.dtype == torch.int64
     return samples.numpy(), objects.numpy()
@@ -125,8 +130,7 @@ def test_objects_without_samples_enough(matcher_class: type[Matcher]) -> None:
 @BOTH
 def test_empty_image_in_a_batch(matcher_class: type[Matcher], make_gt) -> None:
     matches = matcher_class()(
-        torch.randn(3, 20, 5),
-        make_gt(60).gt_boxes.tensor.view(3, 20, 4),
+        predictions(torch.randn(3, 20, 5), make_gt(60).gt_boxes.tensor.view(3, 20, 4)),
         [make_gt(0), make_gt(3), make_gt(0)],
     )
     assert [len(s) for s, _ in matches] == [0, 3, 0]
@@ -137,7 +141,7 @@ def test_zero_area_boxes(matcher_class: type[Matcher]) -> None:
     point = [5.0, 5.0, 5.0, 5.0]
     gt = Instances((10, 10), gt_boxes=Boxes([point, [1, 1, 4, 4]]), gt_classes=torch.tensor([0, 0]))
     boxes = torch.tensor([[point, [1.0, 1, 4, 4], [4.0, 4, 6, 6]]])
-    ((samples, _),) = matcher_class()(torch.zeros(1, 3, 1), boxes, [gt])
+    ((samples, _),) = matcher_class()(predictions(torch.zeros(1, 3, 1), boxes), [gt])
     # The GIoU of two coincident points is 0/0: the nearest real box is taken instead.
     assert samples.tolist() == [2, 1]
 
@@ -149,17 +153,18 @@ def test_predictions_of_nan_and_inf_are_not_chosen(matcher_class: type[Matcher],
     logits[0, :4] = float("nan")
     boxes[0, 4:6, 2] = float("inf")
     boxes[0, 6:8] = float("nan")
-    ((samples, _),) = matcher_class()(logits, boxes, [gt])
+    ((samples, _),) = matcher_class()(predictions(logits, boxes), [gt])
     assert (samples >= 8).all()
-    matcher_class()(torch.full_like(logits, float("nan")), boxes, [gt])  # all bad: no crash
+    all_bad = torch.full_like(logits, float("nan"))
+    matcher_class()(predictions(all_bad, boxes), [gt])  # no crash
 
 
 @BOTH
 def test_chunks_change_nothing(matcher_class: type[Matcher], make_gt, monkeypatch) -> None:
     logits, boxes, gt = torch.randn(1, 50, 5), make_gt(50).gt_boxes.tensor[None], [make_gt(23)]
-    whole = matcher_class()(logits, boxes, gt)
+    whole = matcher_class()(predictions(logits, boxes), gt)
     monkeypatch.setattr(Matcher, "max_chunk_elements", 150)  # 3 objects at a time
-    chunked = matcher_class()(logits, boxes, gt)
+    chunked = matcher_class()(predictions(logits, boxes), gt)
     assert torch.equal(whole[0][0], chunked[0][0])
 
 
@@ -167,10 +172,10 @@ def test_chunks_change_nothing(matcher_class: type[Matcher], make_gt, monkeypatc
 def test_autocast_and_gradients_do_not_reach_the_cost(matcher_class, make_gt) -> None:
     logits, boxes = torch.randn(1, 40, 5, requires_grad=True), make_gt(40).gt_boxes.tensor[None]
     gt = [make_gt(5)]
-    plain = matcher_class()(logits, boxes, gt)
+    plain = matcher_class()(predictions(logits, boxes), gt)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cost = MatchingCost()(logits[0], boxes[0], gt[0])
-        cast = matcher_class()(logits, boxes, gt)
+        cost = MatchingCost()(logits[0], boxes[0], boxes[0], gt[0])
+        cast = matcher_class()(predictions(logits, boxes), gt)
     assert cost.dtype == torch.float32
     assert torch.equal(plain[0][0], cast[0][0])
 
@@ -178,6 +183,7 @@ def test_autocast_and_gradients_do_not_reach_the_cost(matcher_class, make_gt) ->
 LARGE_CROWD = """
 import sys, torch
 import onenet.matcher
+from onenet.heads import DensePredictions
 from detectron2.structures import Boxes, Instances
 
 def boxes(n):
@@ -192,7 +198,7 @@ gt = Instances((1000, 1000), gt_boxes=Boxes(boxes(500)), gt_classes=torch.zeros(
 logits, boxes = torch.randn(1, 200_000, 1), boxes(200_000)[None]
 matcher = getattr(onenet.matcher, sys.argv[1])()
 before = peak_kib()
-((samples, _),) = matcher(logits, boxes, [gt])
+((samples, _),) = matcher(DensePredictions(logits, boxes, boxes[0], ()), [gt])
 assert len(samples) == 500
 print(peak_kib() - before)
 """

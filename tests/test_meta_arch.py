@@ -68,7 +68,7 @@ def test_targets_do_not_depend_on_the_padding() -> None:
         [model.backbone(model.preprocess_image([small]).tensor)[f] for f in model.head_in_features]
     )
     boxes = predictions.pred_boxes
-    ((samples, _),) = model.criterion.matcher(predictions.pred_logits, boxes, [gt])
+    ((samples, _),) = model.criterion.matcher(predictions, [gt])
     distance = (boxes[0, samples[0]] - gt.gt_boxes.tensor[0]).abs()
     expected = 5 * (distance / torch.tensor([70.0, 40, 70, 40])).sum()
     torch.testing.assert_close(alone, expected)

@@ -31,7 +31,9 @@ def test_assigned_samples_are_the_matchers(model, make_gt) -> None:
     with torch.no_grad():
         features = model.backbone(images.tensor)
         out = model.head([features[name] for name in model.head_in_features])
-    cost = model.criterion.matcher.cost(out.pred_logits[0], out.pred_boxes[0], inputs["instances"])
+    cost = model.criterion.matcher.cost(
+        out.pred_logits[0], out.pred_boxes[0], out.anchors, inputs["instances"]
+    )
     samples = cost.argmin(dim=0)
     assert gt_indices.tolist() == [0, 1, 2, 3]
     torch.testing.assert_close(points, (out.anchors[samples, :2] + out.anchors[samples, 2:]) / 2)

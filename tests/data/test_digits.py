@@ -18,8 +18,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
+from torchvision.ops import box_iou
 
 from onenet.data import (
+    CROWDED_DIGITS,
     DigitsLayout,
     digit_image,
     digits_drawing,
@@ -106,6 +108,21 @@ def test_boxes_overlap_no_more_than_allowed():
         ious.append(masks.all(axis=0).sum() / masks.any(axis=0).sum())
     limit = DigitsLayout().max_iou
     assert limit / 2 < max(ious) <= limit  # some overlap is wanted
+
+
+def test_crowded_digits_overlap_others_of_their_class():
+    ious = []
+    for index in range(60):
+        digits = place_digits(np.random.default_rng([7, index]), "val", CROWDED_DIGITS)
+        labels = np.array([digit.label for digit in digits])
+        boxes = torch.tensor([digit.box for digit in digits]).view(-1, 4)
+        corners = torch.cat((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), dim=1)
+        iou = box_iou(corners, corners).fill_diagonal_(0).numpy()
+        assert (iou <= CROWDED_DIGITS.max_iou).all()
+        ious.extend((iou * (labels[:, None] == labels)).max(axis=1, initial=0))
+    ious = np.array(ious)
+    assert (ious > 0.5).mean() > 0.05
+    assert (ious > 0.3).mean() > 0.3
 
 
 def test_boxes_are_tight_around_what_is_drawn():
@@ -232,7 +249,7 @@ def test_missing_mlxtend_is_named(monkeypatch):
 
 
 def test_builtin_sets_are_registered_without_being_made():
-    for name in ("digits_train", "digits_val"):
+    for name in ("digits_train", "digits_val", "digits_crowded_train", "digits_crowded_val"):
         assert name in DatasetCatalog
         metadata = MetadataCatalog.get(name)
         assert metadata.thing_classes == list("0123456789")

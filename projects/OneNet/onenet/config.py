@@ -49,10 +49,14 @@ def add_onenet_config(cfg: CfgNode) -> None:
     cfg.MODEL.ONENET.DECONV.DEFORM = True
     cfg.MODEL.ONENET.DECONV.NORM = "BN"
 
-    # The matcher: a name in ONENET_MATCHER_REGISTRY (MinCostMatcher, HungarianMatcher), and the
-    # weights of the parts of its cost (paper, equation 1).
+    # The matcher: a name in ONENET_MATCHER_REGISTRY (MinCostMatcher, HungarianMatcher).
     cfg.MODEL.ONENET.MATCHER = CfgNode()
     cfg.MODEL.ONENET.MATCHER.NAME = "MinCostMatcher"
+    # Its cost: a name in ONENET_COST_REGISTRY. MatchingCost, of the predicted boxes, is the
+    # method; AnchorCost (RetinaNet head) and PointCost (FCOS and point head) take a predefined
+    # location in their place, for the ablation. The weights are those of the cost's parts (paper,
+    # equation 1); CLASS_WEIGHT 0 leaves the classification cost out.
+    cfg.MODEL.ONENET.MATCHER.COST = "MatchingCost"
     cfg.MODEL.ONENET.MATCHER.CLASS_WEIGHT = 2.0
     cfg.MODEL.ONENET.MATCHER.L1_WEIGHT = 5.0
     cfg.MODEL.ONENET.MATCHER.GIOU_WEIGHT = 2.0
@@ -62,6 +66,9 @@ def add_onenet_config(cfg: CfgNode) -> None:
     cfg.MODEL.ONENET.LOSS.CLASS_WEIGHT = 2.0
     cfg.MODEL.ONENET.LOSS.L1_WEIGHT = 5.0
     cfg.MODEL.ONENET.LOSS.GIOU_WEIGHT = 2.0
+    # Whether negatives near an object's positive weigh less, by CenterNet's Gaussian (ablation:
+    # CenterNet's targets are this, PointCost, and CLASS_WEIGHT 0 in the matcher).
+    cfg.MODEL.ONENET.LOSS.SOFT_NEGATIVES = False
 
     # Focal loss, and the classification cost that mirrors it.
     cfg.MODEL.ONENET.FOCAL_ALPHA = 0.25

@@ -9,11 +9,33 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.structures import Instances
+from detectron2.utils.registry import Registry
 from torch import Tensor
 from torchvision.ops import generalized_box_iou
 
-__all__ = ["MatchingCost", "focal_cost", "giou_cost", "image_scale", "l1_cost"]
+from .registry import get_registered
+
+__all__ = [
+    "ONENET_COST_REGISTRY",
+    "AnchorCost",
+    "MatchingCost",
+    "PointCost",
+    "build_cost",
+    "focal_cost",
+    "giou_cost",
+    "image_scale",
+    "l1_cost",
+]
+
+ONENET_COST_REGISTRY = Registry("ONENET_COST")
+ONENET_COST_REGISTRY.__doc__ = """
+Registry for matching costs: what it costs to assign an object to a sample.
+
+The registered class has `from_config(cfg)`, which returns an object with the two methods of
+:class:`MatchingCost`: `parts(...)` and the call, which gives their sum.
+"""
 
 
 def focal_cost(
@@ -86,14 +108,16 @@ def giou_cost(pred_boxes: Tensor, gt_boxes: Tensor) -> Tensor:
     return -generalized_box_iou(pred_boxes.float(), gt_boxes.float())
 
 
+@ONENET_COST_REGISTRY.register()
 @dataclass(frozen=True)
 class MatchingCost:
-    """The weighted sum of classification, L1 and GIoU cost (paper, equation 1).
+    """The weighted sum of classification, L1 and GIoU cost of the predicted boxes (equation 1).
 
     Attributes:
-        class_weight: weight of :func:`focal_cost`.
-        l1_weight: weight of :func:`l1_cost`.
-        giou_weight: weight of :func:`giou_cost`.
+        class_weight: weight of :func:`focal_cost`; 0 gives the paper's assignment by predicted
+            location alone.
+        l1_weight: weight of the L1 part.
+        giou_weight: weight of the GIoU part.
         focal_alpha: alpha of the classification cost.
         focal_gamma: gamma of the classification cost.
     """
@@ -104,22 +128,112 @@ class MatchingCost:
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
 
-    def __call__(self, pred_logits: Tensor, pred_boxes: Tensor, gt: Instances) -> Tensor:
-        """Cost of every pair in one image.
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> MatchingCost:
+        """Builds the cost with the weights of ``cfg.MODEL.ONENET.MATCHER``."""
+        onenet = cfg.MODEL.ONENET
+        return cls(
+            class_weight=onenet.MATCHER.CLASS_WEIGHT,
+            l1_weight=onenet.MATCHER.L1_WEIGHT,
+            giou_weight=onenet.MATCHER.GIOU_WEIGHT,
+            focal_alpha=onenet.FOCAL_ALPHA,
+            focal_gamma=onenet.FOCAL_GAMMA,
+        )
+
+    def parts(
+        self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
+    ) -> dict[str, Tensor]:
+        """The weighted parts of the cost, by name; they add up to it.
 
         Args:
             pred_logits: (M, K), before the sigmoid.
             pred_boxes: (M, 4) corners in pixels.
+            anchors: (M, 4) corners in pixels; see :class:`onenet.heads.DensePredictions`.
             gt: n objects with ``gt_boxes`` and ``gt_classes``; its ``image_size`` is the image's
                 own, before padding.
 
         Returns:
-            (M, n) float32; not finite where the prediction is not.
+            "class", "l1" and "giou", (M, n) float32 each; not finite where the prediction is not.
         """
-        gt_boxes = gt.gt_boxes.tensor
-        cost_class = focal_cost(pred_logits, gt.gt_classes, self.focal_alpha, self.focal_gamma)
-        cost_l1 = l1_cost(pred_boxes, gt_boxes, gt.image_size)
-        cost_giou = giou_cost(pred_boxes, gt_boxes)
-        return (
-            self.class_weight * cost_class + self.l1_weight * cost_l1 + self.giou_weight * cost_giou
+        return {
+            "class": self._class_part(pred_logits, gt),
+            **self._location_parts(pred_boxes, gt),
+        }
+
+    def __call__(
+        self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
+    ) -> Tensor:
+        """Cost of every pair in one image, (M, n): the sum of :meth:`parts`."""
+        return sum(self.parts(pred_logits, pred_boxes, anchors, gt).values())
+
+    def _class_part(self, pred_logits: Tensor, gt: Instances) -> Tensor:
+        return self.class_weight * focal_cost(
+            pred_logits, gt.gt_classes, self.focal_alpha, self.focal_gamma
         )
+
+    def _location_parts(self, boxes: Tensor, gt: Instances) -> dict[str, Tensor]:
+        gt_boxes = gt.gt_boxes.tensor
+        return {
+            "l1": self.l1_weight * l1_cost(boxes, gt_boxes, gt.image_size),
+            "giou": self.giou_weight * giou_cost(boxes, gt_boxes),
+        }
+
+
+@ONENET_COST_REGISTRY.register()
+@dataclass(frozen=True)
+class AnchorCost(MatchingCost):
+    """:class:`MatchingCost` with the anchors in place of the predicted boxes (paper, section 4.2).
+
+    The predefined location cost of anchor heads: fixed before training. With ``class_weight`` 0
+    the assignment never changes.
+    """
+
+    def parts(
+        self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
+    ) -> dict[str, Tensor]:
+        """See :meth:`MatchingCost.parts`."""
+        return super().parts(pred_logits, anchors, anchors, gt)
+
+
+@ONENET_COST_REGISTRY.register()
+@dataclass(frozen=True)
+class PointCost(MatchingCost):
+    """Distance of the location from the object's centre (paper, section 4.2).
+
+    The predefined location cost of point heads. The part "l1" is the L1 distance of the two points,
+    x and y divided by the image's own width and height; there is no "giou". On several levels, told
+    apart by the size of their anchors, an object has the locations of one level alone, by FCOS's
+    rule (arXiv 1904.01355, section 3.2): that of stride s serves objects whose longer half side is
+    in (4s, 8s], the finest also smaller and the coarsest also larger ones; elsewhere the cost is
+    +inf.
+    """
+
+    def parts(
+        self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
+    ) -> dict[str, Tensor]:
+        """See :meth:`MatchingCost.parts`; "class" and "l1" only."""
+        locations = (anchors[:, :2] + anchors[:, 2:]).float() / 2  # (M, 2)
+        scale = image_scale(gt.image_size, anchors.device)[:2]
+        distance = torch.cdist(locations / scale, gt.gt_boxes.get_centers().float() / scale, p=1)
+        distance = distance.masked_fill(~_serves(anchors, gt.gt_boxes.tensor), float("inf"))
+        return {"class": self._class_part(pred_logits, gt), "l1": self.l1_weight * distance}
+
+
+def _serves(anchors: Tensor, gt_boxes: Tensor) -> Tensor:
+    """Whether a square anchor's level serves an object's size, by FCOS's rule: (M, n) bool."""
+    strides = anchors[:, 2] - anchors[:, 0]  # (M,)
+    half_sides = (gt_boxes[:, 2:] - gt_boxes[:, :2]).amax(dim=1) / 2  # (n,)
+    lower = torch.where(strides == strides.min(), -1.0, 4 * strides)
+    upper = torch.where(strides == strides.max(), float("inf"), 8 * strides)
+    return (half_sides > lower[:, None]) & (half_sides <= upper[:, None])
+
+
+def build_cost(cfg: CfgNode) -> MatchingCost:
+    """Builds the cost that ``cfg.MODEL.ONENET.MATCHER.COST`` names.
+
+    Raises:
+        ConfigError: no cost of that name is registered.
+    """
+    name = cfg.MODEL.ONENET.MATCHER.COST
+    cost = get_registered(ONENET_COST_REGISTRY, name, "MODEL.ONENET.MATCHER.COST")
+    return cost.from_config(cfg)

@@ -18,6 +18,7 @@ from torchvision.ops import generalized_box_iou_loss
 from .costs import image_scale
 from .heads import DensePredictions
 from .matcher import Matcher, build_matcher
+from .soft_negatives import negative_weights
 
 __all__ = ["Criterion"]
 
@@ -52,6 +53,7 @@ class Criterion(nn.Module):
         giou_weight: float = 2.0,
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
+        soft_negatives: bool = False,
     ) -> None:
         """
         Args:
@@ -61,6 +63,8 @@ class Criterion(nn.Module):
             giou_weight: weight of ``loss_giou``.
             focal_alpha: alpha of the focal loss.
             focal_gamma: gamma of the focal loss.
+            soft_negatives: whether negatives near a positive weigh less, as
+                :func:`onenet.soft_negatives.negative_weights` says.
         """
         super().__init__()
         self.matcher = matcher
@@ -69,6 +73,7 @@ class Criterion(nn.Module):
         self.giou_weight = giou_weight
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
+        self.soft_negatives = soft_negatives
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -80,6 +85,7 @@ class Criterion(nn.Module):
             "giou_weight": cfg.MODEL.ONENET.LOSS.GIOU_WEIGHT,
             "focal_alpha": cfg.MODEL.ONENET.FOCAL_ALPHA,
             "focal_gamma": cfg.MODEL.ONENET.FOCAL_GAMMA,
+            "soft_negatives": cfg.MODEL.ONENET.LOSS.SOFT_NEGATIVES,
         }
 
     def forward(
@@ -97,7 +103,8 @@ class Criterion(nn.Module):
         with torch.autocast(predictions.pred_logits.device.type, enabled=False):
             logits = predictions.pred_logits.float()  # (N, M, K)
             boxes = predictions.pred_boxes.float()  # (N, M, 4)
-            matches = self.matcher(logits, boxes, gt_instances)
+            predictions = predictions._replace(pred_logits=logits, pred_boxes=boxes)
+            matches = self.matcher(predictions, gt_instances)
 
             batch_idx = torch.cat([s.new_full(s.shape, i) for i, (s, _) in enumerate(matches)])
             sample_idx = torch.cat([s for s, _ in matches])
@@ -111,8 +118,21 @@ class Criterion(nn.Module):
             target = torch.zeros_like(logits)
             target[batch_idx, sample_idx, gt_classes] = 1.0
             loss_cls = sigmoid_focal_loss(
-                logits, target, alpha=self.focal_alpha, gamma=self.focal_gamma, reduction="sum"
+                logits, target, alpha=self.focal_alpha, gamma=self.focal_gamma, reduction="none"
             )
+            if self.soft_negatives:
+                weights = [
+                    negative_weights(
+                        predictions.anchors,
+                        samples,
+                        gt.gt_boxes.tensor[g],
+                        gt.gt_classes[g],
+                        logits.shape[2],
+                    )
+                    for gt, (samples, g) in pairs
+                ]
+                loss_cls = loss_cls * torch.where(target > 0, 1.0, torch.stack(weights))
+            loss_cls = loss_cls.sum()
             matched = boxes[batch_idx, sample_idx]  # (P, 4)
             loss_l1 = F.l1_loss(matched / scale, gt_boxes / scale, reduction="sum")
             loss_giou = generalized_box_iou_loss(matched, gt_boxes, reduction="sum")

@@ -17,7 +17,8 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
 
-from .costs import MatchingCost
+from .costs import MatchingCost, build_cost
+from .heads import DensePredictions
 from .registry import get_registered
 
 __all__ = [
@@ -35,7 +36,7 @@ Registry for matchers: which sample is the positive one of which object.
 The registered object is called with `obj(cfg)` and returns a :class:`Matcher`.
 """
 
-CostFunction = Callable[[Tensor, Tensor, Instances], Tensor]
+CostFunction = Callable[[Tensor, Tensor, Tensor, Instances], Tensor]
 
 
 class Matcher:
@@ -54,37 +55,27 @@ class Matcher:
     def __init__(self, *, cost: CostFunction | None = None) -> None:
         """
         Args:
-            cost: maps (M, K) logits, (M, 4) boxes and the Instances of n objects to the (M, n)
-                cost; by default the paper's :class:`onenet.costs.MatchingCost`.
+            cost: maps (M, K) logits, (M, 4) boxes, (M, 4) anchors and the Instances of n objects
+                to the (M, n) cost; by default the paper's :class:`onenet.costs.MatchingCost`.
         """
         self.cost = MatchingCost() if cost is None else cost
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        """Builds the paper's cost with the weights of ``cfg.MODEL.ONENET.MATCHER``."""
-        weights = cfg.MODEL.ONENET.MATCHER
-        return {
-            "cost": MatchingCost(
-                class_weight=weights.CLASS_WEIGHT,
-                l1_weight=weights.L1_WEIGHT,
-                giou_weight=weights.GIOU_WEIGHT,
-                focal_alpha=cfg.MODEL.ONENET.FOCAL_ALPHA,
-                focal_gamma=cfg.MODEL.ONENET.FOCAL_GAMMA,
-            )
-        }
+        """Builds the cost that ``cfg.MODEL.ONENET.MATCHER`` tells."""
+        return {"cost": build_cost(cfg)}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(cost={self.cost})"
 
     @torch.no_grad()
     def __call__(
-        self, pred_logits: Tensor, pred_boxes: Tensor, gt_instances: list[Instances]
+        self, predictions: DensePredictions, gt_instances: list[Instances]
     ) -> list[tuple[Tensor, Tensor]]:
         """Matches a batch, image by image.
 
         Args:
-            pred_logits: (N, M, K), before the sigmoid.
-            pred_boxes: (N, M, 4) corners in pixels.
+            predictions: of N images.
             gt_instances: N Instances with ``gt_boxes`` and ``gt_classes``.
 
         Returns:
@@ -93,23 +84,25 @@ class Matcher:
             objects.
         """
         return [
-            self.match_image(logits, boxes, gt)
-            for logits, boxes, gt in zip(pred_logits, pred_boxes, gt_instances, strict=True)
+            self.match_image(logits, boxes, predictions.anchors, gt)
+            for logits, boxes, gt in zip(
+                predictions.pred_logits, predictions.pred_boxes, gt_instances, strict=True
+            )
         ]
 
     def match_image(
-        self, pred_logits: Tensor, pred_boxes: Tensor, gt: Instances
+        self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
     ) -> tuple[Tensor, Tensor]:
         """Matches one image; see :meth:`__call__`, without the batch axis."""
         raise NotImplementedError
 
     def _cost_chunks(
-        self, pred_logits: Tensor, pred_boxes: Tensor, gt: Instances
+        self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
     ) -> Iterator[Tensor]:
         """Yields the cost's columns in order, some objects at a time, +inf where not finite."""
         step = max(1, self.max_chunk_elements // len(pred_logits))
         for start in range(0, len(gt), step):
-            cost = self.cost(pred_logits, pred_boxes, gt[start : start + step])
+            cost = self.cost(pred_logits, pred_boxes, anchors, gt[start : start + step])
             yield cost.masked_fill_(~cost.isfinite(), float("inf"))
 
 
@@ -123,13 +116,13 @@ class MinCostMatcher(Matcher):
     """
 
     def match_image(
-        self, pred_logits: Tensor, pred_boxes: Tensor, gt: Instances
+        self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
     ) -> tuple[Tensor, Tensor]:
         """Matches one image; all n objects are matched, whatever M."""
         gt_indices = torch.arange(len(gt), device=pred_logits.device)
         if len(gt) == 0:
             return gt_indices, gt_indices
-        chunks = self._cost_chunks(pred_logits, pred_boxes, gt)
+        chunks = self._cost_chunks(pred_logits, pred_boxes, anchors, gt)
         return torch.cat([cost.argmin(dim=0) for cost in chunks]), gt_indices
 
 
@@ -146,7 +139,7 @@ class HungarianMatcher(Matcher):
     """
 
     def match_image(
-        self, pred_logits: Tensor, pred_boxes: Tensor, gt: Instances
+        self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
     ) -> tuple[Tensor, Tensor]:
         """Matches one image; min(n, M) objects are matched."""
         num_samples, num_gt = len(pred_logits), len(gt)
@@ -156,7 +149,7 @@ class HungarianMatcher(Matcher):
         k = min(num_gt, num_samples)
         cheapest = [
             cost.topk(k, dim=0, largest=False)
-            for cost in self._cost_chunks(pred_logits, pred_boxes, gt)
+            for cost in self._cost_chunks(pred_logits, pred_boxes, anchors, gt)
         ]
         # (n, k), object by object
         costs = torch.cat([c.values for c in cheapest], dim=1).T.double().cpu().numpy()

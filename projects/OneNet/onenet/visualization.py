@@ -34,9 +34,7 @@ def assign_samples(model: OneNet, inputs: dict[str, Any]) -> tuple[Tensor, Tenso
     features = model.backbone(images.tensor)
     predictions = model.head([features[name] for name in model.head_in_features])
     gt = inputs["instances"].to(model.device)
-    ((samples, gt_indices),) = model.criterion.matcher(
-        predictions.pred_logits, predictions.pred_boxes, [gt]
-    )
+    ((samples, gt_indices),) = model.criterion.matcher(predictions, [gt])
     anchors = predictions.anchors[samples]
     ends = torch.tensor(predictions.level_sizes, device=samples.device).cumsum(0)
     return (

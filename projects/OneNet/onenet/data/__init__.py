@@ -5,9 +5,17 @@ import os
 from .bccd import load_voc_boxes, register_all_bccd
 from .coco_json import check_images_exist, check_same_classes, register_coco_json
 from .digits import make_digits, register_all_digits, register_digits
-from .digits_drawing import Digit, DigitsLayout, digit_image, load_glyphs, place_digits
+from .digits_drawing import (
+    CROWDED_DIGITS,
+    Digit,
+    DigitsLayout,
+    digit_image,
+    load_glyphs,
+    place_digits,
+)
 
 __all__ = [
+    "CROWDED_DIGITS",
     "Digit",
     "DigitsLayout",
     "check_images_exist",

@@ -19,7 +19,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import DataError
-from .digits_drawing import DIGITS, SPLITS, DigitsLayout, draw_digits, image_rng, place_digits
+from .digits_drawing import (
+    CROWDED_DIGITS,
+    DIGITS,
+    SPLITS,
+    DigitsLayout,
+    draw_digits,
+    image_rng,
+    place_digits,
+)
 
 __all__ = ["make_digits", "register_all_digits", "register_digits"]
 
@@ -199,6 +207,11 @@ def register_digits(
 
 
 def register_all_digits(root: str) -> None:
-    """Registers ``digits_train`` and ``digits_val`` below the folder of all datasets."""
-    for split in SPLITS:
-        register_digits(f"digits_{split}", root, split)
+    """Registers the sets below the folder of all datasets.
+
+    These are ``digits_train``, ``digits_val``, and ``digits_crowded_train``,
+    ``digits_crowded_val``.
+    """
+    for layout in (DIGITS, CROWDED_DIGITS):
+        for split in SPLITS:
+            register_digits(f"{layout.folder}_{split}", root, split, layout=layout)

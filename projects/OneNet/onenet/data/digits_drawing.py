@@ -15,6 +15,8 @@ from PIL import Image, ImageDraw
 from ..errors import DataError
 
 __all__ = [
+    "COMPANION_REACH",
+    "CROWDED_DIGITS",
     "DIGITS",
     "SPLITS",
     "Digit",
@@ -31,6 +33,7 @@ NUM_TRAIN_GLYPHS = 400  # of the 500 of a class; the rest are kept for validatio
 
 _INK = 0.3  # the opacity from which a pixel counts as ink
 _PLACE_TRIES = 20
+COMPANION_REACH = 0.6
 _MIN_CONTRAST = 75.0  # see _distances; by eye, digits stay readable from about 60
 _NUM_COLORS = 16  # random colours that are tried for a digit
 # HSV values of the canvas and of the ink: bright on dark, so that minutes of training suffice.
@@ -53,6 +56,9 @@ class DigitsLayout:
         max_iou: greatest IoU of two boxes in an image.
         max_ink_overlap: greatest share of a digit's ink that lies on the ink of larger digits.
         empty_fraction: share of the images that have no digit.
+        companion_fraction: probability that a digit has the class of the one placed before it, and
+            is placed upon or beside it: both boxes' centres are less than
+            :data:`COMPANION_REACH` box sides apart.
     """
 
     folder: str = "digits"
@@ -62,10 +68,21 @@ class DigitsLayout:
     max_iou: float = 0.2
     max_ink_overlap: float = 0.05
     empty_fraction: float = 0.02
+    companion_fraction: float = 0.0
 
 
 DIGITS = DigitsLayout()
 """The layout of digits_train and digits_val."""
+
+CROWDED_DIGITS = DigitsLayout(
+    folder="digits_crowded",
+    num_digits=(6, 24),
+    digit_height=(18.0, 44.0),
+    max_iou=0.75,
+    max_ink_overlap=0.45,
+    companion_fraction=0.6,
+)
+"""The layout of digits_crowded_train and digits_crowded_val: heaps of digits of one class."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +200,11 @@ def place_digits(
     heights = np.exp(rng.uniform(*np.log(layout.digit_height), size=num_digits))
     for height in np.sort(heights)[::-1]:
         label, which = int(rng.integers(10)), rng.integers(glyphs.shape[1])
+        # No random number is drawn for it where it is off, so that other layouts stay as they are.
+        beside = None
+        if digits and layout.companion_fraction and rng.random() < layout.companion_fraction:
+            beside = digits[-1]
+            label = beside.label
         opacity = _warp_glyph(rng, glyphs[label, which], height)
         mask = opacity >= _INK
         free_height, free_width = layout.canvas_size - np.array(opacity.shape)
@@ -190,7 +212,12 @@ def place_digits(
             continue
         boxes = np.array([digit.box for digit in digits]).reshape(-1, 4)
         for _ in range(_PLACE_TRIES):
-            x, y = int(rng.integers(free_width + 1)), int(rng.integers(free_height + 1))
+            if beside is None:
+                x, y = int(rng.integers(free_width + 1)), int(rng.integers(free_height + 1))
+            else:
+                shift = rng.uniform(-COMPANION_REACH, COMPANION_REACH, size=2) * beside.box[2:]
+                x = int(np.clip(beside.x + shift[0], 0, free_width))
+                y = int(np.clip(beside.y + shift[1], 0, free_height))
             digit = Digit(label, x, y, opacity)
             ground = ink[y : y + mask.shape[0], x : x + mask.shape[1]]
             if (ground & mask).sum() > layout.max_ink_overlap * mask.sum():
