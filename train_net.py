@@ -14,7 +14,7 @@ from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
-from onenet.engine import Trainer, launch_workers, setup
+from onenet.engine import Trainer, check_limits, launch_workers, setup
 from onenet.errors import exit_with_one_sentence
 
 
@@ -29,6 +29,7 @@ def main(args: argparse.Namespace) -> None:
             results = Trainer.test(cfg, model)
             if comm.is_main_process():
                 verify_results(cfg, results)
+            check_limits(cfg, results)
         else:
             trainer = Trainer(cfg)
             trainer.resume_or_load(resume=args.resume)

@@ -14,8 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.config import get_cfg
 from detectron2.engine import default_argument_parser
 from PIL import Image
+
+from onenet.config import add_onenet_config, load_config
+from onenet.data.coco_json import register_coco_json
+from onenet.engine import Trainer, check_limits
+from onenet.errors import LimitError
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = str(ROOT / "configs" / "digits" / "onenet_fcos_R18_FPN.yaml")
@@ -91,7 +97,8 @@ def test_unseen_json_trains_and_evaluates(train_net, data_opts, tmp_path: Path) 
         "--config-file", CONFIG, *data_opts, *TINY, "SOLVER.MAX_ITER", "3", "OUTPUT_DIR", str(out)
     )
     metrics = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
-    assert "bbox/AP" in metrics[-1]
+    assert "bbox/AP" in metrics[-1] and "end_to_end/NMS_gap" in metrics[-1]
+    assert not any("nms_off" in key for key in metrics[-1])  # OneNet carries none
     state = weights(out)
     assert state["head.cls_score.weight"].shape[0] == 2  # classes counted in the json
     dumped = (out / "config.yaml").read_text()
@@ -191,6 +198,108 @@ def test_missing_dataset_names_file_and_variable(train_net, tmp_path: Path, monk
     assert "lost/set.json is missing" in message and "DETECTRON2_DATASETS" in message
 
 
+def test_limits_end_the_program(train_net, data_opts, tmp_path: Path) -> None:
+    """Both after a training, whose model is saved, and after --eval-only."""
+    out = ["OUTPUT_DIR", str(tmp_path / "out")]
+    common = ["--config-file", CONFIG, *TINY, *out, "TEST.LIMITS"]
+    keeps = ["bbox", "AP", "max", 100]
+    breaks = ["end_to_end", "duplicates@0.1", "min", 1000]
+
+    with pytest.raises(SystemExit) as caught:
+        train_net(*common, repr([breaks, keeps]), *data_opts, "SOLVER.MAX_ITER", "1")
+    message = str(caught.value.code)
+    start = f"error: TEST.LIMITS: end_to_end/duplicates@0.1 on '{data_opts[5]}' is "
+    assert message.startswith(start)
+    assert re.fullmatch(r"\d+\.\d{4}; the minimum allowed is 1000\.", message[len(start) :])
+    model = str(tmp_path / "out" / "model_final.pth")
+    common.insert(0, "--eval-only")
+    evaluate = [*data_opts[4:], "MODEL.WEIGHTS", model]
+    train_net(*common, repr([keeps]), *evaluate)
+    with pytest.raises(SystemExit) as caught:
+        train_net(*common, repr([breaks, keeps, [*breaks[:3], 2000]]), *evaluate)
+    lines = str(caught.value.code).splitlines()
+    assert len(lines) == 2 and lines[1].endswith("is 2000.")
+    for entry in (["end_to_end", "AQ", "max", 1], ["mask", "AP", "max", 1]):
+        with pytest.raises(SystemExit) as caught:
+            train_net(*common, repr([entry]), *evaluate)
+        assert f"TEST.LIMITS names '{entry[0]}/{entry[1]}'" in str(caught.value.code)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        ["end_to_end", "NMS_gap", "below", 1.0],
+        ["end_to_end", "NMS_gap", "max"],
+        ["end_to_end", "NMS_gap", "max", "one"],
+        ["end_to_end", "NMS_gap", "max", True],
+        ["end_to_end", 5, "max", 1.0],
+        "end_to_end",
+    ],
+)
+def test_malformed_limits_are_told_at_once(train_net, data_opts, tmp_path, entry) -> None:
+    message = sentence(
+        train_net, *data_opts, "OUTPUT_DIR", str(tmp_path / "out"), "TEST.LIMITS", repr([entry])
+    )
+    assert f"TEST.LIMITS has the entry {entry!r}" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_limits_need_something_to_measure(train_net, data_opts) -> None:
+    limit = "[['bbox', 'AP', 'min', 1]]"
+    assert "DATASETS.TEST is empty" in sentence(train_net, *data_opts[:4], "TEST.LIMITS", limit)
+
+
+def test_check_limits_minds_nan_and_each_dataset() -> None:
+    cfg = get_cfg()
+    add_onenet_config(cfg)
+    cfg.DATASETS.TEST = ("one",)
+    cfg.TEST.LIMITS = [["bbox", "AP", "min", 30], ["bbox", "AP", "max", 40]]
+    for value in (30.0, 35.0, 40.0):
+        check_limits(cfg, {"bbox": {"AP": value}})
+    with pytest.raises(LimitError, match="on 'one' is 29.9000; the minimum allowed is 30"):
+        check_limits(cfg, {"bbox": {"AP": 29.9}})
+    with pytest.raises(LimitError, match="is 40.1000; the maximum allowed is 40"):
+        check_limits(cfg, {"bbox": {"AP": 40.1}})
+    with pytest.raises(LimitError) as caught:
+        check_limits(cfg, {"bbox": {"AP": float("nan")}})
+    assert len(str(caught.value).splitlines()) == 2  # neither holds
+    cfg.DATASETS.TEST = ("one", "two")
+    check_limits(cfg, {"one": {"bbox": {"AP": 35.0}}, "two": {"bbox": {"AP": 35.0}}})
+    with pytest.raises(LimitError, match="on 'two' is 41"):
+        check_limits(cfg, {"one": {"bbox": {"AP": 35.0}}, "two": {"bbox": {"AP": 41.0}}})
+
+
+def test_a_detector_with_nms_is_evaluated_without_it_too(data_opts, tmp_path: Path) -> None:
+    config = str(ROOT / "configs" / "digits" / "baseline_fcos_R18_FPN.yaml")
+    opts = [*data_opts[4:], *TINY, "OUTPUT_DIR", str(tmp_path / "out"), "MODEL.WEIGHTS", ""]
+    cfg = load_config(config, opts, eval_only=True)
+    model = Trainer.build_model(cfg)
+    results = Trainer.test(cfg, model)
+    tasks = {"bbox", "end_to_end", "bbox_nms_off", "end_to_end_nms_off"}
+    assert set(results) == tasks
+    assert model.test_nms_thresh == cfg.MODEL.FCOS.NMS_THRESH_TEST
+    for folder in ("inference", "inference/nms_off"):
+        for name in ("end_to_end.json", "coco_instances_results.json"):
+            assert (tmp_path / "out" / folder / name).is_file()
+
+    # Several datasets: below their names
+    name = cfg.DATASETS.TEST[0]
+    twin = str(tmp_path / "twin.json")
+    Path(twin).write_bytes(Path(name).read_bytes())
+    register_coco_json(twin, data_opts[7])
+    cfg.defrost()
+    cfg.DATASETS.TEST = (name, twin)
+    results = Trainer.test(cfg, model)
+    assert {key: set(value) for key, value in results.items()} == {name: tasks, twin: tasks}
+    written = (tmp_path / "out" / "inference").rglob("*/end_to_end.json")
+    assert len([path for path in written if path.parent.name != "nms_off"]) == 4
+
+    # Switched off: neither the evaluator nor the second pass
+    cfg.DATASETS.TEST = (name,)
+    cfg.TEST.END_TO_END.ENABLED = False
+    assert set(Trainer.test(cfg, model)) == {"bbox"}
+
+
 def run(*words: str, **env: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-W", "ignore", *words],
@@ -213,6 +322,11 @@ def test_two_workers_train_evaluate_and_report_errors(data_opts, tmp_path: Path)
     done = run(*common, **env)
     assert done.returncode == 0, done.stderr
     assert "copypaste" in done.stdout
+    report = json.loads((tmp_path / "out" / "inference" / "end_to_end.json").read_text())
+    assert report["num_images"] == report["num_objects"] == 4
+    broken = run(*common, "TEST.LIMITS", "[['bbox', 'AP', 'min', 101]]", **env)
+    assert broken.returncode == 1 and "Traceback" not in broken.stderr
+    assert "error: TEST.LIMITS: bbox/AP" in broken.stderr
     failed = run(*common, "MODEL.ONENET.HEAD.NAME", "Best", **env)
     assert failed.returncode == 1
     assert "error: MODEL.ONENET.HEAD.NAME is 'Best'" in failed.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from collections.abc import Sequence
 
@@ -103,6 +104,19 @@ def add_onenet_config(cfg: CfgNode) -> None:
     cfg.INPUT.CROP.PROB = 0.5
     cfg.INPUT.CROP.MIN_SIZES = (400, 500, 600)
 
+    # Duplicates, score gap and what NMS would change, measured beside COCO's AP
+    # (onenet.evaluation). A detector that carries NMS is evaluated a second time without it.
+    cfg.TEST.END_TO_END = CfgNode()
+    cfg.TEST.END_TO_END.ENABLED = True
+    # IoU above which the NMS that is tried out removes the lower score.
+    cfg.TEST.END_TO_END.NMS_THRESH = 0.6
+    # IoU with an object of its class from which on a detection lies on it.
+    cfg.TEST.END_TO_END.IOU_THRESH = 0.5
+    # What the results must keep to, else the program ends with exit code 1: entries
+    # [task, metric, "max" or "min", value], such as ["end_to_end", "NMS_gap", "max", 1.0]. They
+    # hold for each dataset of DATASETS.TEST, after --eval-only and at the end of a training.
+    cfg.TEST.LIMITS = []
+
     # Any dataset in COCO format, without writing Python: an annotation file and the folder that
     # its file names are relative to. They take the place of DATASETS.TRAIN and DATASETS.TEST.
     cfg.DATASETS.TRAIN_JSON = ""
@@ -160,6 +174,7 @@ def load_config(
         _check_registered(cfg, key)
     if eval_only and not cfg.DATASETS.TEST:
         raise ConfigError("--eval-only has nothing to evaluate: DATASETS.TEST is empty.")
+    _check_limits(cfg)
     get_registered(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
     get_registered(BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME, "MODEL.BACKBONE.NAME")
     cfg = resolve_num_classes(cfg, keys)
@@ -237,6 +252,32 @@ def _check_registered(cfg: CfgNode, key: str) -> None:
                 f"DATASETS.{key} names '{name}', which is not registered{hint}; for a set in COCO"
                 f" format give DATASETS.{key}_JSON and DATASETS.{key}_IMAGE_ROOT instead."
             )
+
+
+def _check_limits(cfg: CfgNode) -> None:
+    """Raises where TEST.LIMITS is malformed; its names are known only with the results."""
+    for entry in cfg.TEST.LIMITS:
+        if not _is_limit(entry):
+            raise ConfigError(
+                f"TEST.LIMITS has the entry {entry!r}; write [task, metric, 'max' or 'min', number]"
+                " such as ['end_to_end', 'NMS_gap', 'max', 1.0]."
+            )
+    if cfg.TEST.LIMITS and not cfg.DATASETS.TEST:
+        raise ConfigError("TEST.LIMITS has nothing to limit: DATASETS.TEST is empty.")
+
+
+def _is_limit(entry: object) -> bool:
+    if not isinstance(entry, (list, tuple)) or len(entry) != 4:
+        return False
+    task, metric, direction, value = entry
+    return (
+        isinstance(task, str)
+        and isinstance(metric, str)
+        and direction in ("max", "min")
+        and isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+    )
 
 
 def _register_json_dataset(cfg: CfgNode, key: str) -> None:

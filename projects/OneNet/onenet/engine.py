@@ -7,6 +7,7 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,17 +22,18 @@ from detectron2.data import (
     build_detection_train_loader,
 )
 from detectron2.engine import DefaultTrainer, default_setup, defaults, launch
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import multiprocessing
 
 from .config import load_config
 from .data.mapper import OneNetDatasetMapper
-from .errors import ConfigError, DataError, WithoutTraceback
+from .errors import ConfigError, DataError, LimitError, WithoutTraceback
+from .evaluation import EndToEndEvaluator, carries_nms, without_nms
 from .solver import build_optimizer
 
-__all__ = ["Trainer", "build_evaluator", "launch_workers", "setup"]
+__all__ = ["Trainer", "build_evaluator", "check_limits", "launch_workers", "setup"]
 
 
 def launch_workers(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
@@ -101,21 +103,83 @@ def _check_evaluator(dataset_name: str) -> None:
         )
 
 
-def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-    """The evaluator for a dataset, by its metadata's ``evaluator_type``.
+def build_evaluator(cfg: CfgNode, dataset_name: str, folder: str = "inference") -> DatasetEvaluator:
+    """The evaluators for a dataset, by its metadata's ``evaluator_type``.
+
+    Args:
+        cfg: TEST.END_TO_END.ENABLED puts an :class:`onenet.evaluation.EndToEndEvaluator` beside
+            COCOEvaluator.
+        dataset_name: a registered dataset.
+        folder: below OUTPUT_DIR, for what they write; with several datasets each has its own
+            folder in there.
 
     Raises:
         DataError: there is none for that type.
     """
     _check_evaluator(dataset_name)
+    output_dir = os.path.join(cfg.OUTPUT_DIR, folder)
+    if len(set(cfg.DATASETS.TEST)) > 1:
+        # A json set's name is its path.
+        output_dir = os.path.join(output_dir, re.sub(r"[^\w.-]+", "_", dataset_name).strip("_"))
     # COCO's own limit is 100; crowds need more.
-    k = cfg.TEST.DETECTIONS_PER_IMAGE
-    return COCOEvaluator(
-        dataset_name,
-        tasks=("bbox",),
-        output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"),
-        max_dets_per_image=k if k > 100 else None,
+    max_dets = max(cfg.TEST.DETECTIONS_PER_IMAGE, 100)
+    coco = COCOEvaluator(
+        dataset_name, tasks=("bbox",), output_dir=output_dir, max_dets_per_image=max_dets
     )
+    end_to_end = cfg.TEST.END_TO_END
+    if not end_to_end.ENABLED:
+        return coco
+    return DatasetEvaluators(
+        [
+            coco,
+            EndToEndEvaluator(
+                dataset_name=dataset_name,
+                output_dir=output_dir,
+                nms_thresh=end_to_end.NMS_THRESH,
+                iou_thresh=end_to_end.IOU_THRESH,
+                max_dets_per_image=max_dets,
+            ),
+        ]
+    )
+
+
+def _by_dataset(cfg: CfgNode, results: dict) -> dict[str, dict]:
+    """What ``Trainer.test`` returned, by dataset; for a single one it leaves that level out."""
+    names = list(dict.fromkeys(cfg.DATASETS.TEST))
+    return {names[0]: results} if len(names) == 1 else results
+
+
+def check_limits(cfg: CfgNode, results: dict) -> None:
+    """Checks the results against TEST.LIMITS, in the main process, which alone has them.
+
+    Args:
+        cfg: from :func:`setup` or :func:`onenet.config.load_config`.
+        results: what ``Trainer.test`` returned.
+
+    Raises:
+        ConfigError: a limit's task or metric is not among the results.
+        LimitError: a metric is beyond its limit, or nan; with one sentence for each.
+    """
+    if not comm.is_main_process():
+        return
+    broken = []
+    for dataset_name, tasks in _by_dataset(cfg, results).items():
+        for task, metric, direction, limit in cfg.TEST.LIMITS:
+            known, what = (tasks[task], "metric") if task in tasks else (tasks, "task")
+            if metric not in tasks.get(task, {}):
+                raise ConfigError(
+                    f"TEST.LIMITS names '{task}/{metric}', but the results on '{dataset_name}' have"
+                    f" no such {what}; there is {', '.join(known)}."
+                )
+            value = tasks[task][metric]
+            keeps = value <= limit if direction == "max" else value >= limit  # never for nan
+            if not keeps:
+                broken.append(
+                    f"TEST.LIMITS: {task}/{metric} on '{dataset_name}' is {value:.4f}; the"
+                    f" {direction}imum allowed is {limit}."
+                )
+    if broken:
+        raise LimitError("\n".join(broken))
 
 
 @contextlib.contextmanager
@@ -173,3 +237,52 @@ class Trainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """See :func:`build_evaluator`."""
         return build_evaluator(cfg, dataset_name)
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: torch.nn.Module,
+        evaluators: list[DatasetEvaluator] | None = None,
+    ) -> dict:
+        """Evaluates; a detector that carries NMS a second time, with NMS off.
+
+        The second pass, made where TEST.END_TO_END.ENABLED, writes to
+        ``<OUTPUT_DIR>/inference/nms_off``. Evaluators that the caller brings see the first only.
+
+        Args:
+            cfg: its DATASETS.TEST says on what.
+            model: with its weights; may be wrapped for several workers.
+            evaluators: in place of :meth:`build_evaluator`'s, one a dataset.
+
+        Returns:
+            Task -> metric -> value, with several datasets below their names. The second pass adds
+            the tasks "bbox_nms_off" and "end_to_end_nms_off". Without metrics in all but the main
+            process.
+        """
+        results = super().test(cfg, model, evaluators)
+        if evaluators is None and cfg.TEST.END_TO_END.ENABLED and carries_nms(model):
+            logging.getLogger(__name__).info("The detector carries NMS: once more, with NMS off.")
+            folder = os.path.join("inference", "nms_off")
+            evaluators = [build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+            with without_nms(model):
+                nms_off = super().test(cfg, model, evaluators)
+            for name, tasks in _by_dataset(cfg, nms_off).items():
+                _by_dataset(cfg, results)[name].update(
+                    {f"{task}_nms_off": metrics for task, metrics in tasks.items()}
+                )
+        return results
+
+    def train(self) -> dict | None:
+        """Trains, evaluates, and checks the last results against TEST.LIMITS.
+
+        Returns:
+            The results, in the main process and where TEST.EXPECTED_RESULTS names some.
+
+        Raises:
+            ConfigError, LimitError: see :func:`check_limits`; the model is saved by then.
+        """
+        results = super().train()
+        if self.cfg.TEST.LIMITS:
+            check_limits(self.cfg, self._last_eval_results)
+        return results

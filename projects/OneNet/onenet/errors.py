@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Iterator
 
-__all__ = ["ConfigError", "DataError", "WithoutTraceback", "exit_with_one_sentence"]
+__all__ = ["ConfigError", "DataError", "LimitError", "WithoutTraceback", "exit_with_one_sentence"]
 
 
 class ConfigError(ValueError):
@@ -16,6 +16,12 @@ class ConfigError(ValueError):
 
 class DataError(ValueError):
     """A dataset, an annotation or an image is missing or broken."""
+
+
+class LimitError(Exception):
+    """The evaluation's results are beyond TEST.LIMITS; one sentence, a line each, for every limit
+    that is broken.
+    """
 
 
 def _sentence(error: Exception) -> str:
@@ -41,12 +47,13 @@ class WithoutTraceback(logging.Filter):
 
 @contextlib.contextmanager
 def exit_with_one_sentence() -> Iterator[None]:
-    """Turns a :class:`ConfigError` or :class:`DataError` into one line on stderr and exit code 1.
+    """Turns a :class:`ConfigError` or :class:`DataError` into one line on stderr and exit code 1,
+    and a :class:`LimitError` into a line for each limit.
 
     For command-line programs, whose users gain nothing from a traceback. Library users get the
     exception itself.
     """
     try:
         yield
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, LimitError) as error:
         sys.exit(f"error: {_sentence(error)}")

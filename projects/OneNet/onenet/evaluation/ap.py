@@ -1,0 +1,148 @@
+"""COCO's average precision of detections that are in memory, and class-wise NMS of them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from detectron2.structures import BoxMode
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torchvision.ops import batched_nms
+
+__all__ = ["Scene", "mean_ap", "nms_survivors", "precision_table"]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Detections and ground truth of one image.
+
+    Attributes:
+        boxes: (D, 4) float32, corners in pixels.
+        scores: (D,) float32.
+        classes: (D,) int64.
+        gt_boxes: (G, 4) float64, x, y, width, height in pixels: COCO's own form, so that no
+            conversion rounds.
+        gt_classes: (G,) int64.
+        is_crowd: (G,) bool, regions that are no single object.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+    gt_boxes: np.ndarray
+    gt_classes: np.ndarray
+    is_crowd: np.ndarray
+
+    def with_detections(self, keep: np.ndarray) -> Scene:
+        """The same image with those detections only; ``keep`` is (D,) bool."""
+        return replace(
+            self, boxes=self.boxes[keep], scores=self.scores[keep], classes=self.classes[keep]
+        )
+
+    def with_ground_truth(self, keep: np.ndarray) -> Scene:
+        """The same image with that ground truth only; ``keep`` is (G,) bool."""
+        return replace(
+            self,
+            gt_boxes=self.gt_boxes[keep],
+            gt_classes=self.gt_classes[keep],
+            is_crowd=self.is_crowd[keep],
+        )
+
+    def objects(self) -> tuple[np.ndarray, np.ndarray]:
+        """The objects, without crowd regions: boxes (n, 4) as corners, classes (n,)."""
+        boxes = BoxMode.convert(self.gt_boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
+        return boxes[~self.is_crowd], self.gt_classes[~self.is_crowd]
+
+
+def nms_survivors(scene: Scene, nms_thresh: float) -> np.ndarray:
+    """Which detections class-wise NMS leaves.
+
+    Args:
+        scene: an image.
+        nms_thresh: IoU above which the lower score goes.
+
+    Returns:
+        (D,) bool.
+    """
+    keep = np.zeros(len(scene.scores), dtype=bool)
+    if len(keep):
+        boxes = torch.from_numpy(scene.boxes).double()
+        # batched_nms sets the classes apart by the largest coordinate, which goes wrong where some
+        # are negative.
+        survivors = batched_nms(
+            boxes - boxes.min(),
+            torch.from_numpy(scene.scores).double(),
+            torch.from_numpy(scene.classes),
+            nms_thresh,
+        )
+        keep[survivors.numpy()] = True
+    return keep
+
+
+def _index(annotations: list[dict], num_images: int, classes: Sequence[int]) -> COCO:
+    coco = COCO()
+    coco.dataset = {
+        "images": [{"id": i} for i in range(num_images)],
+        "categories": [{"id": c} for c in classes],
+        # COCOeval takes the id 0 for "no match"
+        "annotations": [{**a, "id": i} for i, a in enumerate(annotations, start=1)],
+    }
+    coco.createIndex()
+    return coco
+
+
+def _annotations(image_id: int, boxes: np.ndarray, classes: np.ndarray) -> list[dict]:
+    """COCO's entries for boxes (n, 4) given as x, y, width, height."""
+    return [
+        {"image_id": image_id, "category_id": c, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+        for box, c in zip(boxes.tolist(), classes.tolist(), strict=True)
+    ]
+
+
+def precision_table(scenes: Sequence[Scene], max_dets_per_image: int) -> np.ndarray:
+    """Precision by IoU threshold, recall and class, by pycocotools' COCOeval, area "all".
+
+    Args:
+        scenes: all images, in the order of their ids.
+        max_dets_per_image: COCOeval's maxDets, a limit for each class of each image.
+
+    Returns:
+        (10, 101, K) in [0, 1]: IoU 0.50, 0.55, ..., 0.95; recall 0, 0.01, ..., 1; the K classes
+        that have objects, of which K may be 0.
+    """
+    classes = sorted({int(c) for s in scenes for c in s.gt_classes[~s.is_crowd]})
+    if not classes:
+        return np.zeros((10, 101, 0))
+    ground_truth, detections = [], []
+    for i, scene in enumerate(scenes):
+        entries = _annotations(i, scene.gt_boxes, scene.gt_classes)
+        for entry, is_crowd in zip(entries, scene.is_crowd.tolist(), strict=True):
+            entry["iscrowd"] = int(is_crowd)
+        ground_truth += entries
+        boxes = BoxMode.convert(scene.boxes, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
+        entries = _annotations(i, boxes, scene.classes)
+        for entry, score in zip(entries, scene.scores.tolist(), strict=True):
+            entry["score"] = score
+        detections += entries
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+        evaluation = COCOeval(
+            _index(ground_truth, len(scenes), classes),
+            _index(detections, len(scenes), classes),
+            "bbox",
+        )
+        evaluation.params.areaRng = evaluation.params.areaRng[:1]
+        evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
+        evaluation.params.maxDets = [max_dets_per_image]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation.eval["precision"][:, :, :, 0, 0]
+
+
+def mean_ap(precision: np.ndarray) -> float:
+    """The mean of (a part of) a :func:`precision_table` in COCO points, 0 to 100; nan if empty."""
+    return float(precision.mean() * 100) if precision.size else float("nan")

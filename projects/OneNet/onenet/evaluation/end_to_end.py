@@ -1,0 +1,341 @@
+"""The end-to-end-ness evaluator: what is left to NMS, measured on any detector's outputs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import math
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import BoxMode
+from detectron2.utils import comm
+from tabulate import tabulate
+
+from .ap import Scene, mean_ap, nms_survivors, precision_table
+from .matching import Status, class_overlaps, crowding, match_detections
+
+__all__ = ["CROWDING_BINS", "EndToEndEvaluator"]
+
+logger = logging.getLogger(__name__)
+
+THRESHOLDS = [round(0.05 * i, 2) for i in range(1, 20)]  # of the curves over scores
+MAIN_THRESHOLDS = (0.1, 0.3, 0.5)  # those of the table
+CROWDING_BINS = ("none", "under_0.3", "0.3_to_0.5", "over_0.5")
+
+
+def crowding_bins(overlaps: np.ndarray) -> np.ndarray:
+    """The bin of each object, as index into ``CROWDING_BINS``.
+
+    Args:
+        overlaps: (G,) from :func:`onenet.evaluation.matching.crowding`; 0 is "none", 0 < x < 0.3
+            "under_0.3", 0.3 <= x <= 0.5 "0.3_to_0.5", and x > 0.5 "over_0.5".
+
+    Returns:
+        (G,) int64.
+    """
+    return np.select([overlaps == 0, overlaps < 0.3, overlaps <= 0.5], [0, 1, 2], 3)
+
+
+class EndToEndEvaluator(DatasetEvaluator):
+    """Measures how far a detector is from needing no NMS.
+
+    For outputs of any Detectron2 detector (``{"instances": Instances}`` with ``pred_boxes``,
+    ``scores``, ``pred_classes``, in the original image's pixels) on any dataset registered with box
+    annotations. It stands beside COCOEvaluator in one pass. Crowd regions are no objects; for AP
+    COCOeval knows them as crowd. An image without outputs counts as one without detections.
+
+    Claims and duplicates are those of :func:`onenet.evaluation.matching.match_detections`. With N
+    images, all of the dataset:
+
+    * ``duplicates@t`` = (number of duplicates with score >= t) / N.
+    * ``score_gap``: the mean over the claimed objects of s - s', where s is the score of the
+      detection that claims the object and s' the highest score of its duplicates, 0 where it has
+      none (OneNet's paper, arXiv 2012.05780). nan where no object is claimed.
+    * ``AP``, ``AP50``: COCO's, in points, from 0 to 100, of the detections as they are;
+      ``AP_after_NMS``, ``AP50_after_NMS``: after class-wise NMS at ``nms_thresh``.
+      ``NMS_gap`` = ``AP_after_NMS`` - ``AP``, ``NMS_gap50`` likewise: what NMS would add.
+      nan without objects, and without a single detection, as COCOEvaluator has it.
+
+    Crowding: an object's largest IoU with another object of its class in its image, in the bins of
+    :func:`crowding_bins`. For the metric of a bin, say ``duplicates@0.3-over_0.5``, only the
+    duplicates of its objects and its claimed objects count (N stays). Its APs are of the ground
+    truth without the other bins' objects, and without the detections whose most overlapped object
+    of their class, if that IoU >= ``iou_thresh``, is in another bin; NMS comes before this choice.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset_name: str,
+        output_dir: str | None = None,
+        nms_thresh: float = 0.6,
+        iou_thresh: float = 0.5,
+        max_dets_per_image: int = 100,
+        distributed: bool = True,
+    ) -> None:
+        """
+        Args:
+            dataset_name: registered; its dicts tell the objects.
+            output_dir: where ``end_to_end.json`` is written; None for nowhere.
+            nms_thresh: IoU above which the NMS that is tried out removes the lower score.
+            iou_thresh: IoU from which on a detection lies on an object.
+            max_dets_per_image: COCOeval's limit, for each class of each image.
+            distributed: whether to gather the outputs of all processes; else each has its own.
+        """
+        self._dataset_name = dataset_name
+        self._output_dir = output_dir
+        self._nms_thresh = nms_thresh
+        self._iou_thresh = iou_thresh
+        self._max_dets_per_image = max_dets_per_image
+        self._distributed = distributed
+        self._predictions: list[tuple[Any, np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def reset(self) -> None:
+        """Forgets all outputs."""
+        self._predictions = []
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Stores the detections of some images.
+
+        Args:
+            inputs: dicts with "image_id".
+            outputs: dicts with "instances".
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            instances = output["instances"].to("cpu")
+            self._predictions.append(
+                (
+                    image["image_id"],
+                    instances.pred_boxes.tensor.numpy(),
+                    instances.scores.float().numpy(),
+                    instances.pred_classes.numpy(),
+                )
+            )
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """Measures, logs a table, and writes ``end_to_end.json``.
+
+        Returns:
+            {"end_to_end": metric -> value}, without nesting; the metrics of a bin are called
+            "<metric>-<bin>". {} in all but the main process.
+        """
+        predictions = self._predictions
+        if self._distributed:
+            comm.synchronize()
+            gathered = comm.gather(predictions, dst=0)
+            if not comm.is_main_process():
+                return {}
+            predictions = list(itertools.chain(*gathered))
+        report = self._measure(_scenes(DatasetCatalog.get(self._dataset_name), predictions))
+        self._log(report)
+        if self._output_dir is not None:
+            _write_json(os.path.join(self._output_dir, "end_to_end.json"), report)
+        return {"end_to_end": report["results"]}
+
+    def _measure(self, scenes: Sequence[Scene]) -> dict:
+        """The content of ``end_to_end.json``, with nan where the file has null."""
+        tally = _tally(scenes, self._iou_thresh)
+        survivors = [nms_survivors(scene, self._nms_thresh) for scene in scenes]
+        # COCOEvaluator calls the AP of a detector that detects nothing nan, not 0.
+        detects = any(len(scene.scores) for scene in scenes)
+
+        def precision_both_ways(
+            part: Sequence[Scene], keep: Sequence[np.ndarray]
+        ) -> tuple[np.ndarray, np.ndarray]:
+            if not detects:
+                return np.zeros((10, 101, 0)), np.zeros((10, 101, 0))
+            after = [scene.with_detections(k) for scene, k in zip(part, keep, strict=True)]
+            return (
+                precision_table(part, self._max_dets_per_image),
+                precision_table(after, self._max_dets_per_image),
+            )
+
+        before, after = precision_both_ways(scenes, survivors)
+        results = {
+            **_ap_metrics(before, after),
+            **_ap_metrics(before[0], after[0], "50"),
+            **tally.metrics(len(scenes)),
+        }
+        bins = []
+        for index, name in enumerate(CROWDING_BINS):
+            part, keep = [], []
+            for scene, survives in zip(scenes, survivors, strict=True):
+                belongs, lies_here = _bin_masks(scene, index, self._iou_thresh)
+                part.append(scene.with_detections(lies_here).with_ground_truth(belongs))
+                keep.append(survives[lies_here])
+            metrics = {
+                **_ap_metrics(*precision_both_ways(part, keep)),
+                **tally.metrics(len(scenes), index),
+            }
+            results.update({f"{metric}-{name}": value for metric, value in metrics.items()})
+            num_objects = int((tally.object_bins == index).sum())
+            bins.append({"name": name, "num_objects": num_objects, **metrics})
+        return {
+            "dataset": self._dataset_name,
+            "num_images": len(scenes),
+            "num_objects": len(tally.object_bins),
+            "nms_thresh": self._nms_thresh,
+            "iou_thresh": self._iou_thresh,
+            "results": results,
+            "curves": {
+                "score": THRESHOLDS,
+                "duplicates_per_image": _per_image(tally.duplicate_scores, len(scenes)),
+                "claims_per_image": _per_image(tally.claim_scores, len(scenes)),
+                "recall": [i / 100 for i in range(101)],
+                "precision": _mean_over_classes(before[0]),
+                "precision_after_nms": _mean_over_classes(after[0]),
+            },
+            "crowding": bins,
+        }
+
+    def _log(self, report: dict) -> None:
+        rows = [{"name": "all", "num_objects": report["num_objects"], **report["results"]}]
+        metrics = list(report["crowding"][0])
+        table = tabulate(
+            [[row[metric] for metric in metrics] for row in rows + report["crowding"]],
+            headers=["crowding", "objects", *metrics[2:]],
+            tablefmt="pipe",
+            floatfmt=".3f",
+        )
+        logger.info(
+            f"End-to-end-ness on {self._dataset_name} ({report['num_images']} images), NMS at IoU"
+            f" {self._nms_thresh}; by the objects' largest IoU with another of their class:\n"
+            f"{table}"
+        )
+
+
+class _Tally:
+    """Claims, duplicates and objects of all images, as flat arrays."""
+
+    def __init__(self, parts: Sequence[dict[str, np.ndarray]]) -> None:
+        def join(name: str) -> np.ndarray:
+            return np.concatenate([part[name] for part in parts]) if parts else np.zeros(0)
+
+        self.object_bins = join("object_bins")
+        self.claim_scores, self.claim_bins = join("claim_scores"), join("claim_bins")
+        self.score_gaps = join("score_gaps")
+        self.duplicate_scores = join("duplicate_scores")
+        self.duplicate_bins = join("duplicate_bins")
+
+    def metrics(self, num_images: int, bin_index: int | None = None) -> dict[str, float]:
+        """``duplicates@t`` and ``score_gap`` of all objects, or of those of one bin."""
+        scores, gaps = self.duplicate_scores, self.score_gaps
+        if bin_index is not None:
+            scores = scores[self.duplicate_bins == bin_index]
+            gaps = gaps[self.claim_bins == bin_index]
+        duplicates = _per_image(scores, num_images, MAIN_THRESHOLDS)
+        return {
+            **{f"duplicates@{t}": n for t, n in zip(MAIN_THRESHOLDS, duplicates, strict=True)},
+            "score_gap": float(gaps.mean()) if len(gaps) else float("nan"),
+        }
+
+
+def _tally(scenes: Iterable[Scene], iou_thresh: float) -> _Tally:
+    parts = []
+    for scene in scenes:
+        gt_boxes, gt_classes = scene.objects()
+        status, objects = match_detections(
+            scene.boxes, scene.scores, scene.classes, gt_boxes, gt_classes, iou_thresh
+        )
+        bins = crowding_bins(crowding(gt_boxes, gt_classes))
+        claim, duplicate = status == Status.CLAIM, status == Status.DUPLICATE
+        best_duplicate = np.zeros(len(gt_boxes))
+        np.maximum.at(best_duplicate, objects[duplicate], scene.scores[duplicate])
+        parts.append(
+            {
+                "object_bins": bins,
+                "claim_scores": scene.scores[claim],
+                "claim_bins": bins[objects[claim]],
+                "score_gaps": scene.scores[claim] - best_duplicate[objects[claim]],
+                "duplicate_scores": scene.scores[duplicate],
+                "duplicate_bins": bins[objects[duplicate]],
+            }
+        )
+    return _Tally(parts)
+
+
+def _bin_masks(scene: Scene, index: int, iou_thresh: float) -> tuple[np.ndarray, np.ndarray]:
+    """Ground truth (G,) and detections (D,) of a scene that count in a bin of crowding, as bool."""
+    gt_boxes, gt_classes = scene.objects()
+    inside = crowding_bins(crowding(gt_boxes, gt_classes)) == index
+    ious = class_overlaps(scene.boxes, scene.classes, gt_boxes, gt_classes)
+    here = ious[:, inside].max(axis=1, initial=0.0)
+    there = ious[:, ~inside].max(axis=1, initial=0.0)
+    belongs = scene.is_crowd.copy()
+    belongs[~scene.is_crowd] = inside
+    return belongs, (there < iou_thresh) | (here >= there)
+
+
+def _per_image(
+    scores: np.ndarray, num_images: int, thresholds: Sequence[float] = THRESHOLDS
+) -> list[float]:
+    """For each threshold the number of scores >= it, divided by the number of images."""
+    # In float32, as the scores are: there 0.7 is not less than 0.7.
+    limits = np.asarray(thresholds, dtype=np.float32)
+    counts = (np.asarray(scores, dtype=np.float32)[None, :] >= limits[:, None]).sum(axis=1)
+    return [int(count) / num_images if num_images else float("nan") for count in counts]
+
+
+def _ap_metrics(before: np.ndarray, after: np.ndarray, suffix: str = "") -> dict[str, float]:
+    ap, ap_after = mean_ap(before), mean_ap(after)
+    return {
+        f"AP{suffix}": ap,
+        f"AP{suffix}_after_NMS": ap_after,
+        f"NMS_gap{suffix}": ap_after - ap,
+    }
+
+
+def _mean_over_classes(precision: np.ndarray) -> list[float]:
+    """From (101, K) to 101 means; all nan where K is 0."""
+    if not precision.size:
+        return [float("nan")] * len(precision)
+    return precision.mean(axis=1).tolist()
+
+
+def _scenes(dataset_dicts: Iterable[dict], predictions: Iterable[tuple]) -> list[Scene]:
+    """Brings ground truth and detections of each image together, in the order of the ids."""
+    by_image = {image_id: detections for image_id, *detections in predictions}
+    nothing = (
+        np.zeros((0, 4), dtype=np.float32),
+        np.zeros(0, dtype=np.float32),
+        np.zeros(0, dtype=np.int64),
+    )
+    scenes = []
+    for record in sorted(dataset_dicts, key=lambda record: record["image_id"]):
+        annotations = record.get("annotations", [])
+        boxes = [
+            BoxMode.convert(np.array([a["bbox"]], float), a["bbox_mode"], BoxMode.XYWH_ABS)
+            for a in annotations
+        ]
+        scenes.append(
+            Scene(
+                *by_image.get(record["image_id"], nothing),
+                gt_boxes=np.array(boxes, dtype=float).reshape(-1, 4),
+                gt_classes=np.array([a["category_id"] for a in annotations], dtype=np.int64),
+                is_crowd=np.array([a.get("iscrowd", 0) for a in annotations], dtype=bool),
+            )
+        )
+    return scenes
+
+
+def _without_nan(value: Any) -> Any:
+    """The same with None for nan, which json does not know."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _write_json(path: str, content: dict) -> None:
+    """Writes the file so that it is whole, or as before, whatever happens."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path + ".tmp", "w", encoding="utf-8") as file:
+        json.dump(_without_nan(content), file, indent=1, allow_nan=False)
+    os.replace(path + ".tmp", path)
