@@ -24,6 +24,7 @@ from onenet.config import load_config
 from onenet.data.mapper import OneNetDatasetMapper
 from onenet.engine import Trainer
 from onenet.errors import exit_with_one_sentence
+from onenet.inspection import inspect_assignment
 from onenet.visualization import draw_assignment, draw_detections, tile
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,7 +82,7 @@ def draw_pictures(cfg: CfgNode, model: torch.nn.Module, folder: Path) -> None:
         here = {**inputs, "height": image.shape[0], "width": image.shape[1]}
         detections = model([here])[0]["instances"].to("cpu")
         predicted.append(draw_detections(image, detections[detections.scores > 0.3], names))
-        assigned.append(draw_assignment(model, inputs, image))
+        assigned.append(draw_assignment(inspect_assignment(model, inputs), image))
     for name, rows in {
         "predictions.png": [truth, predicted],
         "assignment.png": [assigned[:3], assigned[3:]],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -115,8 +116,9 @@ def test_training_pictures_go_to_the_storage(make_gt) -> None:
     with EventStorage() as storage:
         losses = model([record((64, 64), make_gt(2, (64, 64), 10))])
     assert model.training and "loss_cls" in losses
-    ((_, image, _),) = storage._vis_data
-    assert image.shape[0] == 3
+    images = {name: image for name, image, _ in storage._vis_data}
+    assert len(images) == 2 and images["assignment"].shape == (3, 384, 384)
+    assert all(image.shape[0] == 3 and image.dtype == np.uint8 for image in images.values())
 
 
 @pytest.mark.gpu

@@ -1,48 +1,16 @@
-"""Pictures: the sample that is drawn is the one the matcher takes; sizes and tiling."""
+"""Pictures: what is drawn where, sizes and tiling."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import pytest
 import torch
-from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
-from onenet.config import load_config
-from onenet.visualization import assign_samples, draw_assignment, draw_detections, tile
-
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "digits" / "onenet_fcos_R18_FPN.yaml"
+from onenet.inspection import Assignment, Move, Sample
+from onenet.visualization import draw_assignment, draw_detections, draw_moves, tile
 
 
-@pytest.fixture(scope="module")
-def model() -> torch.nn.Module:
-    return build_model(load_config(str(CONFIG), ["MODEL.DEVICE", "cpu"])).eval()
-
-
-def test_assigned_samples_are_the_matchers(model, make_gt) -> None:
-    inputs = {
-        "image": torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8),
-        "instances": make_gt(4, (64, 96), 10),
-    }
-    gt_indices, points, levels = assign_samples(model, inputs)
-    images = model.preprocess_image([inputs])
-    with torch.no_grad():
-        features = model.backbone(images.tensor)
-        out = model.head([features[name] for name in model.head_in_features])
-    cost = model.criterion.matcher.cost(
-        out.pred_logits[0], out.pred_boxes[0], out.anchors, inputs["instances"]
-    )
-    samples = cost.argmin(dim=0)
-    assert gt_indices.tolist() == [0, 1, 2, 3]
-    torch.testing.assert_close(points, (out.anchors[samples, :2] + out.anchors[samples, 2:]) / 2)
-    shapes = model.backbone.output_shape()
-    strides = [shapes[model.head_in_features[level]].stride for level in levels]
-    assert strides == (out.anchors[samples, 2] - out.anchors[samples, 0]).tolist()
-
-
-def test_pictures(model, make_gt) -> None:
+def test_detections(make_gt) -> None:
     image = np.zeros((64, 96, 3), np.uint8)
     gt = make_gt(3, (64, 96), 10)
     names = [str(i) for i in range(10)]
@@ -56,10 +24,74 @@ def test_pictures(model, make_gt) -> None:
     )
     box = draw_detections(image, predicted, names, height=64)
     assert box[24, 8].any() and not box[4, 60].any()  # its left side, and nothing elsewhere
-    inputs = {"image": torch.zeros(3, 64, 96, dtype=torch.uint8), "instances": gt}
-    assert draw_assignment(model, inputs, image, height=128).shape == (128, 192, 3)
-    inputs["instances"] = gt[[]]
-    assert not draw_assignment(model, inputs, image, height=64).any()
+
+
+def sample(index: int, x: float, y: float, stride: int = 8) -> Sample:
+    return Sample(index, int(stride > 8), stride, (x, y), {"cost": 0.0}, 0.0, 0.5, 0.5)
+
+
+def assignment(index: int, positive: Sample, runner_up: Sample | None) -> Assignment:
+    box = (10.0, 10.0, 50.0, 50.0)
+    return Assignment(index, 0, box, positive, (0, 0), (0, 0), 0, 0, runner_up, None)
+
+
+def saturation(picture: np.ndarray, x: int, y: int) -> int:
+    """0 for black, white and grey."""
+    return int(np.ptp(picture[y, x].astype(int)))
+
+
+BLACK = np.zeros((64, 96, 3), np.uint8)
+
+
+def test_assignment_shows_dot_line_and_ring() -> None:
+    drawn = draw_assignment([assignment(0, sample(0, 40, 44), sample(1, 20, 40))], BLACK, 256)
+    assert drawn.shape == (256, 384, 3) and drawn.dtype == np.uint8
+    color = drawn[4 * 44, 4 * 40]
+    assert saturation(drawn, 4 * 40, 4 * 44) > 100  # the dot, filled
+    assert (drawn[4 * 37, 4 * 35] == color).all()  # half-way to the centre of the box, 30, 30
+    assert drawn[4 * 40, 4 * 20].max() < 60  # the ring, hollow
+    assert (np.ptp(drawn[4 * 40 - 6 : 4 * 40 + 6, 4 * 20].astype(int), axis=1) > 50).any()
+    alone = draw_assignment([assignment(0, sample(0, 40, 44), None)], BLACK, 256)
+    assert not alone[4 * 40 - 6 : 4 * 40 + 6, 4 * 20 - 6 : 4 * 20 + 6].any()
+    assert not draw_assignment([], BLACK, 64).any()
+
+
+def test_labels_are_the_callers_or_the_stride() -> None:
+    found = [assignment(0, sample(0, 40, 44), None)]
+    by_default = draw_assignment(found, BLACK)
+    assert (draw_assignment(found, BLACK, labels=["stride 8"]) == by_default).all()
+    assert (draw_assignment(found, BLACK, labels=["other"]) != by_default).any()
+    move = Move(
+        0, (10.0, 10.0, 50.0, 50.0), sample(0, 20, 20), sample(5, 24, 24, 16), True, 1, 5, 1
+    )
+    by_default = draw_moves([move], BLACK)
+    assert (draw_moves([move], BLACK, labels=["stride 8 to 16"]) == by_default).all()
+
+
+def test_moves_show_an_arrow_or_a_dot() -> None:
+    box = (10.0, 10.0, 50.0, 50.0)
+    old, new = sample(0, 20, 20), sample(5, 40, 40)
+    drawn = draw_moves([Move(0, box, old, new, True, 0, 28.3, 3.5)], BLACK, 256)
+    assert drawn.shape == (256, 384, 3)
+    for x, y in ((30, 30), (39, 39)):  # on its way, and behind its tip
+        assert saturation(drawn, 4 * x, 4 * y) > 50
+    assert not drawn[4 * 40 + 4, 4 * 40 + 4].any()  # before its tip: no dot
+    still = draw_moves([Move(0, box, new, new, False, 0, 0, 0)], BLACK, 256)
+    assert saturation(still, 4 * 40, 4 * 40) > 100 and not still[4 * 30, 4 * 30].any()
+    assert not draw_moves([], BLACK, 64).any()
+
+
+def test_marks_lie_over_the_labels() -> None:
+    """A dot right in the label of the box."""
+    drawn = draw_assignment([assignment(0, sample(0, 13, 12), None)], BLACK, 256, labels=["mmm"])
+    dot = drawn[4 * 12 - 2 : 4 * 12 + 3, 4 * 13 - 2 : 4 * 13 + 3].astype(int)
+    assert (np.ptp(dot, axis=2) > 100).all()
+
+
+def test_pictures_of_swapped_channels() -> None:
+    """What ``convert_image_to_rgb`` makes of BGR images."""
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    assert (draw_assignment([], image[..., ::-1]) == draw_assignment([], image)[..., ::-1]).all()
 
 
 def test_tile_joins_rows_of_different_length() -> None:

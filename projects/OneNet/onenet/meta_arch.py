@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
@@ -15,7 +17,9 @@ from .config import resolve_num_classes
 from .criterion import Criterion
 from .errors import ConfigError
 from .heads import DensePredictions, build_head
+from .inspection import inspect_assignment
 from .postprocess import select_top_k, to_instances
+from .visualization import draw_assignment
 
 __all__ = ["OneNet"]
 
@@ -115,11 +119,24 @@ class OneNet(DenseDetector):
 
     @torch.no_grad()
     def _visualize(self, batched_inputs: list[dict]) -> None:
-        """Puts ground truth and best detections of the first image into the event storage."""
+        """Puts pictures of the first image into the event storage.
+
+        Ground truth and best detections, and "assignment": where each object's positive sample
+        lies. The training goes on as if nothing had been drawn.
+        """
+        # Detectron2 draws in random colours; without workers the augmentation has this generator.
+        random_state = np.random.get_state()
         self.eval()
-        results = super().forward(batched_inputs)
-        self.train()
-        self.visualize_training(batched_inputs, [result["instances"] for result in results])
+        try:
+            results = super().forward(batched_inputs)
+            assignments = inspect_assignment(self, batched_inputs[0])
+            self.visualize_training(batched_inputs, [result["instances"] for result in results])
+        finally:
+            self.train()
+            np.random.set_state(random_state)
+        image = convert_image_to_rgb(batched_inputs[0]["image"].permute(1, 2, 0), self.input_format)
+        picture = draw_assignment(assignments, image)
+        get_event_storage().put_image("assignment", picture.transpose(2, 0, 1))
 
     def forward_training(
         self,

@@ -1,47 +1,20 @@
-"""Pictures: predictions beside ground truth, and where each object's positive sample lies."""
+"""Pictures: predictions, where each object's positive sample lies, and how that moved."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from detectron2.structures import Instances
 from detectron2.utils.colormap import colormap
-from torch import Tensor
 
 from .errors import ConfigError
-from .meta_arch import OneNet
+from .inspection import Assignment, Move
 
-__all__ = ["assign_samples", "draw_assignment", "draw_detections", "tile"]
+__all__ = ["draw_assignment", "draw_detections", "draw_moves", "tile"]
 
 _COLORS = colormap(rgb=True, maximum=1)[[0, 2, 4, 6, 8, 13, 16, 22, 38, 45]]
-
-
-@torch.no_grad()
-def assign_samples(model: OneNet, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Which sample the criterion's matcher gives to each object of an image.
-
-    Args:
-        model: in evaluation mode.
-        inputs: of one image, as the training mapper makes it: "image" and "instances".
-
-    Returns:
-        For the P matched pairs: the object's index (P,), the centre x, y of its sample's anchor
-        (P, 2) in pixels of ``inputs["image"]``, and the sample's level (P,), 0 for the finest.
-    """
-    images = model.preprocess_image([inputs])
-    features = model.backbone(images.tensor)
-    predictions = model.head([features[name] for name in model.head_in_features])
-    gt = inputs["instances"].to(model.device)
-    ((samples, gt_indices),) = model.criterion.matcher(predictions, [gt])
-    anchors = predictions.anchors[samples]
-    ends = torch.tensor(predictions.level_sizes, device=samples.device).cumsum(0)
-    return (
-        gt_indices,
-        (anchors[:, :2] + anchors[:, 2:]) / 2,
-        torch.bucketize(samples, ends, right=True),
-    )
 
 
 def draw_detections(
@@ -79,38 +52,76 @@ def draw_detections(
 
 
 def draw_assignment(
-    model: OneNet, inputs: dict[str, Any], image: np.ndarray, height: int = 384
+    assignments: Sequence[Assignment],
+    image: np.ndarray,
+    height: int = 384,
+    labels: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """Draws each object's box, and a dot on the one sample that is its positive.
+    """Draws each object's box, a dot on its positive sample, and a ring on the runner-up.
 
-    The label tells the level's stride; a line joins box centre and sample.
+    A line joins box centre and positive.
 
     Args:
-        model: see :func:`assign_samples`.
-        inputs: see :func:`assign_samples`.
-        image: (H, W, 3) uint8, RGB, of the size of ``inputs["image"]``.
+        assignments: of the image's objects, see :func:`onenet.inspection.inspect_assignment`.
+        image: (H, W, 3) uint8, RGB, of the size of the network's input.
         height: of the picture, in pixels.
+        labels: one for each object; by default the stride of the positive's level.
 
     Returns:
         (height, width, 3) uint8, RGB.
     """
-    gt_indices, points, levels = (x.cpu() for x in assign_samples(model, inputs))
-    shapes = model.backbone.output_shape()
-    strides = [shapes[name].stride for name in model.head_in_features]
-    boxes = inputs["instances"].gt_boxes[gt_indices]
     picture, scale = _canvas(image, height)
-    colors = [_COLORS[int(i) % len(_COLORS)] for i in gt_indices]
-    picture.overlay_instances(
-        boxes=(boxes.tensor * scale).numpy(),
-        labels=[f"stride {strides[level]}" for level in levels],
-        assigned_colors=colors,
-        alpha=1.0,
-    )
-    for center, point, color in zip(boxes.get_centers(), points, colors, strict=True):
-        (x0, y0), (x1, y1) = (center * scale).tolist(), (point * scale).tolist()
-        picture.draw_line([x0, x1], [y0, y1], color=color)
-        picture.draw_circle((x1, y1), color="white", radius=7)
-        picture.draw_circle((x1, y1), color=color, radius=5)
+    if labels is None:
+        labels = [f"stride {a.positive.stride}" for a in assignments]
+    colors = [_COLORS[a.object_index % len(_COLORS)] for a in assignments]
+    _overlay_boxes(picture, [a.box for a in assignments], scale, labels, colors)
+    for assignment, color in zip(assignments, colors, strict=True):
+        x0, y0, x1, y1 = assignment.box
+        center = ((x0 + x1) / 2 * scale, (y0 + y1) / 2 * scale)
+        point = _scaled(assignment.positive.location, scale)
+        picture.draw_line(*zip(center, point, strict=True), color=color)
+        if assignment.runner_up is not None:
+            _draw_ring(picture, _scaled(assignment.runner_up.location, scale), color)
+        _draw_dot(picture, point, color)
+    return picture.get_output().get_image()
+
+
+def draw_moves(
+    moves: Sequence[Move],
+    image: np.ndarray,
+    height: int = 384,
+    labels: Sequence[str] | None = None,
+) -> np.ndarray:
+    """Draws each object's box, and an arrow from its old positive sample (ring) to the new one.
+
+    An object that kept its sample, or moved to one at the same place, has a dot instead.
+
+    Args:
+        moves: of the image's objects, see :func:`onenet.inspection.compare_assignments`.
+        image: (H, W, 3) uint8, RGB, of the size of the network's input.
+        height: of the picture, in pixels.
+        labels: one for each object; by default the strides of its levels.
+
+    Returns:
+        (height, width, 3) uint8, RGB.
+    """
+    picture, scale = _canvas(image, height)
+    if labels is None:
+        labels = [
+            f"stride {m.before.stride} to {m.after.stride}"
+            if m.level_change
+            else f"stride {m.after.stride}"
+            for m in moves
+        ]
+    colors = [_COLORS[m.object_index % len(_COLORS)] for m in moves]
+    _overlay_boxes(picture, [m.box for m in moves], scale, labels, colors)
+    for move, color in zip(moves, colors, strict=True):
+        old, new = _scaled(move.before.location, scale), _scaled(move.after.location, scale)
+        if move.distance > 0:
+            _draw_ring(picture, old, color)
+            _draw_arrow(picture, old, new, color)
+        else:
+            _draw_dot(picture, new, color)
     return picture.get_output().get_image()
 
 
@@ -140,3 +151,66 @@ def _canvas(image: np.ndarray, height: int) -> tuple[Any, float]:
     scale = height / image.shape[0]
     size = (round(image.shape[1] * scale), height)
     return Visualizer(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)), scale
+
+
+def _scaled(point: tuple[float, float], scale: float) -> tuple[float, float]:
+    return point[0] * scale, point[1] * scale
+
+
+def _overlay_boxes(
+    picture: Any,
+    boxes: list[tuple[float, ...]],
+    scale: float,
+    labels: Sequence[str],
+    colors: list[np.ndarray],
+) -> None:
+    picture.overlay_instances(
+        boxes=np.array(boxes).reshape(-1, 4) * scale,
+        labels=list(labels),
+        assigned_colors=colors,
+        alpha=1.0,
+    )
+
+
+# Marks lie over the labels, whose place in the order of drawing is 10: small objects have both.
+_ABOVE_LABELS = 11
+
+
+def _draw_dot(picture: Any, point: tuple[float, float], color: np.ndarray) -> None:
+    from matplotlib.patches import Circle
+
+    dot = Circle(
+        point, radius=6, facecolor=color, edgecolor="white", linewidth=1.5, zorder=_ABOVE_LABELS
+    )
+    picture.output.ax.add_patch(dot)
+
+
+def _draw_ring(picture: Any, point: tuple[float, float], color: np.ndarray) -> None:
+    """Smaller than the dot and hollow, so that it shows what lies under it."""
+    from matplotlib.patches import Circle
+
+    for edge, width in (("white", 4), (color, 2)):
+        ring = Circle(
+            point, radius=4, fill=False, edgecolor=edge, linewidth=width, zorder=_ABOVE_LABELS
+        )
+        picture.output.ax.add_patch(ring)
+
+
+def _draw_arrow(
+    picture: Any, start: tuple[float, float], end: tuple[float, float], color: np.ndarray
+) -> None:
+    from matplotlib.patches import FancyArrowPatch
+
+    arrow = FancyArrowPatch(
+        start,
+        end,
+        arrowstyle="simple, head_length=0.7, head_width=0.9, tail_width=0.25",
+        mutation_scale=14,
+        shrinkA=0,
+        shrinkB=0,
+        facecolor=color,
+        edgecolor="white",
+        linewidth=1,
+        zorder=_ABOVE_LABELS,
+    )
+    picture.output.ax.add_patch(arrow)

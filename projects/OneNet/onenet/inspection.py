@@ -1,0 +1,361 @@
+"""Which sample stands for each object, why, and how that changes between two checkpoints.
+
+The samples' places, the parts of their costs and the runners-up, as plain numbers; pictures of them
+are in :mod:`onenet.visualization`.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+import os
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.structures import Instances
+from torch import Tensor, nn
+from torchvision.ops import box_iou
+
+from .errors import ConfigError
+from .heads import DensePredictions
+
+if TYPE_CHECKING:  # the model draws its own assignments while it trains
+    from .meta_arch import OneNet
+
+__all__ = [
+    "Assignment",
+    "Move",
+    "Sample",
+    "compare_assignments",
+    "inspect_assignment",
+    "load_weights",
+    "summarize_assignments",
+    "summarize_moves",
+]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample (location or anchor) as one object sees it. Pixels are those of the network's input.
+
+    Attributes:
+        index: in [0, M), see :class:`onenet.heads.DensePredictions`.
+        level: 0 for the finest.
+        stride: of the level, in pixels.
+        location: x, y of the anchor's centre, in pixels.
+        parts: the matching cost's weighted parts by name, see
+            :meth:`onenet.costs.MatchingCost.parts`; a cost that is a mere function is one part,
+            "cost".
+        cost: their sum; not finite where the prediction is not.
+        score: of the object's class, in [0, 1].
+        iou: of the predicted box, not clipped to the image, with the object's box; nan for two
+            boxes without area.
+    """
+
+    index: int
+    level: int
+    stride: int
+    location: tuple[float, float]
+    parts: dict[str, float]
+    cost: float
+    score: float
+    iou: float
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One matched object of an image. Pixels are those of the network's input.
+
+    Attributes:
+        object_index: among the image's objects.
+        object_class: in [0, K).
+        box: corners ``x1, y1, x2, y2`` in pixels.
+        positive: the sample that the matcher gives to the object.
+        offset: the positive's location minus the box centre, dx and dy in pixels.
+        relative_offset: dx by the box's width, dy by its height: within +-0.5 inside of the box;
+            nan for a box without area.
+        distance: length of ``offset``, in pixels.
+        relative_distance: length of ``relative_offset``.
+        runner_up: the cheapest sample but for the positive; None where no other has a finite cost.
+        margin: the runner-up's cost minus the positive's, None without a runner-up. Negative where
+            the matcher did not give the cheapest sample, as the Hungarian one may.
+    """
+
+    object_index: int
+    object_class: int
+    box: tuple[float, float, float, float]
+    positive: Sample
+    offset: tuple[float, float]
+    relative_offset: tuple[float, float]
+    distance: float
+    relative_distance: float
+    runner_up: Sample | None
+    margin: float | None
+
+
+@dataclass(frozen=True)
+class Move:
+    """One object's positive sample under two models.
+
+    Attributes:
+        object_index: among the image's objects.
+        box: the object's corners ``x1, y1, x2, y2`` in pixels.
+        before: the positive under the first model.
+        after: that under the second.
+        moved: whether it is another sample. With several anchors a location, or levels whose
+            locations coincide, the distance can still be 0.
+        level_change: level of the second minus level of the first; positive towards the coarse.
+        distance: between the two locations, in pixels.
+        distance_in_strides: the same in strides of the first's level.
+    """
+
+    object_index: int
+    box: tuple[float, float, float, float]
+    before: Sample
+    after: Sample
+    moved: bool
+    level_change: int
+    distance: float
+    distance_in_strides: float
+
+
+@torch.no_grad()
+def inspect_assignment(model: OneNet, inputs: dict[str, Any]) -> list[Assignment]:
+    """What the criterion's matcher gives to each object of an image, and at what cost.
+
+    Costs are computed one object at a time: memory grows with the samples only.
+
+    Args:
+        model: in evaluation mode.
+        inputs: of one image, as the training mapper makes it: "image" and "instances".
+
+    Returns:
+        One for each matched object, in the order of the objects. A matcher may leave objects out
+        (Hungarian, with more objects than samples).
+    """
+    images = model.preprocess_image([inputs])
+    features = model.backbone(images.tensor)
+    predictions = model.head([features[name] for name in model.head_in_features])
+    shapes = model.backbone.output_shape()
+    strides = [shapes[name].stride for name in model.head_in_features]
+    gt = inputs["instances"].to(model.device)
+    # In float32, as the criterion has them
+    with torch.autocast(predictions.pred_logits.device.type, enabled=False):
+        predictions = predictions._replace(
+            pred_logits=predictions.pred_logits.float(), pred_boxes=predictions.pred_boxes.float()
+        )
+        matcher = model.criterion.matcher
+        ((samples, objects),) = matcher(predictions, [gt])
+        return [
+            _assignment(matcher.cost, predictions, strides, gt, index, sample)
+            for index, sample in zip(objects.tolist(), samples.tolist(), strict=True)
+        ]
+
+
+def _assignment(
+    cost_function: Any,
+    predictions: DensePredictions,
+    strides: list[int],
+    gt: Instances,
+    index: int,
+    positive: int,
+) -> Assignment:
+    """The assignment of one object of the (only) image to a sample."""
+    one = gt[index]
+    arguments = (predictions.pred_logits[0], predictions.pred_boxes[0], predictions.anchors, one)
+    if hasattr(cost_function, "parts"):
+        parts = cost_function.parts(*arguments)
+    else:
+        parts = {"cost": cost_function(*arguments)}
+    cost = sum(parts.values())[:, 0]  # (M,)
+
+    def sample_at(sample: int) -> Sample:
+        anchor = predictions.anchors[sample]
+        level = bisect.bisect_right(list(itertools.accumulate(predictions.level_sizes)), sample)
+        box = predictions.pred_boxes[0, sample]
+        return Sample(
+            index=sample,
+            level=level,
+            stride=strides[level],
+            location=tuple(((anchor[:2] + anchor[2:]) / 2).tolist()),
+            parts={name: part[sample, 0].item() for name, part in parts.items()},
+            cost=cost[sample].item(),
+            score=predictions.pred_logits[0, sample, one.gt_classes].sigmoid().item(),
+            iou=box_iou(box[None], one.gt_boxes.tensor).item(),
+        )
+
+    here, second = sample_at(positive), None
+    others = cost.masked_fill(~cost.isfinite(), math.inf)
+    others[positive] = math.inf
+    cheapest = int(others.argmin())
+    if others[cheapest].isfinite():
+        second = sample_at(cheapest)
+
+    box = one.gt_boxes.tensor[0]
+    offset = torch.tensor(here.location, device=box.device) - (box[:2] + box[2:]) / 2
+    relative = offset / (box[2:] - box[:2])
+    relative[~relative.isfinite()] = math.nan
+    return Assignment(
+        object_index=index,
+        object_class=int(one.gt_classes),
+        box=tuple(box.tolist()),
+        positive=here,
+        offset=tuple(offset.tolist()),
+        relative_offset=tuple(relative.tolist()),
+        distance=_length(offset),
+        relative_distance=_length(relative),
+        runner_up=second,
+        margin=None if second is None else second.cost - here.cost,
+    )
+
+
+def _length(vector: Tensor) -> float:
+    return vector.norm().item()
+
+
+def compare_assignments(before: Sequence[Assignment], after: Sequence[Assignment]) -> list[Move]:
+    """How the positives of an image's objects differ between two models.
+
+    Args:
+        before: of the first model.
+        after: of the second, for the same inputs.
+
+    Returns:
+        One for each object that both matched, in the order of the objects.
+
+    Raises:
+        ValueError: the two do not belong to one image: an object's box differs.
+    """
+    later = {assignment.object_index: assignment for assignment in after}
+    moves = []
+    for old in before:
+        new = later.get(old.object_index)
+        if new is None:
+            continue
+        if new.box != old.box:
+            raise ValueError(f"Object {old.object_index} has the box {old.box}, then {new.box}.")
+        distance = math.dist(old.positive.location, new.positive.location)
+        moves.append(
+            Move(
+                object_index=old.object_index,
+                box=old.box,
+                before=old.positive,
+                after=new.positive,
+                moved=old.positive.index != new.positive.index,
+                level_change=new.positive.level - old.positive.level,
+                distance=distance,
+                distance_in_strides=distance / old.positive.stride,
+            )
+        )
+    return moves
+
+
+def summarize_assignments(assignments: Sequence[Assignment]) -> dict[str, Any]:
+    """Means over the objects of any number of images.
+
+    Args:
+        assignments: of one model.
+
+    Returns:
+        "objects", their number; "share_by_stride", stride -> share of the positives, finest first;
+        the means "distance" (pixels), "relative_distance", "parts" (by name), "cost", "score",
+        "iou" and "margin", nan where there is nothing to average.
+    """
+    positives = [assignment.positive for assignment in assignments]
+    strides = [positive.stride for positive in positives]
+    names = list(dict.fromkeys(name for positive in positives for name in positive.parts))
+    return {
+        "objects": len(positives),
+        "share_by_stride": {s: strides.count(s) / len(strides) for s in sorted(set(strides))},
+        "distance": _mean(a.distance for a in assignments),
+        "relative_distance": _mean(a.relative_distance for a in assignments),
+        "parts": {name: _mean(p.parts[name] for p in positives) for name in names},
+        "cost": _mean(p.cost for p in positives),
+        "score": _mean(p.score for p in positives),
+        "iou": _mean(p.iou for p in positives),
+        "margin": _mean(a.margin for a in assignments if a.margin is not None),
+    }
+
+
+def summarize_moves(moves: Sequence[Move]) -> dict[str, float]:
+    """Shares and means over the objects of any number of images.
+
+    Args:
+        moves: between two models.
+
+    Returns:
+        "objects", their number; the shares "moved", "to_finer" and "to_coarser" level; the mean
+        "distance" (pixels) and "distance_in_strides" of those that moved; nan where there is
+        nothing to average.
+    """
+    moved = [move for move in moves if move.moved]
+    return {
+        "objects": len(moves),
+        "moved": _mean(move.moved for move in moves),
+        "to_finer": _mean(move.level_change < 0 for move in moves),
+        "to_coarser": _mean(move.level_change > 0 for move in moves),
+        "distance": _mean(move.distance for move in moved),
+        "distance_in_strides": _mean(move.distance_in_strides for move in moved),
+    }
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return statistics.fmean(values) if values else math.nan
+
+
+class _ExactCheckpointer(DetectionCheckpointer):
+    """Runs no code that a file contains, and refuses what Detectron2 only warns of."""
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        # Detectron2 hands .pkl files to pickle
+        content = torch.load(filename, map_location="cpu", weights_only=True)
+        return content if "model" in content else {"model": content}
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        keys = super()._load_model(checkpoint)
+        wrong = {
+            # First, since these count as missing too
+            "has in another shape": [name for name, *_ in keys.incorrect_shapes],
+            "lacks": keys.missing_keys,
+            "has, and the model does not,": keys.unexpected_keys,
+        }
+        for what, names in wrong.items():
+            if names:
+                more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+                raise ConfigError(f"it {what} {names[0]}{more}")
+        return keys
+
+
+def load_weights(model: nn.Module, path: str) -> None:
+    """Loads a checkpoint of exactly this model, as Detectron2's trainer writes it.
+
+    Detectron2's checkpointer leaves weights that do not fit as they were, and unpickles what ends
+    in ".pkl". Here nothing of the model stays random, and no file runs code.
+
+    Args:
+        model: takes the weights.
+        path: of a local file.
+
+    Raises:
+        ConfigError: there is no such file, it is no checkpoint, or not of this model.
+    """
+    if not os.path.isfile(path):
+        raise ConfigError(f"Weights: there is no file '{path}'.")
+    try:
+        _ExactCheckpointer(model).load(path, checkpointables=[])
+    except ConfigError as error:
+        raise ConfigError(
+            f"The weights {path} are not of the model that the config describes: {error}."
+        ) from error
+    except Exception as error:
+        # A broken file makes torch raise anything: UnpicklingError, RuntimeError, EOFError, ...
+        raise ConfigError(
+            f"The file {path} is no checkpoint that torch can read without running code in it"
+            f" ({type(error).__name__})."
+        ) from error
