@@ -1,0 +1,237 @@
+"""From a plan to finished runs and their report."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, DataError
+from . import plots
+from .page import Gallery, html_page
+from .pictures import draw_detections, draw_truth, pick_records
+from .plan import Plan
+from .results import (
+    AS_CONFIGURED,
+    NMS_OFF,
+    collect,
+    describe_machine,
+    differences,
+    fingerprint,
+    has_nms,
+    read_losses,
+    variants,
+)
+from .runs import Run, complete_runs, find_runs, write_json
+from .speed import time_runs
+from .tables import markdown
+
+__all__ = ["ReportOptions", "compare", "write_report"]
+
+logger = logging.getLogger(__name__)
+
+_FILES = ("comparison.html", "comparison.md", "comparison.json")
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What the page shows besides the results."""
+
+    images: int = 6  # in the pictures
+    min_score: float = 0.3  # of the boxes in the pictures
+    speed_rounds: int = 20  # 0: speed is not measured
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ConfigError: a number makes no sense.
+        """
+        if self.images < 0 or self.speed_rounds < 0:
+            raise ConfigError("The numbers of images and of speed rounds must be 0 or greater.")
+        if not 0 <= self.min_score <= 1:
+            raise ConfigError(
+                f"The least score of a pictured box is {self.min_score}; give one from 0 to 1."
+            )
+
+
+def compare(
+    plan: Plan,
+    train_command: Sequence[str],
+    *,
+    command: str,
+    options: ReportOptions | None = None,
+    num_gpus: int | None = None,
+    write_anew: bool = False,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Completes the plan's runs, and writes the report where it is not up to date.
+
+    Args:
+        plan: from :func:`read_plan` or :func:`plan_from_paths`.
+        train_command: ``[python, train_net.py]``.
+        command: how the comparison was started, for the page.
+        options: of the page.
+        num_gpus: handed to train_net.py.
+        write_anew: whether to measure speed and write the report even if nothing has changed.
+        say: gets the lines for the terminal.
+
+    Raises:
+        ConfigError, DataError: see :func:`onenet.comparison.runs.find_runs` and
+            :func:`onenet.comparison.runs.complete_runs`.
+        RunFailed: a run failed.
+    """
+    options = options or ReportOptions()
+    runs = find_runs(plan)
+    complete_runs(runs, plan.output, train_command, num_gpus, say)
+    mark = fingerprint(runs, {"title": plan.title, **asdict(options)})
+    page = plan.output / "comparison.html"
+    if not write_anew and _is_up_to_date(plan.output, mark):
+        say(f"Nothing to do: {page} is up to date.")
+        return
+    say(f"Measuring speed and writing {page} ...")
+    write_report(plan, runs, options, command, mark)
+    say(f"Done: {page}, and beside it comparison.md and comparison.json.")
+
+
+def _is_up_to_date(output: Path, mark: str) -> bool:
+    if not all((output / name).is_file() for name in _FILES):
+        return False
+    try:
+        return json.loads((output / "comparison.json").read_text())["fingerprint"] == mark
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def write_report(
+    plan: Plan, runs: Sequence[Run], options: ReportOptions, command: str, mark: str
+) -> None:
+    """Writes comparison.html, comparison.md and, last, comparison.json with its fingerprint.
+
+    Args:
+        plan: for title and output folder.
+        runs: finished ones.
+        options: of the page.
+        command: how the comparison was started.
+        mark: from :func:`onenet.comparison.results.fingerprint`.
+    """
+    detectors = collect(runs)
+    firsts = list({run.name: run for run in reversed(runs)}.values())[::-1]
+    dataset, records, missing = _pick_records(firsts[0], detectors[0], options.images)
+    speed = []
+    if options.speed_rounds and records:
+        speed = time_runs(firsts, records, options.speed_rounds)
+    comparison = {
+        "title": plan.title,
+        "date": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
+        "command": command,
+        "machine": describe_machine(),
+        "options": asdict(options),
+        "not_equal": differences(detectors),
+        "detectors": detectors,
+        "speed": speed,
+        "speed_rounds": options.speed_rounds,
+        "fingerprint": mark,
+    }
+    pictured = records[: options.images]
+    gallery = _gallery(firsts, detectors, dataset, pictured, options.min_score, missing)
+    plan.output.mkdir(parents=True, exist_ok=True)
+    page = html_page(comparison, _plots(comparison, runs), gallery)
+    _write_text(plan.output / "comparison.html", page)
+    _write_text(plan.output / "comparison.md", markdown(comparison))
+    write_json(plan.output / "comparison.json", comparison)
+
+
+def _pick_records(
+    run: Run, detector: dict[str, Any], count: int
+) -> tuple[str, list[dict[str, Any]], str]:
+    """Test set and images for speed and pictures; and why there are none, if so."""
+    dataset = _dataset(detector) or run.cfg.DATASETS.TEST[0]
+    try:
+        # Speed needs an image even where no pictures are wanted
+        return dataset, pick_records(dataset, max(count, 1)), ""
+    except (DataError, OSError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        logger.warning(f"There are no pictures and no speed: {reason}")
+        return dataset, [], f"No pictures: the test set '{dataset}' is not there ({reason})."
+
+
+def _dataset(detector: dict[str, Any]) -> str | None:
+    """The test set of a detector's first seed."""
+    return detector["seeds"][0]["evaluations"].get(AS_CONFIGURED, {}).get("dataset")
+
+
+def _gallery(
+    firsts: Sequence[Run],
+    detectors: Sequence[dict[str, Any]],
+    dataset: str,
+    records: Sequence[dict[str, Any]],
+    min_score: float,
+    missing: str,
+) -> Gallery:
+    """The images under ground truth and each detector that was tested on them."""
+    columns = [[draw_truth(record) for record in records]] if records else []
+    left_out = []
+    for run, detector in zip(firsts, detectors, strict=True):
+        drawn = []
+        for variant, folder in variants(run).items() if _dataset(detector) == dataset else ():
+            label = run.name
+            if has_nms(run.settings):
+                label += ", NMS off" if variant == NMS_OFF else ", with NMS"
+            iou = detector["seeds"][0]["evaluations"][variant].get("iou_thresh") or 0.5
+            drawn.append(draw_detections(records, dataset, folder, label, min_score, iou))
+        columns += [column for column in drawn if column]
+        if not any(drawn):
+            left_out.append(run.name)
+    note = missing
+    if records and left_out:
+        note = (
+            f"Without pictures, since there are no detections on {dataset}: {', '.join(left_out)}."
+        )
+    return Gallery([list(row) for row in zip(*columns, strict=True)], min_score, note)
+
+
+def _plots(comparison: dict[str, Any], runs: Sequence[Run]) -> list[tuple[str, str]]:
+    detectors = comparison["detectors"]
+    losses: dict[str, list] = {}
+    for run in runs:
+        losses.setdefault(run.name, []).append(read_losses(run))
+    found = [
+        (
+            "AP without and with NMS. Bars are means, dots the seeds. For a detector that carries"
+            " NMS it is switched off or on; for one that does not it is put behind.",
+            plots.plot_ap(detectors),
+        ),
+        (
+            "Duplicates against the score threshold. Boxes an image with at least that score that"
+            " repeat a found object; a line ends where none is left.",
+            plots.plot_duplicates(detectors),
+        ),
+        (
+            "Precision and recall at IoU 0.5. Means over classes and seeds.",
+            plots.plot_precision(detectors),
+        ),
+        (
+            "Training loss. Smoothed, a line a seed; detectors have different losses, so compare"
+            " the shape and not the height.",
+            plots.plot_losses(losses),
+        ),
+    ]
+    if comparison["speed"]:
+        found.append(
+            (
+                "Speed. Of one image, in brackets the ratio to the first detector.",
+                plots.plot_speed(comparison["speed"]),
+            )
+        )
+    return found
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,161 @@
+"""The same images under each detector, found objects, duplicates and other boxes told apart."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import BoxMode
+from PIL import Image, ImageDraw
+
+from ..evaluation import Status, match_detections
+
+__all__ = ["COLORS", "Picture", "draw", "draw_detections", "draw_truth", "pick_records"]
+
+# Colour and line width in pixels. Width tells a duplicate from a found object without colour too.
+TRUTH, FOUND, DUPLICATE, OTHER = "ground truth", "found", "duplicate", "other"
+COLORS = {
+    TRUTH: ((30, 144, 255), 2),
+    FOUND: ((0, 190, 90), 2),
+    DUPLICATE: ((230, 0, 30), 5),
+    OTHER: ((255, 165, 0), 2),
+}
+_LONG_SIDE = 360  # pixels
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image with boxes, and in words what it shows."""
+
+    label: str  # of the detector
+    counts: dict[str, int]  # boxes by kind
+    jpeg: bytes
+
+    @property
+    def words(self) -> str:
+        """Such as "9 found, 2 duplicate, 0 other"."""
+        return ", ".join(f"{n} {kind}" for kind, n in self.counts.items())
+
+    @property
+    def uri(self) -> str:
+        """The picture as a data URI."""
+        return "data:image/jpeg;base64," + base64.b64encode(self.jpeg).decode()
+
+
+def pick_records(dataset: str, count: int) -> list[dict[str, Any]]:
+    """The images of a registered dataset with most objects; of equals the first ones.
+
+    Returns:
+        At most ``count`` records in Detectron2's format.
+    """
+    records = get_detection_dataset_dicts([dataset], filter_empty=False)
+    return sorted(records, key=lambda record: -len(_objects(record)))[:count]
+
+
+def _objects(record: dict[str, Any]) -> list[dict[str, Any]]:
+    return [a for a in record.get("annotations", []) if not a.get("iscrowd", 0)]
+
+
+def draw_truth(record: dict[str, Any]) -> Picture:
+    """An image with its objects' boxes."""
+    boxes, _ = _truth(record)
+    return draw(record, "ground truth", boxes, [TRUTH] * len(boxes), [TRUTH])
+
+
+def draw_detections(
+    records: Sequence[dict[str, Any]],
+    dataset: str,
+    folder: Path,
+    label: str,
+    min_score: float,
+    iou_thresh: float,
+) -> list[Picture]:
+    """The images with a detector's boxes, each coloured by what it is to the objects.
+
+    Args:
+        records: of the images, in Detectron2's format.
+        dataset: registered; its metadata translates the category ids.
+        folder: with ``coco_instances_results.json``; without that file there is no picture.
+        label: of the detector.
+        min_score: boxes of lower scores are not drawn.
+        iou_thresh: from which on a box lies on an object.
+    """
+    path = folder / "coco_instances_results.json"
+    if not path.is_file():
+        return []
+    by_image: dict[Any, list[dict[str, Any]]] = {record["image_id"]: [] for record in records}
+    for detection in json.loads(path.read_text()):
+        if detection["image_id"] in by_image:
+            by_image[detection["image_id"]].append(detection)
+    contiguous = MetadataCatalog.get(dataset).get("thing_dataset_id_to_contiguous_id")
+    pictures = []
+    for record in records:
+        detections = by_image[record["image_id"]]
+        boxes = np.array([d["bbox"] for d in detections], dtype=float).reshape(-1, 4)
+        boxes = BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
+        scores = np.array([d["score"] for d in detections], dtype=float)
+        classes = [d["category_id"] for d in detections]
+        classes = np.array([contiguous[c] if contiguous else c for c in classes], dtype=np.int64)
+        status, _ = match_detections(boxes, scores, classes, *_truth(record), iou_thresh)
+        kind_of = {Status.CLAIM: FOUND, Status.DUPLICATE: DUPLICATE}
+        kinds = [kind_of.get(Status(s), OTHER) for s in status]
+        # A box with a lower score changes nothing for those above it
+        shown = np.flatnonzero(scores >= min_score)
+        picture = draw(
+            record, label, boxes[shown], [kinds[i] for i in shown], [FOUND, DUPLICATE, OTHER]
+        )
+        pictures.append(picture)
+    return pictures
+
+
+def _truth(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (G, 4), corners in pixels, and classes (G,) of the objects."""
+    objects = _objects(record)
+    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects]
+    classes = np.array([a["category_id"] for a in objects], dtype=np.int64)
+    return np.array(boxes, dtype=float).reshape(-1, 4), classes
+
+
+def draw(
+    record: dict[str, Any], label: str, boxes: np.ndarray, kinds: list[str], order: list[str]
+) -> Picture:
+    """An image, resized to one size for all, with boxes.
+
+    Args:
+        record: of the image, in Detectron2's format.
+        label: of the detector.
+        boxes: (n, 4) corners in pixels of the image.
+        kinds: of each box, a key of ``COLORS``.
+        order: the kinds that are counted, in which order they are counted and drawn; of the
+            duplicates, which are to be seen, nothing is hidden by others.
+    """
+    image = Image.fromarray(read_image(record["file_name"], format="RGB"))
+    scale = _LONG_SIDE / max(image.size)
+    size = (round(image.width * scale), round(image.height * scale))
+    image = image.resize(size, Image.Resampling.BICUBIC)
+    canvas = ImageDraw.Draw(image)
+    for kind in sorted(order, key=lambda kind: kind == DUPLICATE):
+        color, width = COLORS[kind]
+        for box, box_kind in zip(boxes * scale, kinds, strict=True):
+            if box_kind == kind:
+                _draw_box(canvas, box, color, width)
+    buffer = io.BytesIO()
+    # Red in full resolution: a thin line would fade with chroma subsampling
+    image.save(buffer, "JPEG", quality=80, subsampling=0)
+    return Picture(label, {kind: kinds.count(kind) for kind in order}, buffer.getvalue())
+
+
+def _draw_box(
+    canvas: ImageDraw.ImageDraw, box: np.ndarray, color: tuple[int, int, int], width: int
+) -> None:
+    x0, y0, x1, y1 = (float(v) if math.isfinite(v) else 0.0 for v in box)
+    canvas.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=color, width=width)

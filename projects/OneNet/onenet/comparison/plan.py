@@ -1,0 +1,260 @@
+"""What is compared: a plan from a yaml file, or from the command line's words."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import ConfigError
+
+__all__ = ["Entry", "Plan", "plan_from_paths", "read_plan"]
+
+_PLAN_KEYS = ("title", "output", "seeds", "overrides", "runs")
+_ENTRY_KEYS = ("name", "config", "folder", "overrides", "note")
+# Compare sets these two itself, for each run.
+_OWN_KEYS = {"SEED": "the seeds", "OUTPUT_DIR": "the output folder"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One detector of a comparison: a config to train, or the folder of a finished run."""
+
+    name: str
+    config: str = ""
+    folder: str = ""
+    overrides: tuple[str, ...] = ()  # KEY, value, ...; the plan's first, then its own
+    note: str = ""
+
+    @property
+    def slug(self) -> str:
+        """The name as the name of a folder."""
+        return re.sub(r"[^A-Za-z0-9_-]+", "-", self.name).strip("-") or "run"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Detectors, the seeds that each config is trained with, and where all of it goes."""
+
+    title: str
+    output: Path
+    seeds: tuple[int, ...]
+    entries: tuple[Entry, ...]
+
+    def changed(
+        self,
+        *,
+        title: str | None = None,
+        output: str | None = None,
+        seeds: Sequence[int] | None = None,
+        overrides: Sequence[str] = (),
+    ) -> Plan:
+        """The plan with what the command line says instead, or, for overrides, in addition.
+
+        Raises:
+            ConfigError: see :func:`read_plan`.
+        """
+        entries = self.entries
+        if overrides:
+            more = _overrides(list(overrides), "--set")
+            _check_some_config(entries, "--set")
+            entries = tuple(
+                replace(e, overrides=e.overrides + more) if e.config else e for e in entries
+            )
+        return Plan(
+            title=self.title if title is None else title,
+            output=self.output if output is None else Path(output),
+            seeds=self.seeds if seeds is None else _seeds(list(seeds), "--seeds"),
+            entries=entries,
+        )
+
+
+def plan_from_paths(
+    paths: Sequence[str],
+    *,
+    title: str | None = None,
+    output: str,
+    seeds: Sequence[int] = (1,),
+    overrides: Sequence[str] = (),
+) -> Plan:
+    """A plan for config files and finished runs' folders; each is named after its last part.
+
+    Args:
+        paths: of config files, to train, or of folders that train_net.py made.
+        title: of the page.
+        output: folder of the comparison.
+        seeds: to train each config with.
+        overrides: ``KEY, value, ...`` for all configs.
+
+    Raises:
+        ConfigError: a path does not exist, two have the same name, or an override or seed is wrong.
+    """
+    entries = []
+    for path in paths:
+        is_folder = Path(path).is_dir()
+        name = Path(path).resolve().name if is_folder else Path(path).stem
+        entry = Entry(name, folder=path) if is_folder else Entry(name, config=path)
+        _check_exists(entry, "the command line")
+        entries.append(entry)
+    _check_names(entries, "the command line")
+    plan = Plan("Detectors compared", Path(output), (1,), tuple(entries))
+    return plan.changed(title=title, seeds=seeds, overrides=overrides)
+
+
+def read_plan(path: str) -> Plan:
+    """Reads a plan with yaml's safe loader; its paths are relative to the working directory.
+
+    Its keys: ``title``, ``output`` (folder), ``seeds`` (list), ``overrides`` (list ``KEY, value,
+    ...`` for all configs) and ``runs``, a list of ``{name, config, overrides, note}`` or ``{name,
+    folder, note}``. Only ``output`` and ``runs`` are needed, and in a run ``config`` or ``folder``.
+
+    Raises:
+        ConfigError: the file, a key or a value is wrong; one sentence that names it and the cure.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+    except OSError as error:
+        raise ConfigError(
+            f"--plan: {path} cannot be read ({error.strerror}); check the path."
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path} is no plain yaml: {reason}; mend that line.") from error
+    where = path
+    _check_keys(content, _PLAN_KEYS, where)
+    for key in ("output", "runs"):
+        if not content.get(key):
+            raise ConfigError(f"{where} has no '{key}'; add it.")
+    output = _text(content, "output", where)
+    common = _overrides(content.get("overrides"), f"{where}, 'overrides'")
+    if not isinstance(content["runs"], list):
+        raise ConfigError(
+            f"{where}: 'runs' must be a list of {{name, config}} or {{name, folder}}, but is a"
+            f" {type(content['runs']).__name__}; start each run with '- '."
+        )
+    entries = [
+        _entry(run, common, f"{where}, run number {i}")
+        for i, run in enumerate(content["runs"], start=1)
+    ]
+    _check_names(entries, where)
+    if common:
+        _check_some_config(entries, f"{where}, 'overrides'")
+    return Plan(
+        title=_text(content, "title", where) or "Detectors compared",
+        output=Path(output),
+        seeds=_seeds(content.get("seeds", [1]), f"{where}, 'seeds'"),
+        entries=tuple(entries),
+    )
+
+
+def _entry(run: Any, common: tuple[str, ...], where: str) -> Entry:
+    _check_keys(run, _ENTRY_KEYS, where)
+    config, folder = _text(run, "config", where), _text(run, "folder", where)
+    if bool(config) == bool(folder):
+        has = "both 'config' and 'folder'" if config else "neither 'config' nor 'folder'"
+        raise ConfigError(
+            f"{where} has {has}; give a config to train, or else the folder of a finished run."
+        )
+    if folder and run.get("overrides"):
+        raise ConfigError(
+            f"{where}: 'overrides' change nothing in the finished run {folder}; remove them."
+        )
+    entry = Entry(
+        name=_text(run, "name", where) or (Path(config).stem if config else Path(folder).name),
+        config=config,
+        folder=folder,
+        overrides=(common + _overrides(run.get("overrides"), f"{where}, 'overrides'"))
+        if config
+        else (),
+        note=_text(run, "note", where),
+    )
+    _check_exists(entry, where)
+    return entry
+
+
+def _check_keys(node: Any, known: tuple[str, ...], where: str) -> None:
+    if not isinstance(node, dict):
+        raise ConfigError(
+            f"{where} must hold keys and values, but is a {type(node).__name__}; the keys are"
+            f" {', '.join(known)}."
+        )
+    for key in node:
+        if key not in known:
+            raise ConfigError(
+                f"{where} has the unknown key '{key}'; remove it, or use one of {', '.join(known)}."
+            )
+
+
+def _text(node: dict[str, Any], key: str, where: str) -> str:
+    value = node.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, (str, int, float)):  # a number is a name too
+        raise ConfigError(
+            f"{where}: '{key}' must be a text, but is a {type(value).__name__}; put it in quotes."
+        )
+    return str(value)
+
+
+def _seeds(values: Any, where: str) -> tuple[int, ...]:
+    right = isinstance(values, list) and values and all(type(v) is int and v >= 0 for v in values)
+    if not right or len(set(values)) < len(values):
+        raise ConfigError(
+            f"{where} is {values!r}; give one or more different whole numbers, 0 or greater."
+        )
+    return tuple(values)
+
+
+def _overrides(values: Any, where: str) -> tuple[str, ...]:
+    """Checks a list ``KEY, value, ...``; that the keys exist is checked with the config."""
+    if values is None:
+        return ()
+    if not isinstance(values, list) or len(values) % 2:
+        raise ConfigError(
+            f"{where} must be pairs KEY, value, ..., but is {values!r}; give each key its value."
+        )
+    for key in values[::2]:
+        if key in _OWN_KEYS:
+            raise ConfigError(
+                f"{where} sets {key}, which a comparison takes from {_OWN_KEYS[key]}; remove it."
+            )
+    return tuple(str(value) for value in values)
+
+
+def _check_some_config(entries: Sequence[Entry], where: str) -> None:
+    if not any(entry.config for entry in entries):
+        raise ConfigError(
+            f"{where} gives overrides, but all runs are finished: nothing is trained; remove them."
+        )
+
+
+def _check_exists(entry: Entry, where: str) -> None:
+    if entry.config and not Path(entry.config).is_file():
+        raise ConfigError(
+            f"{where} names '{entry.config}', where there is no config file and no folder; paths"
+            f" are relative to {Path.cwd()}."
+        )
+    if entry.folder:
+        for needed in ("config.yaml", "model_final.pth"):
+            if not (Path(entry.folder) / needed).is_file():
+                raise ConfigError(
+                    f"{where} names the folder '{entry.folder}', which has no {needed}; give the"
+                    " OUTPUT_DIR of a finished train_net.py."
+                )
+
+
+def _check_names(entries: Sequence[Entry], where: str) -> None:
+    # Two names may differ and still be one folder, on some file systems even by case alone
+    counts = Counter(entry.slug.lower() for entry in entries)
+    for entry in entries:
+        if counts[entry.slug.lower()] > 1:
+            raise ConfigError(
+                f"{where} has two runs of the name '{entry.name}' (or of names that make the same"
+                f" folder name '{entry.slug}'); give each its own 'name' in a plan."
+            )

@@ -1,0 +1,240 @@
+"""The page's plots, as SVG that can stand in one page together."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+from .results import AS_CONFIGURED, NMS_OFF, mean_curve
+
+__all__ = ["plot_ap", "plot_duplicates", "plot_losses", "plot_precision", "plot_speed"]
+
+# Okabe and Ito's palette, safe for the colour-blind, without its yellow, which is faint on white.
+_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_DASHES = ("-", "--", "-.", ":")
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text: small, legible, found by a search
+    "svg.hashsalt": "onenet",  # the same input gives the same file
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "Helvetica"],
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "lines.linewidth": 1.8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+}
+
+
+def _svg(prefix: str, draw: Callable[[Axes], None], height: float = 3.3) -> str:
+    """Draws into a figure of 4.5 inches' width, and returns it as an ``<svg>`` element.
+
+    Args:
+        prefix: of all ids in it; its own for each plot of a page.
+        draw: gets the axes.
+        height: in inches.
+    """
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(4.5, height), layout="constrained")
+        draw(axes)
+        buffer = io.StringIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", metadata=nothing, bbox_inches="tight", pad_inches=0.05)
+        plt.close(figure)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", text)
+    # The page sets the size; the viewBox keeps the proportions.
+    return re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", _without_height(text), count=1)
+
+
+def _without_height(text: str) -> str:
+    return re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+
+
+def _lines(detectors: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], str, str, dict]]:
+    """Each detector's variants: detector, variant, label, and the line's colour and dashes."""
+    lines = []
+    for index, detector in enumerate(detectors):
+        color = _PALETTE[index % len(_PALETTE)]
+        for variant in detector["aggregate"]:
+            off = variant == NMS_OFF
+            dashes = (0, (1, 1.2)) if off else _DASHES[index // len(_PALETTE) % len(_DASHES)]
+            label = detector["name"]
+            if detector["has_nms"]:
+                label += ", NMS off" if off else ", with NMS"
+            lines.append((detector, variant, label, {"color": color, "linestyle": dashes}))
+    return lines
+
+
+def _legend(axes: Axes) -> None:
+    """Below the plot, where it hides no line however many there are."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.figure.legend(loc="outside lower center", ncols=1, handlelength=3)
+
+
+def _line_height(count: int) -> float:
+    return 2.9 + 0.17 * count
+
+
+def plot_ap(detectors: Sequence[dict[str, Any]]) -> str:
+    """AP of each detector without and with NMS: bars of the means, a dot for each seed."""
+
+    def draw(axes: Axes) -> None:
+        for row, detector in enumerate(detectors):
+            for side, (variant, key) in enumerate(_without_and_with_nms(detector)):
+                mean = detector["aggregate"].get(variant, {}).get(key)
+                y = row + (-0.2, 0.2)[side]
+                if mean is None:
+                    continue
+                axes.barh(
+                    y, mean["mean"], height=0.38, color=_PALETTE[side], alpha=0.75,
+                    hatch=("", "///")[side], edgecolor="white", zorder=2,
+                    label=("without NMS", "with NMS")[side] if row == 0 else None,
+                )  # fmt: skip
+                values = [
+                    (seed["evaluations"].get(variant, {}).get("results") or {}).get(key)
+                    for seed in detector["seeds"]
+                ]
+                values = [value for value in values if value is not None]
+                axes.plot(values, [y] * len(values), "ko", markersize=3.5, zorder=3)
+                axes.annotate(
+                    f"{mean['mean']:.1f}", (mean["max"], y), (4, 0), textcoords="offset points",
+                    va="center", fontsize=8,
+                )  # fmt: skip
+        axes.set_yticks(range(len(detectors)), [_wrapped(d["name"]) for d in detectors])
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.margins(x=0.12)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("AP")
+        _legend(axes)
+
+    return _svg("ap", draw, height=1.4 + 0.7 * len(detectors))
+
+
+def _without_and_with_nms(detector: dict[str, Any]) -> tuple[tuple[str, str], tuple[str, str]]:
+    """Variant and key of a detector's AP without NMS, and of that with NMS."""
+    if detector["has_nms"]:
+        return (NMS_OFF, "AP"), (AS_CONFIGURED, "AP")
+    return (AS_CONFIGURED, "AP"), (AS_CONFIGURED, "AP_after_NMS")
+
+
+def _wrapped(name: str, width: int = 16) -> str:
+    """A long name in lines, broken behind '_', '-' and spaces."""
+    lines = [""]
+    for part in re.findall(r"[^_\- ]*[_\- ]?", name):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
+def plot_duplicates(detectors: Sequence[dict[str, Any]]) -> str:
+    """Duplicates an image against the score threshold, logarithmic; the means over the seeds."""
+    lines = _lines(detectors)
+
+    def draw(axes: Axes) -> None:
+        for detector, variant, label, style in lines:
+            scores = mean_curve(detector, variant, "score")
+            counts = np.array(mean_curve(detector, variant, "duplicates_per_image"), dtype=float)
+            if len(scores) == len(counts) > 0:
+                counts[counts <= 0] = np.nan  # has no logarithm
+                axes.plot(scores, counts, label=label, **style)
+        axes.set_yscale("log")
+        axes.set_xlim(0, 1)
+        axes.set_xlabel("score threshold")
+        axes.set_ylabel("duplicates an image")
+        _legend(axes)
+
+    return _svg("duplicates", draw, height=_line_height(len(lines)))
+
+
+def plot_precision(detectors: Sequence[dict[str, Any]]) -> str:
+    """Precision against recall at IoU 0.5; the means over the seeds."""
+    lines = _lines(detectors)
+
+    def draw(axes: Axes) -> None:
+        for detector, variant, label, style in lines:
+            recall = mean_curve(detector, variant, "recall")
+            precision = mean_curve(detector, variant, "precision")
+            if len(recall) == len(precision) > 0:
+                axes.plot(recall, precision, label=label, **style)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1.02)
+        axes.set_xlabel("recall")
+        axes.set_ylabel("precision")
+        _legend(axes)
+
+    return _svg("precision", draw, height=_line_height(len(lines)))
+
+
+def plot_losses(losses: dict[str, list[tuple[list[int], list[float]]]]) -> str:
+    """The total loss of training, smoothed.
+
+    Args:
+        losses: for each detector iterations and losses of each seed.
+    """
+
+    def draw(axes: Axes) -> None:
+        colors = itertools.cycle(_PALETTE)
+        for index, (name, seeds) in enumerate(losses.items()):
+            color = next(colors)
+            dashes = _DASHES[index % len(_DASHES)]
+            label: str | None = name
+            for iterations, values in seeds:
+                if iterations:
+                    axes.plot(
+                        iterations, smoothed(values), color=color, linestyle=dashes, linewidth=1.3,
+                        alpha=0.85, label=label,
+                    )  # fmt: skip
+                    label = None
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("iteration")
+        axes.set_ylabel("total loss")
+        _legend(axes)
+
+    return _svg("losses", draw, height=_line_height(len(losses)))
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Each value's mean with its neighbours, of a window of a tenth of all values."""
+    half = len(values) // 20
+    array = np.asarray(values, dtype=float)
+    return [float(array[max(0, i - half) : i + half + 1].mean()) for i in range(len(array))]
+
+
+def plot_speed(speed: Sequence[dict[str, Any]]) -> str:
+    """Milliseconds an image of each detector."""
+
+    def draw(axes: Axes) -> None:
+        for row, entry in enumerate(speed):
+            axes.barh(row, entry["milliseconds"], height=0.5, color=_PALETTE[0], alpha=0.75)
+            axes.annotate(
+                f"{entry['milliseconds']:.1f} ({entry['ratio']:.2f}x)",
+                (entry["milliseconds"], row), (4, 0), textcoords="offset points",
+                va="center", fontsize=8,
+            )  # fmt: skip
+        axes.set_yticks(range(len(speed)), [_wrapped(entry["name"]) for entry in speed])
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.margins(x=0.3)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("milliseconds an image (median)")
+
+    return _svg("speed", draw, height=1.0 + 0.5 * len(speed))

@@ -1,0 +1,292 @@
+"""From the files of finished runs to the content of comparison.json: results and their means."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ConfigError
+from .runs import Run
+
+__all__ = [
+    "aggregate",
+    "collect",
+    "describe_machine",
+    "differences",
+    "fingerprint",
+    "has_nms",
+    "mean_curve",
+    "read_losses",
+    "variants",
+]
+
+# What a fair comparison keeps equal. The datasets are compared as the evaluation names them.
+_EQUAL_KEYS = {
+    "DATASETS.TRAIN": "training data",
+    "SOLVER.MAX_ITER": "iterations",
+    "SOLVER.IMS_PER_BATCH": "images a batch",
+    "SOLVER.OPTIMIZER": "optimiser",
+    "SOLVER.BASE_LR": "learning rate",
+    "SOLVER.LR_SCHEDULER_NAME": "schedule",
+    "MODEL.WEIGHTS": "initial weights",
+    "MODEL.BACKBONE.NAME": "backbone",
+    "MODEL.RESNETS.DEPTH": "backbone's depth",
+    "INPUT.MIN_SIZE_TRAIN": "training size",
+    "INPUT.MIN_SIZE_TEST": "test size",
+    "INPUT.MAX_SIZE_TEST": "largest test size",
+    "TEST.DETECTIONS_PER_IMAGE": "detections an image",
+}
+
+AS_CONFIGURED, NMS_OFF = "as_configured", "nms_off"
+_FILES = {
+    AS_CONFIGURED: Path("inference"),
+    NMS_OFF: Path("inference", "nms_off"),
+}
+
+
+def has_nms(settings: dict[str, Any]) -> bool:
+    """Whether a detector with these settings applies NMS: all do but OneNet without its switch."""
+    model = settings["MODEL"]
+    return model["META_ARCHITECTURE"] != "OneNet" or bool(model["ONENET"]["NMS_TEST"])
+
+
+def variants(run: Run) -> dict[str, Path]:
+    """The evaluations that a run has: ``as_configured``, and ``nms_off`` for detectors with NMS.
+
+    Returns:
+        The folder of each, which holds ``end_to_end.json`` and the detections.
+    """
+    folders = {name: run.folder / path for name, path in _FILES.items()}
+    return {n: path for n, path in folders.items() if (path / "end_to_end.json").is_file()}
+
+
+def collect(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Gathers the runs' results by detector, in the order of the plan.
+
+    Args:
+        runs: finished ones.
+
+    Returns:
+        For each detector its name, note, source, settings that matter, ``has_nms``, its ``seeds``
+        (each with the full evaluation by variant), and over those by variant ``aggregate`` and
+        ``crowding``: see :func:`aggregate`.
+
+    Raises:
+        ConfigError: a result cannot be read.
+    """
+    by_name: dict[str, list[Run]] = {}
+    for run in runs:
+        by_name.setdefault(run.name, []).append(run)
+    detectors = []
+    for name, members in by_name.items():
+        first = members[0]
+        seeds = [
+            {
+                "seed": run.seed,
+                "folder": str(run.folder),
+                "evaluations": {
+                    variant: _read_json(path / "end_to_end.json")
+                    for variant, path in variants(run).items()
+                },
+            }
+            for run in members
+        ]
+        present = [v for v in _FILES if any(v in seed["evaluations"] for seed in seeds)]
+        evaluations = {
+            v: [s["evaluations"][v] for s in seeds if v in s["evaluations"]] for v in present
+        }
+        detectors.append(
+            {
+                "name": name,
+                "note": first.entry.note,
+                "source": first.entry.config or first.entry.folder,
+                "overrides": list(first.entry.overrides),
+                "settings": _summary(first.settings),
+                "has_nms": has_nms(first.settings),
+                "seeds": seeds,
+                "aggregate": {v: _aggregate_results(e) for v, e in evaluations.items()},
+                "crowding": {v: _aggregate_crowding(e) for v, e in evaluations.items()},
+            }
+        )
+    return detectors
+
+
+def aggregate(values: Sequence[float | None]) -> dict[str, float] | None:
+    """Mean and spread over the seeds that have a value.
+
+    Args:
+        values: one a seed; None where it is missing.
+
+    Returns:
+        ``mean``, ``min``, ``max``, ``sd`` (of the sample; None with one value), ``n``; None without
+        any value.
+    """
+    known = [float(v) for v in values if isinstance(v, (int, float)) and math.isfinite(v)]
+    if not known:
+        return None
+    return {
+        "mean": statistics.fmean(known),
+        "min": min(known),
+        "max": max(known),
+        "sd": statistics.stdev(known) if len(known) > 1 else None,
+        "n": len(known),
+    }
+
+
+def _aggregate_results(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    results = [evaluation.get("results") or {} for evaluation in evaluations]
+    keys = dict.fromkeys(key for result in results for key in result)
+    return {key: aggregate([result.get(key) for result in results]) for key in keys}
+
+
+def _aggregate_crowding(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """By the name of the crowding bin: as :func:`_aggregate_results`."""
+    bins: dict[str, list[dict[str, Any]]] = {}
+    for evaluation in evaluations:
+        for part in evaluation.get("crowding") or []:
+            bins.setdefault(part["name"], []).append(part)
+    return {
+        name: {
+            key: aggregate([part.get(key) for part in parts])
+            for key in dict.fromkeys(key for part in parts for key in part)
+            if key != "name"
+        }
+        for name, parts in bins.items()
+    }
+
+
+def mean_curve(detector: dict[str, Any], variant: str, name: str) -> list[float]:
+    """The mean over the seeds of one of ``curves``; nan where no seed has a value, [] if absent."""
+    curves = [
+        (seed["evaluations"][variant].get("curves") or {}).get(name) or []
+        for seed in detector["seeds"]
+        if variant in seed["evaluations"]
+    ]
+    means = [aggregate(points) for points in zip(*curves, strict=False)]
+    return [math.nan if mean is None else mean["mean"] for mean in means]
+
+
+def read_losses(run: Run) -> tuple[list[int], list[float]]:
+    """A run's ``total_loss`` from metrics.json: iterations and values, both possibly empty.
+
+    An iteration that a resumed training repeated counts as it was the second time.
+    """
+    losses = {}
+    path = run.trained_in / "metrics.json"
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            losses[int(entry["iteration"])] = float(entry["total_loss"])
+        except (ValueError, KeyError, TypeError):
+            continue  # an evaluation's line, or one that was cut off with the training
+    iterations = sorted(losses)
+    return iterations, [losses[i] for i in iterations]
+
+
+def differences(detectors: Sequence[dict[str, Any]]) -> list[str]:
+    """What is not equal between the detectors though it matters: a sentence each."""
+    sentences = []
+    names = [detector["name"] for detector in detectors]
+
+    def compare(what: str, values: list[Any]) -> None:
+        groups: dict[str, list[str]] = {}
+        for name, value in zip(names, values, strict=True):
+            groups.setdefault(_shown(value), []).append(name)
+        if len(groups) > 1:
+            parts = [f"{value} for {', '.join(group)}" for value, group in groups.items()]
+            sentences.append(f"{what}: {'; '.join(parts)}.")
+
+    for key, what in (("dataset", "test dataset"), ("num_images", "test images")):
+        compare(what, [_of_evaluation(detector, key) for detector in detectors])
+    for key, what in _EQUAL_KEYS.items():
+        compare(what, [detector["settings"].get(key) for detector in detectors])
+    return sentences
+
+
+def _of_evaluation(detector: dict[str, Any], key: str) -> Any:
+    found = [seed["evaluations"].get(AS_CONFIGURED, {}).get(key) for seed in detector["seeds"]]
+    return list(dict.fromkeys(found)) if len(set(found)) > 1 else found[0]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value in (None, "") else str(value)
+
+
+def _summary(settings: dict[str, Any]) -> dict[str, Any]:
+    keys = ["MODEL.META_ARCHITECTURE", "DATASETS.TEST", *_EQUAL_KEYS]
+    return {key: _look_up(settings, key) for key in keys}
+
+
+def _look_up(settings: dict[str, Any], key: str) -> Any:
+    node: Any = settings
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
+
+
+def describe_machine() -> dict[str, Any]:
+    """CPU, cores and threads that this process may use, PyTorch's version, and the GPU's name."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")  # where it exists it knows the model
+    for line in info.read_text().splitlines() if info.is_file() else []:
+        if line.startswith("model name"):
+            cpu = line.split(":", 1)[1].strip()
+            break
+    has_affinity = hasattr(os, "sched_getaffinity")
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+    }
+
+
+def fingerprint(runs: Sequence[Run], options: dict[str, Any]) -> str:
+    """A hash of all that the report shows: equal as long as it need not be written anew.
+
+    Args:
+        runs: finished ones.
+        options: what else decides on the page.
+    """
+    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+    for part in _parts(runs):
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()
+
+
+def _parts(runs: Sequence[Run]) -> Iterator[bytes]:
+    for run in runs:
+        settings = {"name": run.name, "note": run.entry.note, "seed": run.seed, **run.settings}
+        yield json.dumps(settings, sort_keys=True).encode()
+        files = [
+            folder / name
+            for folder in variants(run).values()
+            for name in ("end_to_end.json", "coco_instances_results.json")
+        ]
+        for path in [*files, run.trained_in / "metrics.json"]:
+            yield path.read_bytes() if path.is_file() else b""
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error}); delete it, and its run is evaluated again."
+        ) from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is no evaluation; delete it, and its run is evaluated again.")
+    return content

@@ -1,0 +1,326 @@
+"""The runs of a plan: trained or evaluated in subprocesses, continued, skipped, never overwritten.
+
+Layout: ``<output>/runs/<slug>/seed<k>`` is train_net.py's OUTPUT_DIR. Before the first start it
+gets ``run.json``, the resolved settings; after a success ``done.json``; ``compare.log`` has the
+output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode
+
+from ..config import load_config
+from ..errors import ConfigError
+from .plan import Entry, Plan
+
+__all__ = ["Run", "RunFailed", "complete_runs", "find_runs", "is_done", "write_json"]
+
+# Where a result is written and on which device it is computed does not change what it means.
+_NOT_COMPARED = {"OUTPUT_DIR", "MODEL.DEVICE"}
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class RunFailed(RuntimeError):
+    """A subprocess ended with an error; the message has the last lines of its log."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One detector with one seed."""
+
+    entry: Entry
+    seed: int  # of a finished run: its config's; -1 stands for a random one
+    cfg: CfgNode  # resolved
+    folder: Path  # where inference/ is, or will be
+    trained_in: Path  # where model_final.pth and metrics.json are, or will be
+    words: tuple[str, ...]  # for train_net.py; none if there is nothing to do
+
+    @property
+    def name(self) -> str:
+        return self.entry.name
+
+    @property
+    def weights(self) -> Path:
+        """The trained model."""
+        return self.trained_in / "model_final.pth"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The resolved config as plain values, without OUTPUT_DIR."""
+        settings = yaml.safe_load(self.cfg.dump())
+        del settings["OUTPUT_DIR"]
+        return settings
+
+
+def find_runs(plan: Plan) -> list[Run]:
+    """The runs of a plan, entry by entry and seed by seed, each with its resolved config.
+
+    Raises:
+        ConfigError, DataError: a config cannot be used (see :func:`onenet.config.load_config`), has
+            nothing to evaluate, or an earlier start used other settings for the same folder.
+    """
+    runs = []
+    for entry in plan.entries:
+        top = plan.output / "runs" / entry.slug
+        found = [_finished(entry, top)] if entry.folder else _to_train(entry, plan.seeds, top)
+        for run in found:
+            _check_evaluation(run)
+            _check_same_settings(run)
+        runs += found
+    return runs
+
+
+def _check_evaluation(run: Run) -> None:
+    """Raises if the config does not lead to the results that are compared."""
+    count = len(run.cfg.DATASETS.TEST)
+    if count != 1:
+        raise ConfigError(
+            f"{run.name}: DATASETS.TEST names {count} datasets, but a comparison is on one; name"
+            " one, or give DATASETS.TEST_JSON and DATASETS.TEST_IMAGE_ROOT."
+        )
+    if run.words and not run.cfg.TEST.END_TO_END.ENABLED:
+        raise ConfigError(
+            f"{run.name}: TEST.END_TO_END.ENABLED is False, so that there are no results to"
+            " compare; set it to True."
+        )
+
+
+def _to_train(entry: Entry, seeds: Sequence[int], top: Path) -> list[Run]:
+    runs = []
+    for seed in seeds:
+        folder = top / f"seed{seed}"
+        overrides = (*entry.overrides, "SEED", str(seed))
+        cfg = load_config(entry.config, [*overrides])
+        words = (
+            *("--config-file", entry.config, "--resume"),
+            *(*entry.overrides, "OUTPUT_DIR", str(folder), "SEED", str(seed)),
+        )
+        runs.append(Run(entry, seed, cfg, folder, folder, words))
+    return runs
+
+
+def _finished(entry: Entry, top: Path) -> Run:
+    source = Path(entry.folder)
+    config = str(source / "config.yaml")
+    cfg = load_config(config, eval_only=True)
+    if (source / "inference" / "end_to_end.json").is_file():
+        return Run(entry, cfg.SEED, cfg, source, source, ())
+    words = (
+        *("--config-file", config, "--eval-only"),
+        *("MODEL.WEIGHTS", str(source / "model_final.pth"), "OUTPUT_DIR", str(top)),
+    )
+    return Run(entry, cfg.SEED, cfg, top, source, words)
+
+
+def is_done(run: Run) -> bool:
+    """Whether a run's results are complete."""
+    results = [run.weights, run.folder / "inference" / "end_to_end.json"]
+    if run.words:
+        results.append(run.folder / "done.json")
+    return all(path.is_file() for path in results)
+
+
+def complete_runs(
+    runs: Sequence[Run],
+    output: Path,
+    train_command: Sequence[str],
+    num_gpus: int | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Trains, continues or evaluates those runs that are not done, one after the other.
+
+    Args:
+        runs: from :func:`find_runs`.
+        output: folder of the comparison; no other start may work in it at the same time.
+        train_command: ``[python, train_net.py]``.
+        num_gpus: handed to train_net.py.
+        say: gets a line for each run.
+
+    Raises:
+        ConfigError: another start works in the folder, or settings differ from those in run.json.
+        RunFailed: a run failed; the others' work stays.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with _locked(output) as lock:
+        for run in runs:
+            _check_same_settings(run)  # again: the lock's last holder may have written it
+            title = f"{run.name}, seed {run.seed}" if run.seed >= 0 else run.name
+            if is_done(run):
+                say(f"{title}: done already")
+                continue
+            what = "evaluation" if "--eval-only" in run.words else "training"
+            say(f"{title}: {what} in {run.folder} ...")
+            start = time.perf_counter()
+            _complete(run, [*train_command, *_with_gpus(run.words, num_gpus)], lock)
+            say(f"{title}: done in {(time.perf_counter() - start) / 60:.1f} minutes")
+
+
+def _with_gpus(words: Sequence[str], num_gpus: int | None) -> list[str]:
+    if num_gpus is None:
+        return [*words]
+    # The options come before the overrides, which argparse takes to the end of the line.
+    return ["--num-gpus", str(num_gpus), "--dist-url", "auto", *words]
+
+
+def _complete(run: Run, command: list[str], lock: int) -> None:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    if not (run.folder / "run.json").is_file():
+        write_json(run.folder / "run.json", _record(run))
+    log = run.folder / "compare.log"
+    code = _call(command, log, lock)
+    if code != 0:
+        raise RunFailed(
+            f"{run.name}, seed {run.seed} failed with exit code {code}; the last lines of {log}:\n"
+            + "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+        )
+    missing = [path for path in _outputs(run) if not path.is_file()]
+    if missing:
+        raise RunFailed(
+            f"{run.name}, seed {run.seed} ended without writing {missing[0]}; see {log}."
+        )
+    write_json(run.folder / "done.json", {"command": command})
+
+
+def _outputs(run: Run) -> list[Path]:
+    return [run.weights, run.folder / "inference" / "end_to_end.json"]
+
+
+def _call(command: list[str], log: Path, lock: int) -> int:
+    """Runs a command that ends when this process ends, however that comes about."""
+    with open(log, "ab") as file:
+        file.write(f"\n$ {' '.join(command)}\n".encode())
+        file.flush()
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            pass_fds=(lock,),  # the folder stays locked for as long as anything writes into it
+            start_new_session=True,  # so that its data loaders can be ended with it
+            preexec_fn=_end_with_parent if _LIBC else None,
+        )
+        try:
+            return process.wait()
+        except BaseException:  # Ctrl-C above all
+            _end(process)
+            raise
+
+
+def _end_with_parent() -> None:
+    # Nothing else ends a child whose parent got SIGKILL
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _end(process: subprocess.Popen) -> None:
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, how)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=10)
+
+
+@contextlib.contextmanager
+def _locked(output: Path, patience: float = 15.0) -> Iterator[int]:
+    """Holds the folder's lock; gives its file descriptor.
+
+    Waits some seconds, in which the data loaders of a killed start notice that it is gone.
+    """
+    with open(output / ".lock", "w") as file:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise ConfigError(
+                        f"{output} is in use: another start of the comparison works in it; wait for"
+                        " it, end it, or give another --output."
+                    ) from error
+                time.sleep(0.2)
+        yield file.fileno()
+
+
+def _record(run: Run) -> dict[str, Any]:
+    """What ``run.json`` says: by what the run may be continued."""
+    record: dict[str, Any] = {
+        "config": run.entry.config or run.entry.folder,
+        "overrides": list(run.entry.overrides),
+        "seed": run.seed,
+        "settings": run.settings,
+    }
+    if run.entry.folder:
+        stat = run.weights.stat()
+        record["weights"] = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    return record
+
+
+def _check_same_settings(run: Run) -> None:
+    """Raises if ``run.json`` has other settings than the run has now."""
+    path = run.folder / "run.json"
+    if not run.words or not path.is_file():
+        return
+    try:
+        old = json.loads(path.read_text())
+        old = {**old["settings"], "weights": old.get("weights", {})}
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path} is broken; delete the folder {run.folder} to do this run anew."
+        ) from error
+    new = _record(run)
+    new = {**new["settings"], "weights": new.get("weights", {})}
+    old_values, new_values = dict(_flat(old)), dict(_flat(new))
+    differing = [
+        key
+        for key in sorted({*old_values, *new_values} - _NOT_COMPARED)
+        if old_values.get(key, _ABSENT) != new_values.get(key, _ABSENT)
+    ]
+    if differing:
+        changes = "; ".join(
+            f"{key} was {old_values.get(key, _ABSENT)!r}, now {new_values.get(key, _ABSENT)!r}"
+            for key in differing[:3]
+        )
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise ConfigError(
+            f"{run.folder} was made with other settings ({changes}{more}); give another --output,"
+            " or delete that folder."
+        )
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "absent"
+
+
+_ABSENT = _Absent()
+
+
+def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a json file that is either complete or not there."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    os.replace(temporary, path)

@@ -1,0 +1,219 @@
+"""The tables of a comparison as cells of text, and the Markdown file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .results import AS_CONFIGURED, NMS_OFF
+
+__all__ = [
+    "Table",
+    "crowding_table",
+    "definitions",
+    "machine_sentence",
+    "markdown",
+    "settings_table",
+    "speed_note",
+    "speed_table",
+    "summary_table",
+]
+
+DASH = "–"
+# Key of the results, title of the column, decimals
+_RESULT_COLUMNS = (
+    ("AP", "AP", 1),
+    ("AP50", "AP50", 1),
+    ("AP_after_NMS", "AP after NMS", 1),
+    ("NMS_gap", "NMS gap", 1),
+    ("duplicates@0.1", "duplicates @0.1", 2),
+    ("duplicates@0.3", "duplicates @0.3", 2),
+    ("duplicates@0.5", "duplicates @0.5", 2),
+    ("score_gap", "score gap", 2),
+)
+_CROWDING_COLUMNS = tuple(c for c in _RESULT_COLUMNS if c[0] != "AP50")
+_BIN_NAMES = {
+    "none": "touches no other of its class",
+    "under_0.3": "IoU under 0.3",
+    "0.3_to_0.5": "IoU 0.3 to 0.5",
+    "over_0.5": "IoU over 0.5",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text; in a row of one cell that cell is a heading for those below it."""
+
+    header: list[str]
+    rows: list[list[str]]
+
+
+def summary_table(comparison: dict[str, Any]) -> Table:
+    """One row a detector; of those with NMS a second one with NMS off."""
+    rows = []
+    for detector in comparison["detectors"]:
+        for variant, results in _variants(detector, "aggregate"):
+            cells = [_cell(results.get(key), d, key) for key, _, d in _RESULT_COLUMNS]
+            seeds = ", ".join(_seed(seed["seed"]) for seed in detector["seeds"])
+            rows.append([detector["name"], _nms_words(detector, variant), *cells, seeds])
+    return Table(["detector", "NMS", *(title for _, title, _ in _RESULT_COLUMNS), "seeds"], rows)
+
+
+def crowding_table(comparison: dict[str, Any]) -> Table:
+    """For each bin of crowding a heading, and the rows of the summary."""
+    rows: list[list[str]] = []
+    names = dict.fromkeys(
+        name
+        for detector in comparison["detectors"]
+        for bins in detector["crowding"].values()
+        for name in bins
+    )
+    for name in names:
+        counts: list[str] = []
+        part = []
+        for detector in comparison["detectors"]:
+            for variant, bins in _variants(detector, "crowding"):
+                results = bins.get(name, {})
+                counts.append(_cell(results.get("num_objects"), 0))
+                cells = [_cell(results.get(key), d, key) for key, _, d in _CROWDING_COLUMNS]
+                part.append([detector["name"], _nms_words(detector, variant), *cells])
+        objects = " or ".join(dict.fromkeys(counts))
+        rows += [[f"{_BIN_NAMES.get(name, name)}: {objects} objects"], *part]
+    return Table(["detector", "NMS", *(title for _, title, _ in _CROWDING_COLUMNS)], rows)
+
+
+def speed_table(comparison: dict[str, Any]) -> Table:
+    """Median milliseconds of an image, and the ratio to the first detector."""
+    rows = [
+        [s["name"], s["device"], f"{s['milliseconds']:.1f}", f"{s['ratio']:.2f}"]
+        for s in comparison["speed"]
+    ]
+    return Table(["detector", "device", "ms an image", "ratio"], rows)
+
+
+def settings_table(comparison: dict[str, Any]) -> Table:
+    """What each detector was made from."""
+    rows = []
+    for detector in comparison["detectors"]:
+        settings = detector["settings"]
+        schedule = f"{settings['SOLVER.MAX_ITER']} x {settings['SOLVER.IMS_PER_BATCH']}"
+        source = " ".join([detector["source"], *detector["overrides"]])
+        rows.append([detector["name"], source, schedule, detector["note"] or DASH])
+    return Table(["detector", "made from", "iterations x batch", "note"], rows)
+
+
+def definitions(comparison: dict[str, Any]) -> str:
+    """What the columns mean, in sentences."""
+    first = _first_evaluation(comparison)
+    nms, iou = first.get("nms_thresh", DASH), first.get("iou_thresh", DASH)
+    several = any(len(detector["seeds"]) > 1 for detector in comparison["detectors"])
+    spread = (
+        " Numbers are means over the seeds; where those differ, their range is given too."
+        if several
+        else ""
+    )
+    return (
+        "AP and AP50 are COCO's, from 0 to 100; NMS gap is what class-wise NMS at IoU"
+        f" {nms} behind the detector adds to its AP (“AP after NMS” minus AP), so that 0 means"
+        " that NMS is not needed. Duplicates @t are boxes with a score of t or more, counted per"
+        f" image, that lie (IoU {iou} or more, same class) only on objects which better scored"
+        " boxes have found already. Score gap is how far the box that finds an object is above its"
+        " best duplicate in score, on average; 1 is best." + spread
+    )
+
+
+def machine_sentence(machine: dict[str, Any]) -> str:
+    """The machine in one line."""
+    gpu = f", {machine['gpu']}" if machine["gpu"] else ", no GPU"
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} PyTorch threads{gpu},"
+        f" torch {machine['torch']}"
+    )
+
+
+def speed_note(comparison: dict[str, Any]) -> str:
+    """How the speed was measured."""
+    rounds = comparison["speed_rounds"]
+    return (
+        "The detectors of the first seeds, with NMS where they carry it, one image at a time,"
+        f" taking turns in one process on the machine named above ({rounds} rounds"
+        " after a warm-up); reading and resizing the image is not included. On another machine, or"
+        " while others work on it, the numbers differ; the ratios are what to look at."
+    )
+
+
+def markdown(comparison: dict[str, Any]) -> str:
+    """The content of comparison.md."""
+    first = _first_evaluation(comparison)
+    parts = [
+        f"# {_plain(comparison['title'])}",
+        f"{comparison['date']}; {machine_sentence(comparison['machine'])}. Tested on"
+        f" {_plain(str(first.get('dataset') or DASH))},"
+        f" {_or_dash(first.get('num_images'))} images.",
+        f"    {comparison['command']}",
+        *(f"**Not equal:** {_plain(sentence)}" for sentence in comparison["not_equal"]),
+        _markdown_table(summary_table(comparison)),
+        definitions(comparison),
+        "## By crowding",
+        "By an object's largest IoU with another object of its class.",
+        _markdown_table(crowding_table(comparison)),
+        "## Speed",
+        _markdown_table(speed_table(comparison)) if comparison["speed"] else DASH,
+        speed_note(comparison),
+        "## Runs",
+        _markdown_table(settings_table(comparison)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(table: Table) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(_plain(cell).replace("|", "\\|") for cell in cells) + " |"
+
+    width = len(table.header)
+    rows = [[f"**{row[0]}**"] + [""] * (width - 1) if len(row) == 1 else row for row in table.rows]
+    return "\n".join([line(table.header), "|" + " --- |" * width, *map(line, rows)])
+
+
+def _plain(text: str) -> str:
+    """Text in one line, whose tags Markdown does not take for HTML."""
+    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _variants(detector: dict[str, Any], key: str) -> list[tuple[str, dict[str, Any]]]:
+    return list(detector[key].items()) or [(AS_CONFIGURED, {})]
+
+
+def _nms_words(detector: dict[str, Any], variant: str) -> str:
+    if not detector["has_nms"]:
+        return "none"
+    return "NMS off" if variant == NMS_OFF else "with NMS"
+
+
+def _cell(value: dict[str, float] | None, decimals: int, key: str = "") -> str:
+    if value is None:
+        return DASH
+    sign = "+" if key == "NMS_gap" else ""
+    low, mean, high = (
+        # + 0.0 makes 0 of what was rounded to -0
+        f"{round(value[name], decimals) + 0.0:{sign}.{decimals}f}"
+        for name in ("min", "mean", "max")
+    )
+    return mean if low == high else f"{mean} ({low} to {high})"
+
+
+def _seed(seed: int) -> str:
+    return str(seed) if seed >= 0 else "random"
+
+
+def _or_dash(value: Any) -> str:
+    return DASH if value is None else str(value)
+
+
+def _first_evaluation(comparison: dict[str, Any]) -> dict[str, Any]:
+    for detector in comparison["detectors"]:
+        for seed in detector["seeds"]:
+            for evaluation in seed["evaluations"].values():
+                return evaluation
+    return {}

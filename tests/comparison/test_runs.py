@@ -1,0 +1,202 @@
+"""Runs are trained once, continued, skipped, and never overwritten."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from onenet import ConfigError
+from onenet.comparison import RunFailed, plan_from_paths
+from onenet.comparison.runs import complete_runs, find_runs, is_done
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = [
+    str(ROOT / "configs" / "digits" / name)
+    for name in ("onenet_fcos_R18_FPN.yaml", "baseline_fcos_R18_FPN.yaml")
+]
+
+# Stands for train_net.py: notes each call beside itself, and writes what it would write.
+FAKE = """
+import json, pathlib, sys
+words = sys.argv[1:]
+here = pathlib.Path(__file__).parent
+with open(here / "calls", "a") as file:
+    file.write(json.dumps(words) + "\\n")
+out = pathlib.Path(words[words.index("OUTPUT_DIR") + 1])
+if (here / "fail").exists() and "baseline" in str(out):
+    print("the reason"); sys.exit(3)
+(out / "inference").mkdir(parents=True, exist_ok=True)
+(out / "inference" / "end_to_end.json").write_text("{}")
+if "--eval-only" not in words:
+    (out / "model_final.pth").write_bytes(b"")
+"""
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> list[str]:
+    path = tmp_path / "fake.py"
+    path.write_text(FAKE)
+    return [sys.executable, str(path)]
+
+
+def calls(tmp_path: Path) -> list[list[str]]:
+    path = tmp_path / "calls"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def start(tmp_path: Path, fake: list[str], *overrides: str, seeds: tuple = (1, 2)) -> list[str]:
+    plan = plan_from_paths(
+        CONFIGS, output=str(tmp_path / "out"), seeds=seeds, overrides=[*overrides]
+    )
+    said: list[str] = []
+    complete_runs(find_runs(plan), plan.output, fake, say=said.append)
+    return said
+
+
+def test_each_run_is_trained_once(tmp_path: Path, fake: list[str]) -> None:
+    said = start(tmp_path, fake, "SOLVER.MAX_ITER", "7")
+    assert len(calls(tmp_path)) == 4 and len(said) == 8
+    folder = tmp_path / "out" / "runs" / "onenet_fcos_R18_FPN" / "seed1"
+    assert calls(tmp_path)[0] == [
+        *("--config-file", CONFIGS[0], "--resume", "SOLVER.MAX_ITER", "7"),
+        *("OUTPUT_DIR", str(folder), "SEED", "1"),
+    ]
+    record = json.loads((folder / "run.json").read_text())
+    assert record["settings"]["SOLVER"]["MAX_ITER"] == 7 and record["settings"]["SEED"] == 1
+    assert "OUTPUT_DIR" not in record["settings"]
+
+    again = start(tmp_path, fake, "SOLVER.MAX_ITER", "7")
+    assert len(calls(tmp_path)) == 4 and all("done already" in line for line in again)
+    start(tmp_path, fake, "SOLVER.MAX_ITER", "7", seeds=(1, 2, 3))  # only the new seed
+    assert [words[-1] for words in calls(tmp_path)[4:]] == ["3", "3"]
+
+
+def test_what_is_not_done_is_called_again(tmp_path: Path, fake: list[str]) -> None:
+    start(tmp_path, fake, seeds=(1,))
+    (tmp_path / "out" / "runs" / "baseline_fcos_R18_FPN" / "seed1" / "done.json").unlink()
+    start(tmp_path, fake, seeds=(1,))
+    assert len(calls(tmp_path)) == 3 and "--resume" in calls(tmp_path)[2]
+
+
+def test_other_settings_overwrite_nothing(tmp_path: Path, fake: list[str]) -> None:
+    start(tmp_path, fake, "SOLVER.MAX_ITER", "7")
+    with pytest.raises(ConfigError) as caught:
+        start(tmp_path, fake, "SOLVER.MAX_ITER", "8")
+    for word in ("SOLVER.MAX_ITER was 7, now 8", "--output", "delete", "seed1"):
+        assert word in str(caught.value)
+    # The same settings in other words are the same
+    start(tmp_path, fake, "SOLVER.MAX_ITER", "9", "SOLVER.MAX_ITER", "7")
+    assert len(calls(tmp_path)) == 4
+
+    (tmp_path / "out" / "runs" / "onenet_fcos_R18_FPN" / "seed1" / "run.json").write_text("{")
+    with pytest.raises(ConfigError, match="broken"):
+        start(tmp_path, fake, "SOLVER.MAX_ITER", "7")
+
+
+def test_a_failure_shows_the_log_and_keeps_the_others(tmp_path: Path, fake: list[str]) -> None:
+    (tmp_path / "fail").touch()
+    with pytest.raises(RunFailed) as caught:
+        start(tmp_path, fake, seeds=(1,))
+    assert "exit code 3" in str(caught.value) and "the reason" in str(caught.value)
+    (tmp_path / "fail").unlink()
+    start(tmp_path, fake, seeds=(1,))
+    assert ["baseline" in words[1] for words in calls(tmp_path)] == [False, True, True]
+
+
+def test_a_train_command_without_results_fails(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match=r"without writing .*model_final.pth"):
+        start(tmp_path, [sys.executable, "-c", ""])
+
+
+def test_finished_folders_stay_as_they_are(make_run, tmp_path: Path, fake: list[str]) -> None:
+    whole, bare = make_run("whole"), make_run("bare")
+    (Path(bare) / "inference" / "end_to_end.json").unlink()
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "finished").rglob("*")}
+    plan = plan_from_paths([whole, bare], output=str(tmp_path / "out"))
+    for _ in range(2):
+        runs = find_runs(plan)
+        complete_runs(runs, plan.output, fake, say=lambda line: None)
+        assert all(map(is_done, runs))
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "finished").rglob("*")} == before
+    (words,) = calls(tmp_path)
+    assert words == [
+        *("--config-file", f"{bare}/config.yaml", "--eval-only"),
+        *("MODEL.WEIGHTS", f"{bare}/model_final.pth"),
+        *("OUTPUT_DIR", str(tmp_path / "out" / "runs" / "bare")),
+    ]
+    (Path(bare) / "model_final.pth").write_bytes(b"other weights")
+    with pytest.raises(ConfigError, match=r"weights\.bytes"):
+        find_runs(plan)
+
+
+def test_what_cannot_be_compared(tmp_path: Path, fake: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"DATASETS\.TEST names 0"):
+        start(tmp_path, fake, "DATASETS.TEST", "()")
+    with pytest.raises(ConfigError, match=r"TEST\.END_TO_END\.ENABLED is False"):
+        start(tmp_path, fake, "TEST.END_TO_END.ENABLED", "False")
+    with pytest.raises(ConfigError, match=r"SOLVER\.MAX_ITTER"):
+        start(tmp_path, fake, "SOLVER.MAX_ITTER", "1")
+
+
+# A start whose train command never ends
+HANGING = """
+import sys
+from pathlib import Path
+from onenet.comparison import plan_from_paths
+from onenet.comparison.runs import complete_runs, find_runs
+plan = plan_from_paths([sys.argv[1]], output=sys.argv[2])
+wait = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(99)"
+complete_runs(find_runs(plan), plan.output, [sys.executable, "-c", wait])
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs prctl for SIGKILL, and /proc")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_the_child_ends_with_its_parent(tmp_path: Path, fake: list[str], how: int) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", HANGING, CONFIGS[0], str(out)],
+        cwd=tmp_path,
+        env=os.environ,
+        stderr=subprocess.DEVNULL,
+    )
+    pid_file = tmp_path / "pid"
+    deadline = time.monotonic() + 120
+    while not (pid_file.is_file() and pid_file.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    pid = int(pid_file.read_text())
+    assert alive(pid)
+    process.send_signal(how)
+    process.wait(timeout=30)
+    while alive(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    # The folder is free again
+    plan = plan_from_paths([CONFIGS[0]], output=str(out))
+    complete_runs(find_runs(plan), plan.output, fake, say=lambda line: None)
+
+
+def test_two_starts_at_once(tmp_path: Path) -> None:
+    from onenet.comparison.runs import _locked
+
+    with _locked(tmp_path):
+        with pytest.raises(ConfigError, match="is in use"):
+            with _locked(tmp_path, patience=0.0):
+                pass
