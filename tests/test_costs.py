@@ -158,6 +158,10 @@ def test_cost_from_config(name: str) -> None:
     cfg = get_cfg()
     add_onenet_config(cfg)
     cfg.MODEL.ONENET.MATCHER.merge_from_list(["COST", name, "CLASS_WEIGHT", 0.5])
+    if name == "AnchorCost":
+        with pytest.raises(ConfigError, match=r"does not go with .*'FCOSHead'.*'PointCost'"):
+            build_cost(cfg)
+        cfg.MODEL.ONENET.HEAD.NAME = "RetinaNetHead"
     cost = build_cost(cfg)
     assert type(cost).__name__ == name
     assert (cost.class_weight, cost.l1_weight, cost.giou_weight) == (0.5, 5.0, 2.0)

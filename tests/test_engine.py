@@ -163,6 +163,14 @@ def test_errors_are_one_sentence(train_net, data_opts, coco_set, tmp_path: Path,
     for key, registry in (("HEAD", "PointHead"), ("MATCHER", "HungarianMatcher")):
         message = sentence(train_net, *data_opts, *out, f"MODEL.ONENET.{key}.NAME", "Best")
         assert f"MODEL.ONENET.{key}.NAME is 'Best'" in message and registry in message
+    message = sentence(train_net, *data_opts, *out, "MODEL.ONENET.MATCHER.COST", "AnchorCost")
+    assert "'FCOSHead'" in message and "'PointCost'" in message
+    for key, value in (("IOU_THRESH", "0.0"), ("IOU_THRESH", "5.0"), ("NMS_THRESH", "-1.0")):
+        message = sentence(train_net, *data_opts, *out, f"TEST.END_TO_END.{key}", value)
+        assert f"TEST.END_TO_END.{key} is {value}" in message
+    limit = "[['end_to_end', 'NMS_gap', 'max', 1.0]]"
+    switched_off = ["TEST.END_TO_END.ENABLED", "False", "TEST.LIMITS", limit]
+    assert "END_TO_END.ENABLED" in sentence(train_net, *data_opts, *out, *switched_off)
 
     path, folder = coco_set
     content = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""CenterNet's softened negatives: the radius by search, the weights by hand."""
+"""CenterNet's softened negatives: radius and weights by hand."""
 
 import math
 
@@ -15,20 +15,38 @@ from onenet.matcher import MinCostMatcher
 from onenet.soft_negatives import gaussian_radius, negative_weights
 
 
-def least_iou(width: float, height: float, radius: float) -> float:
-    """The least IoU of a box with those whose corners are both off by the radius."""
-    box = torch.tensor([[0.0, 0, width, height]])
-    signs = torch.tensor([[1.0, 1, 1, 1], [1, 1, -1, -1], [-1, -1, 1, 1]])
-    return box_iou(box, box + radius * signs).min().item()
-
-
 @pytest.mark.parametrize("size", [(10.0, 10.0), (40.0, 7.0), (3.0, 90.0)])
 @pytest.mark.parametrize("min_iou", [0.5, 0.7, 0.9])
-def test_radius_is_the_largest_that_keeps_the_iou(size, min_iou: float) -> None:
-    radius = gaussian_radius(torch.tensor([size]), min_iou).item()
-    assert radius > 0
-    assert least_iou(*size, radius) == pytest.approx(min_iou, abs=1e-4)
-    assert least_iou(*size, radius * 1.01) < min_iou
+def test_radius_is_the_outward_one_without_its_division(size, min_iou: float) -> None:
+    outwards = gaussian_radius(torch.tensor([size]), min_iou).item() / (4 * min_iou)
+    box = torch.tensor([[0.0, 0, *size]])
+    grown = box + outwards * torch.tensor([-1.0, -1, 1, 1])
+    assert box_iou(box, grown).item() == pytest.approx(min_iou, abs=1e-4)
+
+
+def test_weight_beside_the_positive() -> None:
+    # 20 x 20: radius sqrt(0.49 * 1600 + 0.84 * 400) - 28 = 5.466; sigma 5.466 / 3 + 4 / 6 = 2.489
+    # Four pixels away Y = exp(-16 / (2 * 2.489^2)) = 0.275, and (1 - 0.275)^4 = 0.276
+    weights = negative_weights(
+        line_of_squares(40, 4.0),
+        (40,),
+        torch.tensor([20]),
+        torch.tensor([[72.0, -8, 92, 12]]),
+        torch.tensor([0]),
+        num_classes=1,
+    )
+    assert weights[21].item() == pytest.approx(0.276, abs=1e-3)
+
+
+def test_levels_of_anchors_whose_sides_are_no_whole_numbers() -> None:
+    centers = torch.arange(30).float()[:, None] * 8 + 4
+    anchors = torch.cat((centers, centers, centers, centers), dim=1)
+    anchors = anchors + 40.3 / 2 * torch.tensor([-1.0, -1, 1, 1])
+    weights = negative_weights(
+        anchors, (20, 10), torch.tensor([10]), anchors[10:11], torch.tensor([0]), num_classes=1
+    )
+    assert (weights[9:12] < 0.9).all()
+    assert (weights[20:] == 1).all()
 
 
 def line_of_squares(num: int, stride: float) -> torch.Tensor:
@@ -40,7 +58,9 @@ def test_weights_by_hand() -> None:
     # Five points 4 pixels apart and two of a coarser level; one object of 20 x 20 at point 2.
     anchors = torch.cat((line_of_squares(5, 4.0), line_of_squares(2, 8.0)))
     box = torch.tensor([[0.0, -8, 20, 12]])
-    weights = negative_weights(anchors, torch.tensor([2]), box, torch.tensor([1]), num_classes=3)
+    weights = negative_weights(
+        anchors, (5, 2), torch.tensor([2]), box, torch.tensor([1]), num_classes=3
+    )
     sigma = gaussian_radius(torch.tensor([[20.0, 20.0]])).item() / 3 + 4 / 6
     expected = [(1 - math.exp(-(d**2) / (2 * sigma**2))) ** 4 for d in (8, 4, 0, 4, 8)]
     torch.testing.assert_close(weights[:5, 1], torch.tensor(expected))
@@ -53,9 +73,9 @@ def test_overlapping_objects_take_the_larger_gaussian() -> None:
     anchors = line_of_squares(8, 4.0)
     boxes = torch.tensor([[0.0, -8, 20, 12], [8, -8, 28, 12]])
     samples, classes = torch.tensor([2, 4]), torch.tensor([0, 0])
-    both = negative_weights(anchors, samples, boxes, classes, 1)
+    both = negative_weights(anchors, (8,), samples, boxes, classes, 1)
     each = [
-        negative_weights(anchors, samples[i : i + 1], boxes[i : i + 1], classes[:1], 1)
+        negative_weights(anchors, (8,), samples[i : i + 1], boxes[i : i + 1], classes[:1], 1)
         for i in (0, 1)
     ]
     assert torch.equal(both, torch.minimum(*each))
@@ -64,9 +84,9 @@ def test_overlapping_objects_take_the_larger_gaussian() -> None:
 def test_no_objects_and_no_area() -> None:
     anchors = line_of_squares(4, 4.0)
     none = torch.zeros(0, dtype=torch.int64)
-    assert (negative_weights(anchors, none, torch.zeros(0, 4), none, 2) == 1).all()
+    assert (negative_weights(anchors, (4,), none, torch.zeros(0, 4), none, 2) == 1).all()
     point = torch.tensor([[6.0, 2, 6, 2]])
-    weights = negative_weights(anchors, torch.tensor([1]), point, torch.tensor([0]), 2)
+    weights = negative_weights(anchors, (4,), torch.tensor([1]), point, torch.tensor([0]), 2)
     assert weights.isfinite().all()
 
 

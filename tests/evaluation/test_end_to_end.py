@@ -475,7 +475,8 @@ def test_nothing_detected_nothing_there(measure: Measure) -> None:
         results = report["results"]
         for metric in ("AP", "AP50_after_NMS", "NMS_gap", "score_gap", "AP-none"):
             assert results[metric] is None
-        assert results["duplicates@0.1"] == 0
+        # With no object to repeat, 0 duplicates would keep any limit.
+        assert results["duplicates@0.1"] == (0 if objects[0] else None)
         assert report["curves"]["precision"] == [None] * 101
         assert report["curves"]["claims_per_image"] == [0.0] * 19
     # An image that the evaluator has not seen counts as one without detections.

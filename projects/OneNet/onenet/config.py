@@ -13,8 +13,11 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
+from .costs import build_cost
 from .data.coco_json import check_same_classes, register_coco_json
 from .errors import ConfigError
+from .heads import ONENET_HEAD_REGISTRY
+from .matcher import ONENET_MATCHER_REGISTRY
 from .registry import get_registered
 
 __all__ = ["add_onenet_config", "load_config", "resolve_num_classes"]
@@ -175,8 +178,10 @@ def load_config(
     if eval_only and not cfg.DATASETS.TEST:
         raise ConfigError("--eval-only has nothing to evaluate: DATASETS.TEST is empty.")
     _check_limits(cfg)
+    _check_thresholds(cfg)
     get_registered(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
     get_registered(BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME, "MODEL.BACKBONE.NAME")
+    _check_parts(cfg)
     cfg = resolve_num_classes(cfg, keys)
     _check_num_classes(cfg, keys)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
@@ -262,8 +267,36 @@ def _check_limits(cfg: CfgNode) -> None:
                 f"TEST.LIMITS has the entry {entry!r}; write [task, metric, 'max' or 'min', number]"
                 " such as ['end_to_end', 'NMS_gap', 'max', 1.0]."
             )
+        if entry[0].startswith("end_to_end") and not cfg.TEST.END_TO_END.ENABLED:
+            raise ConfigError(
+                f"TEST.LIMITS limits '{entry[0]}', which TEST.END_TO_END.ENABLED False switches"
+                " off; set that to True."
+            )
     if cfg.TEST.LIMITS and not cfg.DATASETS.TEST:
         raise ConfigError("TEST.LIMITS has nothing to limit: DATASETS.TEST is empty.")
+
+
+def _check_thresholds(cfg: CfgNode) -> None:
+    """Raises where the evaluator's thresholds are no IoUs."""
+    end_to_end = cfg.TEST.END_TO_END
+    if not 0 < end_to_end.IOU_THRESH <= 1:
+        raise ConfigError(
+            f"TEST.END_TO_END.IOU_THRESH is {end_to_end.IOU_THRESH}; give an IoU above 0, up to 1."
+        )
+    if not 0 <= end_to_end.NMS_THRESH <= 1:
+        raise ConfigError(
+            f"TEST.END_TO_END.NMS_THRESH is {end_to_end.NMS_THRESH}; give an IoU from 0 to 1."
+        )
+
+
+def _check_parts(cfg: CfgNode) -> None:
+    """Raises where a part that OneNet would be built of is not registered, or does not fit."""
+    if cfg.MODEL.META_ARCHITECTURE != "OneNet":
+        return
+    onenet = cfg.MODEL.ONENET
+    get_registered(ONENET_HEAD_REGISTRY, onenet.HEAD.NAME, "MODEL.ONENET.HEAD.NAME")
+    get_registered(ONENET_MATCHER_REGISTRY, onenet.MATCHER.NAME, "MODEL.ONENET.MATCHER.NAME")
+    build_cost(cfg)
 
 
 def _is_limit(entry: object) -> bool:

@@ -15,6 +15,7 @@ from detectron2.utils.registry import Registry
 from torch import Tensor
 from torchvision.ops import generalized_box_iou
 
+from .errors import ConfigError
 from .registry import get_registered
 
 __all__ = [
@@ -228,12 +229,26 @@ def _serves(anchors: Tensor, gt_boxes: Tensor) -> Tensor:
     return (half_sides > lower[:, None]) & (half_sides <= upper[:, None])
 
 
+# Cost and head, and the cost that is meant
+_MISMATCHED = {
+    ("PointCost", "RetinaNetHead"): "AnchorCost",
+    ("AnchorCost", "FCOSHead"): "PointCost",
+    ("AnchorCost", "PointHead"): "PointCost",
+}
+
+
 def build_cost(cfg: CfgNode) -> MatchingCost:
     """Builds the cost that ``cfg.MODEL.ONENET.MATCHER.COST`` names.
 
     Raises:
-        ConfigError: no cost of that name is registered.
+        ConfigError: no cost of that name is registered, or it is not for the config's head.
     """
-    name = cfg.MODEL.ONENET.MATCHER.COST
+    name, head = cfg.MODEL.ONENET.MATCHER.COST, cfg.MODEL.ONENET.HEAD.NAME
+    # Heads that are not ours pass: they know what their anchors are.
+    if (name, head) in _MISMATCHED:
+        raise ConfigError(
+            f"MODEL.ONENET.MATCHER.COST is '{name}', which does not go with MODEL.ONENET.HEAD.NAME"
+            f" '{head}'; the predefined location cost of that head is '{_MISMATCHED[name, head]}'."
+        )
     cost = get_registered(ONENET_COST_REGISTRY, name, "MODEL.ONENET.MATCHER.COST")
     return cost.from_config(cfg)

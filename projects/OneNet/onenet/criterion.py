@@ -124,6 +124,7 @@ class Criterion(nn.Module):
                 weights = [
                     negative_weights(
                         predictions.anchors,
+                        predictions.level_sizes,
                         samples,
                         gt.gt_boxes.tensor[g],
                         gt.gt_classes[g],

@@ -261,8 +261,11 @@ class Trainer(DefaultTrainer):
             process.
         """
         results = super().test(cfg, model, evaluators)
-        if evaluators is None and cfg.TEST.END_TO_END.ENABLED and carries_nms(model):
-            logging.getLogger(__name__).info("The detector carries NMS: once more, with NMS off.")
+        wanted = evaluators is None and cfg.TEST.END_TO_END.ENABLED and cfg.DATASETS.TEST
+        if wanted and carries_nms(model):
+            logging.getLogger(__name__).info(
+                "The detector carries NMS: once more, with NMS off. All that follows is without it."
+            )
             folder = os.path.join("inference", "nms_off")
             evaluators = [build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
             with without_nms(model):

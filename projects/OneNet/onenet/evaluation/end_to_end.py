@@ -60,7 +60,8 @@ class EndToEndEvaluator(DatasetEvaluator):
     * ``AP``, ``AP50``: COCO's, in points, from 0 to 100, of the detections as they are;
       ``AP_after_NMS``, ``AP50_after_NMS``: after class-wise NMS at ``nms_thresh``.
       ``NMS_gap`` = ``AP_after_NMS`` - ``AP``, ``NMS_gap50`` likewise: what NMS would add.
-      nan without objects, and without a single detection, as COCOEvaluator has it.
+      nan without objects, and without a single detection, as COCOEvaluator has it. Duplicates are
+      nan without objects too.
 
     Crowding: an object's largest IoU with another object of its class in its image, in the bins of
     :func:`crowding_bins`. For the metric of a bin, say ``duplicates@0.3-over_0.5``, only the
@@ -112,7 +113,7 @@ class EndToEndEvaluator(DatasetEvaluator):
             self._predictions.append(
                 (
                     image["image_id"],
-                    instances.pred_boxes.tensor.numpy(),
+                    instances.pred_boxes.tensor.float().numpy(),
                     instances.scores.float().numpy(),
                     instances.pred_classes.numpy(),
                 )
@@ -132,6 +133,7 @@ class EndToEndEvaluator(DatasetEvaluator):
             if not comm.is_main_process():
                 return {}
             predictions = list(itertools.chain(*gathered))
+        logger.info(f"Measuring end-to-end-ness on {self._dataset_name} ...")
         report = self._measure(_scenes(DatasetCatalog.get(self._dataset_name), predictions))
         self._log(report)
         if self._output_dir is not None:
@@ -150,11 +152,11 @@ class EndToEndEvaluator(DatasetEvaluator):
         ) -> tuple[np.ndarray, np.ndarray]:
             if not detects:
                 return np.zeros((10, 101, 0)), np.zeros((10, 101, 0))
+            table = precision_table(part, self._max_dets_per_image)
+            if all(k.all() for k in keep):  # NMS has nothing to do, as behind a detector's own
+                return table, table
             after = [scene.with_detections(k) for scene, k in zip(part, keep, strict=True)]
-            return (
-                precision_table(part, self._max_dets_per_image),
-                precision_table(after, self._max_dets_per_image),
-            )
+            return table, precision_table(after, self._max_dets_per_image)
 
         before, after = precision_both_ways(scenes, survivors)
         results = {
@@ -231,7 +233,11 @@ class _Tally:
             gaps = gaps[self.claim_bins == bin_index]
         duplicates = _per_image(scores, num_images, MAIN_THRESHOLDS)
         return {
-            **{f"duplicates@{t}": n for t, n in zip(MAIN_THRESHOLDS, duplicates, strict=True)},
+            # Without objects there is nothing to repeat: 0 would pass for a good result.
+            **{
+                f"duplicates@{t}": n if len(self.object_bins) else float("nan")
+                for t, n in zip(MAIN_THRESHOLDS, duplicates, strict=True)
+            },
             "score_gap": float(gaps.mean()) if len(gaps) else float("nan"),
         }
 
