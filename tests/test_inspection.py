@@ -22,13 +22,13 @@ from detectron2.utils.events import EventStorage
 from PIL import Image
 
 import onenet.meta_arch
+from onenet.checkpoint import load_weights
 from onenet.config import load_config
 from onenet.errors import ConfigError
 from onenet.heads import DensePredictions
 from onenet.inspection import (
     compare_assignments,
     inspect_assignment,
-    load_weights,
     summarize_assignments,
     summarize_moves,
 )

@@ -8,7 +8,8 @@ python tools/compare.py FOLDER [FOLDER ...] --output FOLDER       (runs that tra
 Configs are trained with train_net.py, one after the other, once for each seed. Finished runs'
 folders are evaluated if they have not been, and never changed. A start that was cut off is
 continued by the same command; a second start of a finished comparison does nothing. --output,
---title, --seeds and --set change a plan for once.
+--title, --seeds and --set change a plan for once. A run that fails keeps no other from being
+completed, but the page is written only when all are.
 """
 
 import argparse
@@ -35,28 +36,49 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("paths", nargs="*", help="config files, or folders of finished runs")
     parser.add_argument(
-        "--plan", help="yaml file that says what is compared, in place of the paths"
+        "--plan", help="yaml file that says what is compared; give it or paths, not both"
     )
-    parser.add_argument("--output", help="folder of the comparison (default: output/compare)")
-    parser.add_argument("--title", help="of the page")
-    parser.add_argument("--seeds", nargs="+", type=int, help="of each config (default: 1)")
+    parser.add_argument(
+        "--output",
+        help="folder of the comparison (default: the plan's, or output/compare without a plan)",
+    )
+    parser.add_argument("--title", help="title of the page (default: the plan's, or a general one)")
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        help="seeds to train each config with (default: the plan's, or 1 without a plan)",
+    )
     parser.add_argument(
         "--set",
         nargs="+",
         default=[],
         metavar=("KEY", "VALUE"),
-        help="overrides for all configs: KEY value KEY value ...",
-    )
-    parser.add_argument("--num-gpus", type=int, help="of each training (default: train_net.py's)")
-    parser.add_argument("--images", type=int, default=6, help="in the pictures (default: 6)")
-    parser.add_argument(
-        "--score", type=float, default=0.3, help="least score of a pictured box (default: 0.3)"
+        help="overrides for all configs, after the plan's: KEY value KEY value ...",
     )
     parser.add_argument(
-        "--speed-rounds", type=int, default=20, help="of timing (default: 20; 0: none)"
+        "--num-gpus", type=int, help="number of GPUs of each training (default: train_net.py's)"
     )
     parser.add_argument(
-        "--report", action="store_true", help="write the page anew, even if it is up to date"
+        "--images", type=int, default=6, help="number of images in the pictures (default: 6)"
+    )
+    parser.add_argument(
+        "--score",
+        type=float,
+        default=0.3,
+        help="least score of a box in the pictures (default: 0.3)",
+    )
+    parser.add_argument(
+        "--speed-rounds",
+        type=int,
+        default=20,
+        help="number of rounds that time each detector (default: 20; 0: speed is not measured)",
+    )
+    parser.add_argument(
+        "--rewrite",
+        action="store_true",
+        help="measure speed and write the page again, even if it is up to date; runs that are not"
+        " finished are still completed first",
     )
     return parser.parse_args()
 
@@ -90,7 +112,7 @@ def main() -> None:
                 command=shlex.join(["python", *sys.argv]),
                 options=ReportOptions(args.images, args.score, args.speed_rounds),
                 num_gpus=args.num_gpus,
-                write_anew=args.report,
+                write_anew=args.rewrite,
             )
     except RunFailed as error:
         sys.exit(f"error: {error}")

@@ -29,6 +29,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 from tabulate import tabulate
 
+from onenet.checkpoint import load_weights
 from onenet.config import load_config
 from onenet.data.mapper import OneNetDatasetMapper
 from onenet.errors import ConfigError, DataError, exit_with_one_sentence
@@ -37,7 +38,6 @@ from onenet.inspection import (
     Move,
     compare_assignments,
     inspect_assignment,
-    load_weights,
     summarize_assignments,
     summarize_moves,
 )

@@ -119,6 +119,8 @@ def make_run(tmp_path: Path, data_opts: list[str]) -> Callable[..., str]:
             )
         ]
         content = evaluation(cfg.DATASETS.TEST[0], ap)
+        content["nms_thresh"] = cfg.TEST.END_TO_END.NMS_THRESH
+        content["iou_thresh"] = cfg.TEST.END_TO_END.IOU_THRESH
         write_results(folder / "inference", content, detections)
         if kind == "fcos":
             write_results(folder / "inference" / "nms_off", content, detections)

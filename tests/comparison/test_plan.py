@@ -71,6 +71,7 @@ def test_plans_of_the_checkout_are_right() -> None:
         ({"seeds": [True]}, ["'seeds'"]),
         ({"seeds": 3}, ["'seeds'", "3"]),
         ({"overrides": ["SOLVER.MAX_ITER"]}, ["'overrides'", "pairs"]),
+        ({"overrides": [["a"], "b"]}, ["'overrides'", "['a'] in the place of a key", "pairs"]),
         ({"overrides": ["SEED", 1]}, ["SEED", "remove"]),
         ({"runs": {"config": CONFIG}}, ["'runs'", "list"]),
         ({"runs": ["a.yaml"]}, ["run number 1", "str"]),

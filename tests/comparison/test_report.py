@@ -11,15 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import build_model
 from PIL import Image
 
 from onenet import ConfigError
 from onenet.comparison import ReportOptions, compare, plan_from_paths
 from onenet.comparison.pictures import COLORS, DUPLICATE, OTHER, draw, pick_records
-from onenet.comparison.plots import smoothed
-from onenet.comparison.results import aggregate, collect, mean_curve, read_losses
+from onenet.comparison.plots import _lines, plot_ap, plot_losses, plot_speed, smoothed, style
+from onenet.comparison.results import aggregate, collect, differences, mean_curve, read_losses
 from onenet.comparison.runs import find_runs
-from onenet.comparison.speed import WARM_UP, time_models
+from onenet.comparison.speed import WARM_UP, build, time_models
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 
@@ -171,6 +174,70 @@ def test_unequal_settings_are_told(make_run, tmp_path: Path) -> None:
     page, text, content, _ = report(tmp_path, folders)
     assert content["not_equal"] == ["iterations: 2700 for a; 9 for b."]
     assert "**Not equal:** iterations" in text and "Not equal:" in page.text
+
+
+def test_all_that_matters_is_compared(make_run, tmp_path: Path) -> None:
+    changes = (
+        *("TEST.END_TO_END.NMS_THRESH", "0.7", "TEST.END_TO_END.IOU_THRESH", "0.4"),
+        *("SOLVER.WEIGHT_DECAY", "0.05", "INPUT.RANDOM_FLIP", "horizontal"),
+        *("SOLVER.CHECKPOINT_PERIOD", "7"),
+    )
+    page, text, content, _ = report(tmp_path, [make_run("a"), make_run("b", opts=changes)])
+    assert content["not_equal"] == [
+        "IoU of the NMS put behind: 0.6 for a; 0.7 for b.",
+        "IoU of duplicates: 0.5 for a; 0.4 for b.",
+        "INPUT.RANDOM_FLIP: none for a; horizontal for b.",
+        "SOLVER.WEIGHT_DECAY: 0.0001 for a; 0.05 for b.",
+    ]
+    assert "at IoU 0.6 or 0.7 (they differ: see “Not equal”)" in text
+
+
+def test_many_differences_stay_readable() -> None:
+    detectors = [
+        {"name": name, "seeds": [], "settings": {f"SOLVER.K{i:02}": name for i in range(13)}}
+        for name in "ab"
+    ]
+    *sentences, last = differences(detectors)
+    assert len(sentences) == 10 and sentences[0] == "SOLVER.K00: a for a; b for b."
+    assert last == "Also different: SOLVER.K10, SOLVER.K11, SOLVER.K12."
+    several = [
+        {"name": name, "seeds": [], "settings": {"SOLVER.MAX_ITER": 9 if name == "c" else 8}}
+        for name in "abcdefg"
+    ]
+    assert differences(several) == ["iterations: 9 for c; 8 for the 6 others."]
+
+
+def test_plots_have_one_style() -> None:
+    styles = [tuple(style(i).values()) for i in range(28)]
+    assert len(set(styles)) == 28
+    # The first has a result as configured only
+    result = {"AP": {"mean": 40.0, "max": 40.0}}
+    nms = {"has_nms": True, "seeds": []}
+    detectors = [
+        {"name": "a", **nms, "aggregate": {"as_configured": result}},
+        {"name": "b", **nms, "aggregate": {"as_configured": result, "nms_off": result}},
+    ]
+    ap = plot_ap(detectors)
+    assert ">without NMS<" in ap and ">with NMS<" in ap
+    times = [{"name": name, "milliseconds": 9.0, "ratio": 1.0} for name in "ab"]
+    losses = {name: [([0, 1], [2.0, 1.0])] for name in "ab"}
+    for svg in (ap, plot_speed(times), plot_losses(losses)):
+        assert style(0)["color"].lower() in svg and style(1)["color"].lower() in svg
+    looks = [look for *_, look in _lines(detectors)]
+    assert looks[:2] == [style(0), style(1)]
+    assert looks[2]["color"] == looks[1]["color"] and looks[2]["linestyle"] not in (
+        style(i)["linestyle"] for i in range(28)
+    )
+
+
+def test_speed_refuses_weights_that_do_not_fit(make_run, tmp_path: Path) -> None:
+    (run,) = find_runs(plan_from_paths([make_run("fcos", "fcos")], output=str(tmp_path)))
+    model = build_model(run.cfg)
+    DetectionCheckpointer(model, str(run.weights.parent)).save("model_final")
+    assert not build(run).training
+    torch.save({"model": dict(list(model.state_dict().items())[1:])}, run.weights)
+    with pytest.raises(ConfigError, match="it lacks"):
+        build(run)
 
 
 def test_what_is_missing_is_a_dash(make_run, tmp_path: Path) -> None:

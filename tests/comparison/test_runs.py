@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import onenet.comparison.runs as runs_module
 from onenet import ConfigError
-from onenet.comparison import RunFailed, plan_from_paths
-from onenet.comparison.runs import complete_runs, find_runs, is_done
+from onenet.comparison import Plan, RunFailed, compare, plan_from_paths
+from onenet.comparison.runs import complete_runs, find_runs, is_done, locked
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = [
@@ -56,8 +59,14 @@ def start(tmp_path: Path, fake: list[str], *overrides: str, seeds: tuple = (1, 2
         CONFIGS, output=str(tmp_path / "out"), seeds=seeds, overrides=[*overrides]
     )
     said: list[str] = []
-    complete_runs(find_runs(plan), plan.output, fake, say=said.append)
+    complete(plan, fake, said.append)
     return said
+
+
+def complete(plan: Plan, command: list[str], say: Callable[[str], None]) -> None:
+    runs = find_runs(plan)
+    with locked(plan.output, say) as lock:
+        complete_runs(runs, command, lock, say=say)
 
 
 def test_each_run_is_trained_once(tmp_path: Path, fake: list[str]) -> None:
@@ -95,8 +104,14 @@ def test_other_settings_overwrite_nothing(tmp_path: Path, fake: list[str]) -> No
     start(tmp_path, fake, "SOLVER.MAX_ITER", "9", "SOLVER.MAX_ITER", "7")
     assert len(calls(tmp_path)) == 4
 
-    (tmp_path / "out" / "runs" / "onenet_fcos_R18_FPN" / "seed1" / "run.json").write_text("{")
-    with pytest.raises(ConfigError, match="broken"):
+    record = tmp_path / "out" / "runs" / "onenet_fcos_R18_FPN" / "seed1" / "run.json"
+    for content in (b"{", b"[]", b"\xff\xfe", b'{"settings": 1}'):
+        record.write_bytes(content)
+        with pytest.raises(ConfigError, match=r"run\.json is broken; delete"):
+            start(tmp_path, fake, "SOLVER.MAX_ITER", "7")
+    record.unlink()
+    record.mkdir()
+    with pytest.raises(ConfigError, match=r"run\.json cannot be read"):
         start(tmp_path, fake, "SOLVER.MAX_ITER", "7")
 
 
@@ -110,6 +125,45 @@ def test_a_failure_shows_the_log_and_keeps_the_others(tmp_path: Path, fake: list
     assert ["baseline" in words[1] for words in calls(tmp_path)] == [False, True, True]
 
 
+def test_a_failure_does_not_end_the_others(tmp_path: Path, fake: list[str]) -> None:
+    (tmp_path / "fail").touch()
+    names = [CONFIGS[0], CONFIGS[1], str(ROOT / "configs" / "digits" / "onenet_point_R18.yaml")]
+    plan = plan_from_paths(names, output=str(tmp_path / "out"))
+    said: list[str] = []
+    with pytest.raises(RunFailed) as caught:
+        complete(plan, fake, said.append)
+    assert str(caught.value).startswith("baseline_fcos_R18_FPN, seed 1 failed: exit code 3")
+    assert [is_done(run) for run in find_runs(plan)] == [True, False, True]
+    assert "baseline_fcos_R18_FPN, seed 1: failed, going on with the others" in said
+
+
+def test_ctrl_c_ends_all(tmp_path: Path, fake: list[str], monkeypatch) -> None:
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs_module, "_call", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path, fake)
+    assert not (tmp_path / "out" / "runs" / "baseline_fcos_R18_FPN").exists()
+
+
+def test_the_log_has_a_command_that_can_be_pasted(tmp_path: Path, fake: list[str]) -> None:
+    start(tmp_path, fake, "INPUT.MIN_SIZE_TRAIN", "(64, 96)", seeds=(1,))
+    log = tmp_path / "out" / "runs" / "onenet_fcos_R18_FPN" / "seed1" / "compare.log"
+    assert shlex.split(log.read_text())[3:] == calls(tmp_path)[0]
+
+
+def test_an_output_that_cannot_be_written(tmp_path: Path, fake: list[str]) -> None:
+    (tmp_path / "file").touch()
+    for output in ("file", "file/below"):
+        plan = plan_from_paths(CONFIGS, output=str(tmp_path / output))
+        with pytest.raises(ConfigError, match=rf"cannot write into .*{output} \(.*give a folder"):
+            complete(plan, fake, print)
+    if sys.platform == "linux":
+        with pytest.raises(ConfigError, match="cannot write into /proc/x"), locked(Path("/proc/x")):
+            pass
+
+
 def test_a_train_command_without_results_fails(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match=r"without writing .*model_final.pth"):
         start(tmp_path, [sys.executable, "-c", ""])
@@ -121,9 +175,8 @@ def test_finished_folders_stay_as_they_are(make_run, tmp_path: Path, fake: list[
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "finished").rglob("*")}
     plan = plan_from_paths([whole, bare], output=str(tmp_path / "out"))
     for _ in range(2):
-        runs = find_runs(plan)
-        complete_runs(runs, plan.output, fake, say=lambda line: None)
-        assert all(map(is_done, runs))
+        complete(plan, fake, lambda line: None)
+        assert all(map(is_done, find_runs(plan)))
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "finished").rglob("*")} == before
     (words,) = calls(tmp_path)
     assert words == [
@@ -150,10 +203,11 @@ HANGING = """
 import sys
 from pathlib import Path
 from onenet.comparison import plan_from_paths
-from onenet.comparison.runs import complete_runs, find_runs
+from onenet.comparison.runs import complete_runs, find_runs, locked
 plan = plan_from_paths([sys.argv[1]], output=sys.argv[2])
 wait = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(99)"
-complete_runs(find_runs(plan), plan.output, [sys.executable, "-c", wait])
+with locked(plan.output) as lock:
+    complete_runs(find_runs(plan), [sys.executable, "-c", wait], lock)
 """
 
 
@@ -190,13 +244,24 @@ def test_the_child_ends_with_its_parent(tmp_path: Path, fake: list[str], how: in
         time.sleep(0.1)
     # The folder is free again
     plan = plan_from_paths([CONFIGS[0]], output=str(out))
-    complete_runs(find_runs(plan), plan.output, fake, say=lambda line: None)
+    complete(plan, fake, lambda line: None)
 
 
-def test_two_starts_at_once(tmp_path: Path) -> None:
-    from onenet.comparison.runs import _locked
+def test_two_starts_at_once(make_run, tmp_path: Path, fake: list[str], monkeypatch) -> None:
+    out = tmp_path / "out"
+    said: list[str] = []
 
-    with _locked(tmp_path):
+    def second_start(*args) -> None:
         with pytest.raises(ConfigError, match="is in use"):
-            with _locked(tmp_path, patience=0.0):
+            with locked(out, said.append, patience=0.0):
                 pass
+
+    monkeypatch.setattr(runs_module, "_complete", second_start)
+    monkeypatch.setattr(sys.modules["onenet.comparison.compare"], "write_report", second_start)
+    bare = make_run("bare")
+    (Path(bare) / "inference" / "end_to_end.json").unlink()
+    compare(plan_from_paths([bare], output=str(out)), fake, command="", say=print)
+    # While it evaluated, and while it timed and wrote
+    assert len(said) == 2 and all("in use by another start: waiting" in line for line in said)
+    with locked(out, said.append, patience=0.0):
+        assert len(said) == 2

@@ -27,7 +27,7 @@ from .results import (
     read_losses,
     variants,
 )
-from .runs import Run, complete_runs, find_runs, write_json
+from .runs import Run, complete_runs, find_runs, locked, write_json
 from .speed import time_runs
 from .tables import markdown
 
@@ -71,6 +71,8 @@ def compare(
 ) -> None:
     """Completes the plan's runs, and writes the report where it is not up to date.
 
+    Holds the output folder's lock all the while: no two starts train, time or write in it at once.
+
     Args:
         plan: from :func:`read_plan` or :func:`plan_from_paths`.
         train_command: ``[python, train_net.py]``.
@@ -82,20 +84,21 @@ def compare(
 
     Raises:
         ConfigError, DataError: see :func:`onenet.comparison.runs.find_runs` and
-            :func:`onenet.comparison.runs.complete_runs`.
-        RunFailed: a run failed.
+            :func:`onenet.comparison.runs.locked`.
+        RunFailed: some runs failed; there is no report then.
     """
     options = options or ReportOptions()
     runs = find_runs(plan)
-    complete_runs(runs, plan.output, train_command, num_gpus, say)
-    mark = fingerprint(runs, {"title": plan.title, **asdict(options)})
-    page = plan.output / "comparison.html"
-    if not write_anew and _is_up_to_date(plan.output, mark):
-        say(f"Nothing to do: {page} is up to date.")
-        return
-    say(f"Measuring speed and writing {page} ...")
-    write_report(plan, runs, options, command, mark)
-    say(f"Done: {page}, and beside it comparison.md and comparison.json.")
+    with locked(plan.output, say) as lock:
+        complete_runs(runs, train_command, lock, num_gpus, say)
+        mark = fingerprint(runs, {"title": plan.title, **asdict(options)})
+        page = plan.output / "comparison.html"
+        if not write_anew and _is_up_to_date(plan.output, mark):
+            say(f"Nothing to do: {page} is up to date.")
+            return
+        say(f"Measuring speed and writing {page} ...")
+        write_report(plan, runs, options, command, mark)
+        say(f"Done: {page}, and beside it comparison.md and comparison.json.")
 
 
 def _is_up_to_date(output: Path, mark: str) -> bool:
@@ -111,6 +114,8 @@ def write_report(
     plan: Plan, runs: Sequence[Run], options: ReportOptions, command: str, mark: str
 ) -> None:
     """Writes comparison.html, comparison.md and, last, comparison.json with its fingerprint.
+
+    The caller holds the folder's lock.
 
     Args:
         plan: for title and output folder.

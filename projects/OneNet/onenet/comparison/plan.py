@@ -220,6 +220,11 @@ def _overrides(values: Any, where: str) -> tuple[str, ...]:
             f"{where} must be pairs KEY, value, ..., but is {values!r}; give each key its value."
         )
     for key in values[::2]:
+        if not isinstance(key, str):
+            raise ConfigError(
+                f"{where} has {key!r} in the place of a key; give pairs KEY, value, ..., in one"
+                " list."
+            )
         if key in _OWN_KEYS:
             raise ConfigError(
                 f"{where} sets {key}, which a comparison takes from {_OWN_KEYS[key]}; remove it."

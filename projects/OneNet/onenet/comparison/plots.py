@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,14 +14,16 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 
 from .results import AS_CONFIGURED, NMS_OFF, mean_curve
 
-__all__ = ["plot_ap", "plot_duplicates", "plot_losses", "plot_precision", "plot_speed"]
+__all__ = ["plot_ap", "plot_duplicates", "plot_losses", "plot_precision", "plot_speed", "style"]
 
 # Okabe and Ito's palette, safe for the colour-blind, without its yellow, which is faint on white.
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_DASHES = ("-", "--", "-.", ":")
+_DASHES = ("-", "--", "-.", (0, (7, 1.5, 1, 1.5, 1, 1.5)))
+_DOTTED = (0, (1, 1.2))  # with NMS off
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: small, legible, found by a search
     "svg.hashsalt": "onenet",  # the same input gives the same file
@@ -66,18 +67,25 @@ def _without_height(text: str) -> str:
     return re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
 
 
+def style(index: int) -> dict[str, Any]:
+    """Colour and dashes of a detector, in all plots, by its place in the comparison."""
+    return {
+        "color": _PALETTE[index % len(_PALETTE)],
+        "linestyle": _DASHES[index % len(_DASHES)],
+    }
+
+
 def _lines(detectors: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], str, str, dict]]:
     """Each detector's variants: detector, variant, label, and the line's colour and dashes."""
     lines = []
     for index, detector in enumerate(detectors):
-        color = _PALETTE[index % len(_PALETTE)]
         for variant in detector["aggregate"]:
             off = variant == NMS_OFF
-            dashes = (0, (1, 1.2)) if off else _DASHES[index // len(_PALETTE) % len(_DASHES)]
             label = detector["name"]
             if detector["has_nms"]:
                 label += ", NMS off" if off else ", with NMS"
-            lines.append((detector, variant, label, {"color": color, "linestyle": dashes}))
+            look = {**style(index), "linestyle": _DOTTED} if off else style(index)
+            lines.append((detector, variant, label, look))
     return lines
 
 
@@ -93,6 +101,7 @@ def _line_height(count: int) -> float:
 
 def plot_ap(detectors: Sequence[dict[str, Any]]) -> str:
     """AP of each detector without and with NMS: bars of the means, a dot for each seed."""
+    hatches = ("", "///")
 
     def draw(axes: Axes) -> None:
         for row, detector in enumerate(detectors):
@@ -102,9 +111,8 @@ def plot_ap(detectors: Sequence[dict[str, Any]]) -> str:
                 if mean is None:
                     continue
                 axes.barh(
-                    y, mean["mean"], height=0.38, color=_PALETTE[side], alpha=0.75,
-                    hatch=("", "///")[side], edgecolor="white", zorder=2,
-                    label=("without NMS", "with NMS")[side] if row == 0 else None,
+                    y, mean["mean"], height=0.38, color=style(row)["color"], alpha=0.75,
+                    hatch=hatches[side], edgecolor="white", zorder=2,
                 )  # fmt: skip
                 values = [
                     (seed["evaluations"].get(variant, {}).get("results") or {}).get(key)
@@ -122,7 +130,10 @@ def plot_ap(detectors: Sequence[dict[str, Any]]) -> str:
         axes.margins(x=0.12)
         axes.set_xlim(left=0)
         axes.set_xlabel("AP")
-        _legend(axes)
+        patches = [Patch(facecolor="#777777", edgecolor="white", hatch=hatch) for hatch in hatches]
+        axes.figure.legend(
+            patches, ("without NMS", "with NMS"), loc="outside lower center", ncols=2
+        )
 
     return _svg("ap", draw, height=1.4 + 0.7 * len(detectors))
 
@@ -191,16 +202,13 @@ def plot_losses(losses: dict[str, list[tuple[list[int], list[float]]]]) -> str:
     """
 
     def draw(axes: Axes) -> None:
-        colors = itertools.cycle(_PALETTE)
         for index, (name, seeds) in enumerate(losses.items()):
-            color = next(colors)
-            dashes = _DASHES[index % len(_DASHES)]
             label: str | None = name
             for iterations, values in seeds:
                 if iterations:
                     axes.plot(
-                        iterations, smoothed(values), color=color, linestyle=dashes, linewidth=1.3,
-                        alpha=0.85, label=label,
+                        iterations, smoothed(values), **style(index), linewidth=1.3, alpha=0.85,
+                        label=label,
                     )  # fmt: skip
                     label = None
         axes.set_xlim(left=0)
@@ -224,7 +232,8 @@ def plot_speed(speed: Sequence[dict[str, Any]]) -> str:
 
     def draw(axes: Axes) -> None:
         for row, entry in enumerate(speed):
-            axes.barh(row, entry["milliseconds"], height=0.5, color=_PALETTE[0], alpha=0.75)
+            color = style(row)["color"]
+            axes.barh(row, entry["milliseconds"], height=0.5, color=color, alpha=0.75)
             axes.annotate(
                 f"{entry['milliseconds']:.1f} ({entry['ratio']:.2f}x)",
                 (entry["milliseconds"], row), (4, 0), textcoords="offset points",

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError
-from .runs import Run
+from .runs import Run, flat
 
 __all__ = [
     "aggregate",
     "collect",
     "describe_machine",
     "differences",
+    "evaluated_values",
     "fingerprint",
     "has_nms",
     "mean_curve",
@@ -29,7 +30,8 @@ __all__ = [
     "variants",
 ]
 
-# What a fair comparison keeps equal. The datasets are compared as the evaluation names them.
+# What a fair comparison keeps equal: these, named, and all other keys of _EQUAL_GROUPS. The test's
+# dataset and thresholds are compared as the evaluation has them.
 _EQUAL_KEYS = {
     "DATASETS.TRAIN": "training data",
     "SOLVER.MAX_ITER": "iterations",
@@ -44,6 +46,20 @@ _EQUAL_KEYS = {
     "INPUT.MIN_SIZE_TEST": "test size",
     "INPUT.MAX_SIZE_TEST": "largest test size",
     "TEST.DETECTIONS_PER_IMAGE": "detections an image",
+}
+_EQUAL_GROUPS = (
+    *("SOLVER.", "INPUT.", "TEST.END_TO_END."),
+    *("MODEL.BACKBONE.", "MODEL.RESNETS.", "MODEL.FPN."),
+)
+_FREE_KEYS = {
+    "SOLVER.CHECKPOINT_PERIOD",
+    "INPUT.MASK_FORMAT",  # of masks, which no detector here uses
+    "TEST.END_TO_END.ENABLED",  # the results are there
+}
+_MOST_SENTENCES = 10  # on other keys; the rest is named in one
+_THRESHOLDS = {
+    "nms_thresh": ("TEST.END_TO_END.NMS_THRESH", "IoU of the NMS put behind"),
+    "iou_thresh": ("TEST.END_TO_END.IOU_THRESH", "IoU of duplicates"),
 }
 
 AS_CONFIGURED, NMS_OFF = "as_configured", "nms_off"
@@ -198,24 +214,55 @@ def differences(detectors: Sequence[dict[str, Any]]) -> list[str]:
     sentences = []
     names = [detector["name"] for detector in detectors]
 
-    def compare(what: str, values: list[Any]) -> None:
+    def compare(what: str, values: list[Any]) -> str:
         groups: dict[str, list[str]] = {}
         for name, value in zip(names, values, strict=True):
             groups.setdefault(_shown(value), []).append(name)
-        if len(groups) > 1:
-            parts = [f"{value} for {', '.join(group)}" for value, group in groups.items()]
-            sentences.append(f"{what}: {'; '.join(parts)}.")
+        if len(groups) == 1:
+            return ""
+        largest = max(groups, key=lambda value: len(groups[value]))
+        rest = groups.pop(largest) if len(groups[largest]) > 3 else []
+        parts = [f"{value} for {', '.join(group)}" for value, group in groups.items()]
+        parts += [f"{largest} for the {len(rest)} others"] if rest else []
+        return f"{what}: {'; '.join(parts)}."
+
+    def compare_key(key: str, what: str) -> str:
+        return compare(what, [detector["settings"].get(key) for detector in detectors])
 
     for key, what in (("dataset", "test dataset"), ("num_images", "test images")):
-        compare(what, [_of_evaluation(detector, key) for detector in detectors])
-    for key, what in _EQUAL_KEYS.items():
-        compare(what, [detector["settings"].get(key) for detector in detectors])
-    return sentences
+        sentences.append(compare(what, [evaluated_values([d], key) for d in detectors]))
+    for name, (key, what) in _THRESHOLDS.items():
+        sentences.append(
+            compare(
+                what,
+                [evaluated_values([d], name) or [d["settings"].get(key)] for d in detectors],
+            )
+        )
+    sentences += [compare_key(key, what) for key, what in _EQUAL_KEYS.items()]
+    treated = {*_EQUAL_KEYS, *(key for key, _ in _THRESHOLDS.values())}
+    keys = sorted({key for d in detectors for key in d["settings"] if _is_equal_key(key)} - treated)
+    # A key that only some have belongs to their backbone, which is compared above.
+    keys = [key for key in keys if all(key in d["settings"] for d in detectors)]
+    others = {key: sentence for key in keys if (sentence := compare_key(key, key))}
+    sentences += [*others.values()][:_MOST_SENTENCES]
+    if len(others) > _MOST_SENTENCES:
+        sentences.append(f"Also different: {', '.join([*others][_MOST_SENTENCES:])}.")
+    return [sentence for sentence in sentences if sentence]
 
 
-def _of_evaluation(detector: dict[str, Any], key: str) -> Any:
-    found = [seed["evaluations"].get(AS_CONFIGURED, {}).get(key) for seed in detector["seeds"]]
-    return list(dict.fromkeys(found)) if len(set(found)) > 1 else found[0]
+def _is_equal_key(key: str) -> bool:
+    return key.startswith(_EQUAL_GROUPS) and key not in _FREE_KEYS
+
+
+def evaluated_values(detectors: Sequence[dict[str, Any]], key: str) -> list[Any]:
+    """The different values, of all seeds and variants, that the evaluations have for a key."""
+    found = dict.fromkeys(
+        evaluation.get(key)
+        for detector in detectors
+        for seed in detector["seeds"]
+        for evaluation in seed["evaluations"].values()
+    )
+    return [value for value in found if value is not None]
 
 
 def _shown(value: Any) -> str:
@@ -225,15 +272,14 @@ def _shown(value: Any) -> str:
 
 
 def _summary(settings: dict[str, Any]) -> dict[str, Any]:
-    keys = ["MODEL.META_ARCHITECTURE", "DATASETS.TEST", *_EQUAL_KEYS]
-    return {key: _look_up(settings, key) for key in keys}
-
-
-def _look_up(settings: dict[str, Any], key: str) -> Any:
-    node: Any = settings
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, dict) else None
-    return node
+    """Those settings that :func:`differences` compares or a table shows, with flat keys."""
+    without_fpn = "fpn" not in settings["MODEL"]["BACKBONE"]["NAME"]
+    named = {"MODEL.META_ARCHITECTURE", "DATASETS.TEST", *_EQUAL_KEYS}
+    return {
+        k: v
+        for k, v in flat(settings)
+        if k in named or (_is_equal_key(k) and not (without_fpn and k.startswith("MODEL.FPN.")))
+    }
 
 
 def describe_machine() -> dict[str, Any]:

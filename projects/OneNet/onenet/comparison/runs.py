@@ -2,7 +2,7 @@
 
 Layout: ``<output>/runs/<slug>/seed<k>`` is train_net.py's OUTPUT_DIR. Before the first start it
 gets ``run.json``, the resolved settings; after a success ``done.json``; ``compare.log`` has the
-output.
+output. POSIX only: the folder's lock and the ending of child processes need its calls.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import ctypes
 import fcntl
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 from detectron2.config import CfgNode
@@ -28,7 +29,16 @@ from ..config import load_config
 from ..errors import ConfigError
 from .plan import Entry, Plan
 
-__all__ = ["Run", "RunFailed", "complete_runs", "find_runs", "is_done", "write_json"]
+__all__ = [
+    "Run",
+    "RunFailed",
+    "complete_runs",
+    "find_runs",
+    "flat",
+    "is_done",
+    "locked",
+    "write_json",
+]
 
 # Where a result is written and on which device it is computed does not change what it means.
 _NOT_COMPARED = {"OUTPUT_DIR", "MODEL.DEVICE"}
@@ -37,7 +47,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class RunFailed(RuntimeError):
-    """A subprocess ended with an error; the message has the last lines of its log."""
+    """Some runs failed; the message has the last lines of each one's log."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,11 @@ class Run:
     @property
     def name(self) -> str:
         return self.entry.name
+
+    @property
+    def title(self) -> str:
+        """Name and seed, for messages."""
+        return f"{self.name}, seed {self.seed}" if self.seed >= 0 else self.name
 
     @property
     def weights(self) -> Path:
@@ -138,37 +153,47 @@ def is_done(run: Run) -> bool:
 
 def complete_runs(
     runs: Sequence[Run],
-    output: Path,
     train_command: Sequence[str],
+    lock: int,
     num_gpus: int | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
     """Trains, continues or evaluates those runs that are not done, one after the other.
 
+    A run that fails does not keep the others from being completed.
+
     Args:
         runs: from :func:`find_runs`.
-        output: folder of the comparison; no other start may work in it at the same time.
         train_command: ``[python, train_net.py]``.
+        lock: of the comparison's folder, from :func:`locked`.
         num_gpus: handed to train_net.py.
         say: gets a line for each run.
 
     Raises:
-        ConfigError: another start works in the folder, or settings differ from those in run.json.
-        RunFailed: a run failed; the others' work stays.
+        ConfigError: settings differ from those in run.json; nothing was started.
+        RunFailed: some runs failed; raised once, when all others are done.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    with _locked(output) as lock:
-        for run in runs:
-            _check_same_settings(run)  # again: the lock's last holder may have written it
-            title = f"{run.name}, seed {run.seed}" if run.seed >= 0 else run.name
-            if is_done(run):
-                say(f"{title}: done already")
-                continue
-            what = "evaluation" if "--eval-only" in run.words else "training"
-            say(f"{title}: {what} in {run.folder} ...")
-            start = time.perf_counter()
+    for run in runs:
+        _check_same_settings(run)  # again: the lock's last holder may have written it
+    failures = []
+    for number, run in enumerate(runs, start=1):
+        if is_done(run):
+            say(f"{run.title}: done already")
+            continue
+        what = "evaluation" if "--eval-only" in run.words else "training"
+        say(f"{run.title}: {what} in {run.folder} ...")
+        start = time.perf_counter()
+        try:
             _complete(run, [*train_command, *_with_gpus(run.words, num_gpus)], lock)
-            say(f"{title}: done in {(time.perf_counter() - start) / 60:.1f} minutes")
+        except (RunFailed, OSError) as error:
+            failures.append(f"{run.title} failed: {error}")
+            rest = ", going on with the others" if number < len(runs) else ""
+            say(f"{run.title}: failed{rest}")
+        else:
+            say(f"{run.title}: done in {(time.perf_counter() - start) / 60:.1f} minutes")
+    if failures:
+        count = f"{len(failures)} of {len(runs)} runs failed.\n" if len(failures) > 1 else ""
+        raise RunFailed(count + "\n\n".join(failures))
 
 
 def _with_gpus(words: Sequence[str], num_gpus: int | None) -> list[str]:
@@ -186,14 +211,12 @@ def _complete(run: Run, command: list[str], lock: int) -> None:
     code = _call(command, log, lock)
     if code != 0:
         raise RunFailed(
-            f"{run.name}, seed {run.seed} failed with exit code {code}; the last lines of {log}:\n"
+            f"exit code {code}; the last lines of {log}:\n"
             + "\n".join(log.read_text(errors="replace").splitlines()[-20:])
         )
     missing = [path for path in _outputs(run) if not path.is_file()]
     if missing:
-        raise RunFailed(
-            f"{run.name}, seed {run.seed} ended without writing {missing[0]}; see {log}."
-        )
+        raise RunFailed(f"it ended without writing {missing[0]}; see {log}.")
     write_json(run.folder / "done.json", {"command": command})
 
 
@@ -204,7 +227,7 @@ def _outputs(run: Run) -> list[Path]:
 def _call(command: list[str], log: Path, lock: int) -> int:
     """Runs a command that ends when this process ends, however that comes about."""
     with open(log, "ab") as file:
-        file.write(f"\n$ {' '.join(command)}\n".encode())
+        file.write(f"\n$ {shlex.join(command)}\n".encode())
         file.flush()
         process = subprocess.Popen(
             command,
@@ -236,25 +259,48 @@ def _end(process: subprocess.Popen) -> None:
 
 
 @contextlib.contextmanager
-def _locked(output: Path, patience: float = 15.0) -> Iterator[int]:
-    """Holds the folder's lock; gives its file descriptor.
+def locked(
+    output: Path, say: Callable[[str], None] = print, patience: float = 15.0
+) -> Iterator[int]:
+    """Makes the folder of a comparison and holds its lock; gives the lock's file descriptor.
 
-    Waits some seconds, in which the data loaders of a killed start notice that it is gone.
+    Args:
+        output: the folder.
+        say: gets a line if the lock is not free at once.
+        patience: seconds to wait for it, in which the data loaders of a killed start notice that it
+            is gone.
+
+    Raises:
+        ConfigError: the folder cannot be written into, or another start works in it.
     """
-    with open(output / ".lock", "w") as file:
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        file = open(output / ".lock", "w")
+    except OSError as error:
+        raise ConfigError(
+            f"--output: cannot write into {output} ({error.strerror}); give a folder that can be"
+            " made and written into."
+        ) from error
+    with file:
+        if not _try_lock(file):
+            say(f"{output} is in use by another start: waiting {patience:.0f} seconds for it ...")
+            deadline = time.monotonic() + patience
+            while not _try_lock(file):
                 if time.monotonic() > deadline:
                     raise ConfigError(
                         f"{output} is in use: another start of the comparison works in it; wait for"
                         " it, end it, or give another --output."
-                    ) from error
+                    )
                 time.sleep(0.2)
         yield file.fileno()
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _record(run: Run) -> dict[str, Any]:
@@ -274,18 +320,24 @@ def _record(run: Run) -> dict[str, Any]:
 def _check_same_settings(run: Run) -> None:
     """Raises if ``run.json`` has other settings than the run has now."""
     path = run.folder / "run.json"
-    if not run.words or not path.is_file():
+    if not run.words:
         return
     try:
-        old = json.loads(path.read_text())
+        old = json.loads(path.read_text(encoding="utf-8"))
         old = {**old["settings"], "weights": old.get("weights", {})}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror}); make it readable, or give another --output."
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:  # no json, no UTF-8, or not what is written
         raise ConfigError(
             f"{path} is broken; delete the folder {run.folder} to do this run anew."
         ) from error
     new = _record(run)
     new = {**new["settings"], "weights": new.get("weights", {})}
-    old_values, new_values = dict(_flat(old)), dict(_flat(new))
+    old_values, new_values = dict(flat(old)), dict(flat(new))
     differing = [
         key
         for key in sorted({*old_values, *new_values} - _NOT_COMPARED)
@@ -311,10 +363,11 @@ class _Absent:
 _ABSENT = _Absent()
 
 
-def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested dicts, with their keys joined by dots."""
     for key, value in node.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

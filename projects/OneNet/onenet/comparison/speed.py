@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from torch import nn
 
+from ..checkpoint import load_weights
 from ..data.mapper import OneNetDatasetMapper
 from .runs import Run
 
@@ -21,9 +21,13 @@ WARM_UP = 3  # rounds that are not counted
 
 
 def build(run: Run) -> nn.Module:
-    """A run's trained model, in evaluation mode, on its config's device."""
+    """A run's trained model, in evaluation mode, on its config's device.
+
+    Raises:
+        ConfigError: the weights are not of this model.
+    """
     model = build_model(run.cfg)
-    DetectionCheckpointer(model).load(str(run.weights))
+    load_weights(model, str(run.weights))
     return model.eval()
 
 

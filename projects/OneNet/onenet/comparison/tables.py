@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .results import AS_CONFIGURED, NMS_OFF
+from .results import AS_CONFIGURED, NMS_OFF, evaluated_values
 
 __all__ = [
     "Table",
@@ -105,8 +105,7 @@ def settings_table(comparison: dict[str, Any]) -> Table:
 
 def definitions(comparison: dict[str, Any]) -> str:
     """What the columns mean, in sentences."""
-    first = _first_evaluation(comparison)
-    nms, iou = first.get("nms_thresh", DASH), first.get("iou_thresh", DASH)
+    nms, iou = _threshold(comparison, "nms_thresh"), _threshold(comparison, "iou_thresh")
     several = any(len(detector["seeds"]) > 1 for detector in comparison["detectors"])
     spread = (
         " Numbers are means over the seeds; where those differ, their range is given too."
@@ -121,6 +120,12 @@ def definitions(comparison: dict[str, Any]) -> str:
         " boxes have found already. Score gap is how far the box that finds an object is above its"
         " best duplicate in score, on average; 1 is best." + spread
     )
+
+
+def _threshold(comparison: dict[str, Any], key: str) -> str:
+    values = evaluated_values(comparison["detectors"], key)
+    differ = " (they differ: see “Not equal”)" if len(values) > 1 else ""
+    return (" or ".join(map(str, values)) or DASH) + differ
 
 
 def machine_sentence(machine: dict[str, Any]) -> str:
