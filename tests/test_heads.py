@@ -133,3 +133,11 @@ def test_unknown_head_is_named() -> None:
     cfg.MODEL.ONENET.HEAD.NAME = "FcosHead"
     with pytest.raises(ConfigError, match=r"HEAD\.NAME is 'FcosHead'.*FCOSHead, PointHead"):
         build_head(cfg, [])
+
+
+def test_boxes_of_the_retinanet_head_start_near_its_anchors() -> None:
+    head, features = tiny_head("RetinaNetHead")
+    out = head(features)
+    sides = (out.anchors[:, 2:] - out.anchors[:, :2]).repeat(1, 2)
+    # About 0.1; with Xavier weights in the predictors 0.7 and more
+    assert ((out.pred_boxes - out.anchors) / sides).abs().mean() < 0.2

@@ -69,7 +69,12 @@ def _conv_tower(in_channels: int, channels: int, num_convs: int, norm: str) -> n
     return nn.Sequential(*convs)
 
 
-def init_head(head: nn.Module, prior_prob: float, box_bias: float = 0.0) -> None:
+def init_head(
+    head: nn.Module,
+    prior_prob: float,
+    box_bias: float = 0.0,
+    predictor_std: float | None = None,
+) -> None:
     """Initialises every convolution of a head, and the biases of ``cls_score``, ``bbox_pred``.
 
     Weights are Xavier-uniform, as in the authors' code; other biases are 0.
@@ -79,12 +84,16 @@ def init_head(head: nn.Module, prior_prob: float, box_bias: float = 0.0) -> None
         prior_prob: around which every class score starts (arXiv 1708.02002, section 4.1).
         box_bias: what box predictions start around. Where a ReLU follows it has to be positive:
             a side whose distance starts below zero gets no gradient through it.
+        predictor_std: of normal weights in the two predictors, in place of Xavier's.
     """
     for module in head.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+    if predictor_std is not None:
+        for predictor in (head.bbox_pred, head.cls_score):
+            nn.init.normal_(predictor.weight, std=predictor_std)
     nn.init.constant_(head.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
     nn.init.constant_(head.bbox_pred.bias, box_bias)
 

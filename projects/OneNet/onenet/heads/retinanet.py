@@ -52,7 +52,9 @@ class RetinaNetHead(TowerHead):
         )
         self.anchor_generator = anchor_generator
         self.box2box_transform = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
-        init_head(self, prior_prob)
+        # As in RetinaNet (arXiv 1708.02002, section 4.1): boxes then start near the anchors. From
+        # Xavier's weights, as in the authors' code, they start anywhere; see docs/comparison.md.
+        init_head(self, prior_prob, predictor_std=0.01)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict:
