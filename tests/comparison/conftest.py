@@ -67,6 +67,7 @@ def evaluation(dataset: str, ap: float | None) -> dict[str, Any]:
         "duplicates@0.5": 0.0,
         "score_gap": None if ap is None else 0.5,
     }
+    gap50 = None if ap is None else 0.0
     scores = [round(0.05 * i, 2) for i in range(1, 20)]
     return {
         "dataset": dataset,
@@ -74,7 +75,7 @@ def evaluation(dataset: str, ap: float | None) -> dict[str, Any]:
         "num_objects": 10,
         "nms_thresh": 0.6,
         "iou_thresh": 0.5,
-        "results": {**metrics, "AP50": ap, "AP50_after_NMS": ap, "NMS_gap50": 0.0},
+        "results": {**metrics, "AP50": ap, "AP50_after_NMS": ap, "NMS_gap50": gap50},
         "curves": {
             "score": scores,
             "duplicates_per_image": [max(0, 9 - i) for i in range(19)],

@@ -115,6 +115,17 @@ def test_other_settings_overwrite_nothing(tmp_path: Path, fake: list[str]) -> No
         start(tmp_path, fake, "SOLVER.MAX_ITER", "7")
 
 
+def test_a_key_younger_than_the_run_had_its_default(tmp_path: Path, fake: list[str]) -> None:
+    start(tmp_path, fake, seeds=(1,))
+    file = tmp_path / "out" / "runs" / "onenet_fcos_R18_FPN" / "seed1" / "run.json"
+    record = json.loads(file.read_text())
+    default = record["settings"]["TEST"]["END_TO_END"].pop("NMS_THRESH")
+    file.write_text(json.dumps(record))
+    assert "done already" in start(tmp_path, fake, seeds=(1,))[0]
+    with pytest.raises(ConfigError, match=f"NMS_THRESH was {default}, now 0.5"):
+        start(tmp_path, fake, "TEST.END_TO_END.NMS_THRESH", "0.5", seeds=(1,))
+
+
 def test_a_failure_shows_the_log_and_keeps_the_others(tmp_path: Path, fake: list[str]) -> None:
     (tmp_path / "fail").touch()
     with pytest.raises(RunFailed) as caught:

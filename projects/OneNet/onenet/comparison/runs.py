@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import yaml
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 
-from ..config import load_config
+from ..config import add_onenet_config, load_config
 from ..errors import ConfigError
 from .plan import Entry, Plan
 
@@ -337,7 +337,8 @@ def _check_same_settings(run: Run) -> None:
         ) from error
     new = _record(run)
     new = {**new["settings"], "weights": new.get("weights", {})}
-    old_values, new_values = dict(flat(old)), dict(flat(new))
+    # A key that is younger than the run had its default's effect then.
+    old_values, new_values = {**_defaults(), **dict(flat(old))}, dict(flat(new))
     differing = [
         key
         for key in sorted({*old_values, *new_values} - _NOT_COMPARED)
@@ -353,6 +354,12 @@ def _check_same_settings(run: Run) -> None:
             f"{run.folder} was made with other settings ({changes}{more}); give another --output,"
             " or delete that folder."
         )
+
+
+def _defaults() -> dict[str, Any]:
+    cfg = get_cfg()
+    add_onenet_config(cfg)
+    return dict(flat(yaml.safe_load(cfg.dump())))
 
 
 class _Absent:

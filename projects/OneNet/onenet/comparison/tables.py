@@ -27,12 +27,13 @@ _RESULT_COLUMNS = (
     ("AP50", "AP50", 1),
     ("AP_after_NMS", "AP after NMS", 1),
     ("NMS_gap", "NMS gap", 1),
+    ("NMS_gap50", "NMS gap of AP50", 1),
     ("duplicates@0.1", "duplicates @0.1", 2),
     ("duplicates@0.3", "duplicates @0.3", 2),
     ("duplicates@0.5", "duplicates @0.5", 2),
     ("score_gap", "score gap", 2),
 )
-_CROWDING_COLUMNS = tuple(c for c in _RESULT_COLUMNS if c[0] != "AP50")
+_CROWDING_COLUMNS = tuple(c for c in _RESULT_COLUMNS if c[0] not in ("AP50", "NMS_gap50"))
 _BIN_NAMES = {
     "none": "touches no other of its class",
     "under_0.3": "IoU under 0.3",
@@ -114,9 +115,9 @@ def definitions(comparison: dict[str, Any]) -> str:
     )
     return (
         "AP and AP50 are COCO's, from 0 to 100; NMS gap is what class-wise NMS at IoU"
-        f" {nms} behind the detector adds to its AP (“AP after NMS” minus AP), so that 0 means"
-        " that NMS is not needed. Duplicates @t are boxes with a score of t or more, counted per"
-        f" image, that lie (IoU {iou} or more, same class) only on objects which better scored"
+        f" {nms} behind the detector adds to its AP (“AP after NMS” minus AP) or to its AP50: 0"
+        " means that NMS is not needed. Duplicates @t are boxes with a score of t or more, counted"
+        f" per image, that lie (IoU {iou} or more, same class) only on objects which better scored"
         " boxes have found already. Score gap is how far the box that finds an object is above its"
         " best duplicate in score, on average; 1 is best." + spread
     )
@@ -199,7 +200,7 @@ def _nms_words(detector: dict[str, Any], variant: str) -> str:
 def _cell(value: dict[str, float] | None, decimals: int, key: str = "") -> str:
     if value is None:
         return DASH
-    sign = "+" if key == "NMS_gap" else ""
+    sign = "+" if key.startswith("NMS_gap") else ""
     low, mean, high = (
         # + 0.0 makes 0 of what was rounded to -0
         f"{round(value[name], decimals) + 0.0:{sign}.{decimals}f}"
