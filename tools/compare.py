@@ -5,7 +5,7 @@ python tools/compare.py CONFIG [CONFIG ...] --output FOLDER --seeds 1 2 3 --set 
 python tools/compare.py --plan configs/compare/digits.yaml
 python tools/compare.py FOLDER [FOLDER ...] --output FOLDER       (runs that train_net.py finished)
 
-Configs are trained with train_net.py, one after the other, once for each seed. Finished runs'
+Configs are trained with train_net.py, once for each seed, --jobs of them at a time. Finished runs'
 folders are evaluated if they have not been, and never changed. A start that was cut off is
 continued by the same command; a second start of a finished comparison does nothing. --output,
 --title, --seeds and --set change a plan for once. A run that fails keeps no other from being
@@ -60,6 +60,13 @@ def parse_arguments() -> argparse.Namespace:
         "--num-gpus", type=int, help="number of GPUs of each training (default: train_net.py's)"
     )
     parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="number of trainings at the same time (default: 1); on one GPU too, which small models"
+        " leave mostly idle",
+    )
+    parser.add_argument(
         "--images", type=int, default=6, help="number of images in the pictures (default: 6)"
     )
     parser.add_argument(
@@ -112,6 +119,7 @@ def main() -> None:
                 command=shlex.join(["python", *sys.argv]),
                 options=ReportOptions(args.images, args.score, args.speed_rounds),
                 num_gpus=args.num_gpus,
+                jobs=args.jobs,
                 write_anew=args.rewrite,
             )
     except RunFailed as error:

@@ -63,10 +63,10 @@ def start(tmp_path: Path, fake: list[str], *overrides: str, seeds: tuple = (1, 2
     return said
 
 
-def complete(plan: Plan, command: list[str], say: Callable[[str], None]) -> None:
+def complete(plan: Plan, command: list[str], say: Callable[[str], None], jobs: int = 1) -> None:
     runs = find_runs(plan)
     with locked(plan.output, say) as lock:
-        complete_runs(runs, command, lock, say=say)
+        complete_runs(runs, command, lock, jobs=jobs, say=say)
 
 
 def test_each_run_is_trained_once(tmp_path: Path, fake: list[str]) -> None:
@@ -84,7 +84,7 @@ def test_each_run_is_trained_once(tmp_path: Path, fake: list[str]) -> None:
     again = start(tmp_path, fake, "SOLVER.MAX_ITER", "7")
     assert len(calls(tmp_path)) == 4 and all("done already" in line for line in again)
     start(tmp_path, fake, "SOLVER.MAX_ITER", "7", seeds=(1, 2, 3))  # only the new seed
-    assert [words[-1] for words in calls(tmp_path)[4:]] == ["3", "3"]
+    assert [words[-1] for words in calls(tmp_path)] == ["1", "1", "2", "2", "3", "3"]
 
 
 def test_what_is_not_done_is_called_again(tmp_path: Path, fake: list[str]) -> None:
@@ -148,11 +148,44 @@ def test_a_failure_does_not_end_the_others(tmp_path: Path, fake: list[str]) -> N
     assert "baseline_fcos_R18_FPN, seed 1: failed, going on with the others" in said
 
 
+# A run that ends only once there are as many others under way as its first argument says.
+TOGETHER = """
+import pathlib, sys, time
+here = pathlib.Path(__file__).parent
+(here / f"started{sys.argv[-1]}").touch()
+while len(list(here.glob("started*"))) < int(sys.argv[1]):
+    time.sleep(0.02)
+(here / f"threads{sys.argv[-1]}").write_text(__import__("os").environ["OMP_NUM_THREADS"])
+"""
+
+
+@pytest.mark.parametrize("threads", [None, "5"])
+def test_several_runs_at_the_same_time(
+    tmp_path: Path, fake: list[str], monkeypatch, threads
+) -> None:
+    together = tmp_path / "together.py"
+    together.write_text(TOGETHER + FAKE.replace("sys.argv[1:]", "sys.argv[2:]"))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if threads:
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    plan = plan_from_paths([CONFIGS[0]], output=str(tmp_path / "out"), seeds=(1, 2, 3))
+    complete(plan, [sys.executable, str(together), "3"], lambda line: None, jobs=3)
+    assert all(map(is_done, find_runs(plan)))
+    assert {p.read_text() for p in tmp_path.glob("threads*")} == {threads or "2"}
+
+
+def test_jobs_must_be_positive(tmp_path: Path, fake: list[str]) -> None:
+    plan = plan_from_paths([CONFIGS[0]], output=str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match="--jobs is 0"):
+        compare(plan, fake, command="", jobs=0)
+
+
 def test_ctrl_c_ends_all(tmp_path: Path, fake: list[str], monkeypatch) -> None:
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs_module, "_call", interrupted)
+    monkeypatch.setattr(runs_module, "_start", interrupted)
     with pytest.raises(KeyboardInterrupt):
         start(tmp_path, fake)
     assert not (tmp_path / "out" / "runs" / "baseline_fcos_R18_FPN").exists()
@@ -267,7 +300,7 @@ def test_two_starts_at_once(make_run, tmp_path: Path, fake: list[str], monkeypat
             with locked(out, said.append, patience=0.0):
                 pass
 
-    monkeypatch.setattr(runs_module, "_complete", second_start)
+    monkeypatch.setattr(runs_module, "_finish", second_start)
     monkeypatch.setattr(sys.modules["onenet.comparison.compare"], "write_report", second_start)
     bare = make_run("bare")
     (Path(bare) / "inference" / "end_to_end.json").unlink()

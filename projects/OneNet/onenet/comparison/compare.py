@@ -66,6 +66,7 @@ def compare(
     command: str,
     options: ReportOptions | None = None,
     num_gpus: int | None = None,
+    jobs: int = 1,
     write_anew: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
@@ -79,18 +80,21 @@ def compare(
         command: how the comparison was started, for the page.
         options: of the page.
         num_gpus: handed to train_net.py.
+        jobs: how many trainings or evaluations run at the same time.
         write_anew: whether to measure speed and write the report even if nothing has changed.
         say: gets the lines for the terminal.
 
     Raises:
         ConfigError, DataError: see :func:`onenet.comparison.runs.find_runs` and
-            :func:`onenet.comparison.runs.locked`.
+            :func:`onenet.comparison.runs.locked`; or ``jobs`` is below 1.
         RunFailed: some runs failed; there is no report then.
     """
+    if jobs < 1:
+        raise ConfigError(f"--jobs is {jobs}; give 1 or more.")
     options = options or ReportOptions()
     runs = find_runs(plan)
     with locked(plan.output, say) as lock:
-        complete_runs(runs, train_command, lock, num_gpus, say)
+        complete_runs(runs, train_command, lock, num_gpus, jobs, say)
         mark = fingerprint(runs, {"title": plan.title, **asdict(options)})
         page = plan.output / "comparison.html"
         if not write_anew and _is_up_to_date(plan.output, mark):

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ __all__ = [
 _NOT_COMPARED = {"OUTPUT_DIR", "MODEL.DEVICE"}
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_POLL_SECONDS = 0.1  # how often it is looked whether a run has ended
 
 
 class RunFailed(RuntimeError):
@@ -145,7 +147,7 @@ def _finished(entry: Entry, top: Path) -> Run:
 
 def is_done(run: Run) -> bool:
     """Whether a run's results are complete."""
-    results = [run.weights, run.folder / "inference" / "end_to_end.json"]
+    results = _outputs(run)
     if run.words:
         results.append(run.folder / "done.json")
     return all(path.is_file() for path in results)
@@ -156,9 +158,11 @@ def complete_runs(
     train_command: Sequence[str],
     lock: int,
     num_gpus: int | None = None,
+    jobs: int = 1,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Trains, continues or evaluates those runs that are not done, one after the other.
+    """Trains, continues or evaluates those runs that are not done: each detector's first seed, then
+    its second, so that a start that is cut off leaves whole seeds.
 
     A run that fails does not keep the others from being completed.
 
@@ -167,6 +171,8 @@ def complete_runs(
         train_command: ``[python, train_net.py]``.
         lock: of the comparison's folder, from :func:`locked`.
         num_gpus: handed to train_net.py.
+        jobs: how many run at the same time. With more than one each gets its share of the CPU's
+            threads, unless OMP_NUM_THREADS says otherwise.
         say: gets a line for each run.
 
     Raises:
@@ -175,25 +181,59 @@ def complete_runs(
     """
     for run in runs:
         _check_same_settings(run)  # again: the lock's last holder may have written it
-    failures = []
-    for number, run in enumerate(runs, start=1):
+    waiting = []
+    for run in _by_seed(runs):
         if is_done(run):
             say(f"{run.title}: done already")
-            continue
-        what = "evaluation" if "--eval-only" in run.words else "training"
-        say(f"{run.title}: {what} in {run.folder} ...")
-        start = time.perf_counter()
-        try:
-            _complete(run, [*train_command, *_with_gpus(run.words, num_gpus)], lock)
-        except (RunFailed, OSError) as error:
-            failures.append(f"{run.title} failed: {error}")
-            rest = ", going on with the others" if number < len(runs) else ""
-            say(f"{run.title}: failed{rest}")
         else:
-            say(f"{run.title}: done in {(time.perf_counter() - start) / 60:.1f} minutes")
+            waiting.append(run)
+    failures: list[str] = []
+    started: list[_Started] = []
+
+    def failed(run: Run, error: Exception) -> None:
+        failures.append(f"{run.title} failed: {error}")
+        rest = ", going on with the others" if waiting or started else ""
+        say(f"{run.title}: failed{rest}")
+
+    try:
+        while waiting or started:
+            while waiting and len(started) < jobs:
+                run = waiting.pop(0)
+                what = "evaluation" if "--eval-only" in run.words else "training"
+                say(f"{run.title}: {what} in {run.folder} ...")
+                try:
+                    command = [*train_command, *_with_gpus(run.words, num_gpus)]
+                    started.append(_start(run, command, lock, jobs))
+                except OSError as error:
+                    failed(run, error)
+            time.sleep(_POLL_SECONDS)
+            for one in [one for one in started if one.process.poll() is not None]:
+                started.remove(one)
+                try:
+                    _finish(one)
+                except (RunFailed, OSError) as error:
+                    failed(one.run, error)
+                else:
+                    minutes = (time.perf_counter() - one.start) / 60
+                    say(f"{one.run.title}: done in {minutes:.1f} minutes")
+    except BaseException:  # Ctrl-C above all
+        for one in started:
+            _end(one.process)
+        raise
     if failures:
         count = f"{len(failures)} of {len(runs)} runs failed.\n" if len(failures) > 1 else ""
         raise RunFailed(count + "\n\n".join(failures))
+
+
+def _by_seed(runs: Sequence[Run]) -> list[Run]:
+    """The first run of each name, in order, then the second of each, and so on."""
+    counts: Counter[str] = Counter()
+    rounds = []
+    for run in runs:
+        rounds.append(counts[run.name])
+        counts[run.name] += 1
+    order = sorted(range(len(runs)), key=rounds.__getitem__)
+    return [runs[i] for i in order]
 
 
 def _with_gpus(words: Sequence[str], num_gpus: int | None) -> list[str]:
@@ -203,30 +243,25 @@ def _with_gpus(words: Sequence[str], num_gpus: int | None) -> list[str]:
     return ["--num-gpus", str(num_gpus), "--dist-url", "auto", *words]
 
 
-def _complete(run: Run, command: list[str], lock: int) -> None:
+@dataclass(frozen=True)
+class _Started:
+    """A run whose process is under way."""
+
+    run: Run
+    command: list[str]
+    process: subprocess.Popen
+    start: float  # of time.perf_counter()
+
+
+def _start(run: Run, command: list[str], lock: int, jobs: int) -> _Started:
+    """Starts a process that ends when this process ends, however that comes about."""
     run.folder.mkdir(parents=True, exist_ok=True)
     if not (run.folder / "run.json").is_file():
         write_json(run.folder / "run.json", _record(run))
-    log = run.folder / "compare.log"
-    code = _call(command, log, lock)
-    if code != 0:
-        raise RunFailed(
-            f"exit code {code}; the last lines of {log}:\n"
-            + "\n".join(log.read_text(errors="replace").splitlines()[-20:])
-        )
-    missing = [path for path in _outputs(run) if not path.is_file()]
-    if missing:
-        raise RunFailed(f"it ended without writing {missing[0]}; see {log}.")
-    write_json(run.folder / "done.json", {"command": command})
-
-
-def _outputs(run: Run) -> list[Path]:
-    return [run.weights, run.folder / "inference" / "end_to_end.json"]
-
-
-def _call(command: list[str], log: Path, lock: int) -> int:
-    """Runs a command that ends when this process ends, however that comes about."""
-    with open(log, "ab") as file:
+    env = dict(os.environ)
+    if jobs > 1:
+        env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    with open(_log(run), "ab") as file:
         file.write(f"\n$ {shlex.join(command)}\n".encode())
         file.flush()
         process = subprocess.Popen(
@@ -234,15 +269,38 @@ def _call(command: list[str], log: Path, lock: int) -> int:
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
+            env=env,
             pass_fds=(lock,),  # the folder stays locked for as long as anything writes into it
             start_new_session=True,  # so that its data loaders can be ended with it
             preexec_fn=_end_with_parent if _LIBC else None,
         )
-        try:
-            return process.wait()
-        except BaseException:  # Ctrl-C above all
-            _end(process)
-            raise
+    return _Started(run, command, process, time.perf_counter())
+
+
+def _finish(started: _Started) -> None:
+    """Notes that a run whose process has ended is done.
+
+    Raises:
+        RunFailed: it ended with an error, or without results.
+    """
+    run, log = started.run, _log(started.run)
+    if started.process.returncode != 0:
+        raise RunFailed(
+            f"exit code {started.process.returncode}; the last lines of {log}:\n"
+            + "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+        )
+    missing = [path for path in _outputs(run) if not path.is_file()]
+    if missing:
+        raise RunFailed(f"it ended without writing {missing[0]}; see {log}.")
+    write_json(run.folder / "done.json", {"command": started.command})
+
+
+def _log(run: Run) -> Path:
+    return run.folder / "compare.log"
+
+
+def _outputs(run: Run) -> list[Path]:
+    return [run.weights, run.folder / "inference" / "end_to_end.json"]
 
 
 def _end_with_parent() -> None:
