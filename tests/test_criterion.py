@@ -6,7 +6,8 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
-from onenet.criterion import Criterion
+from onenet.criterion import Criterion, soft_class_loss
+from onenet.errors import ConfigError
 from onenet.heads import DensePredictions
 from onenet.matcher import HungarianMatcher, MinCostMatcher
 
@@ -124,3 +125,92 @@ def test_large_boxes_in_half_precision_stay_finite() -> None:
         [gt_of([[0, 0, 1333, 1333]], [0], size=(1333, 1333))],
     )
     assert all(loss.isfinite() for loss in losses.values())
+
+
+def focal(p: float, positive: bool) -> float:
+    return 0.25 * (1 - p) ** 2 * -math.log(p) if positive else 0.75 * p**2 * -math.log(1 - p)
+
+
+def test_second_pair_by_hand() -> None:
+    # The first pair: as in test_losses_by_hand. The second: four samples; the object may have two,
+    # those at x = 10 (IoU 1) and at x = 12, and the losses are divided by two.
+    gt = gt_of([[10, 0, 110, 100]], [0], size=(200, 400))
+    boxes = torch.tensor([[[x, 0.0, x + 100, 100] for x in (10, 12, 60, 300)]])
+    many = predictions(torch.zeros(1, 4, 1), boxes)
+    one = predictions(torch.zeros(1, 4, 1), boxes.flip(1))._replace(one_to_many=many)
+    criterion = Criterion(
+        matcher=MinCostMatcher(), class_weight=2, giou_weight=3, num_samples_many=2, weight_many=0.5
+    )
+    losses = criterion(one, [gt])
+    assert losses["loss_l1"] == losses["loss_giou"] == 0
+    assert losses["loss_cls"].item() == pytest.approx(
+        2 * (focal(0.5, True) + 3 * focal(0.5, False))
+    )
+    expected = {
+        "loss_cls_many": 2 * (2 * focal(0.5, True) + 2 * focal(0.5, False)) / 2,
+        "loss_l1_many": 5 * (0 + (2 + 2) / 400) / 2,
+        "loss_giou_many": 3 * (0 + 1 - 98 / 102) / 2,
+    }
+    for name, value in expected.items():
+        assert losses[name].item() == pytest.approx(0.5 * value), name
+
+
+@pytest.mark.parametrize("counts", [[3, 0], [0, 0]])
+def test_second_pair_on_empty_images(counts: list[int], make_gt) -> None:
+    logits = torch.randn(2, 20, 5, requires_grad=True)
+    boxes = make_gt(40).gt_boxes.tensor.view(2, 20, 4).requires_grad_()
+    both = predictions(logits, boxes)._replace(one_to_many=predictions(logits, boxes))
+    losses = Criterion(matcher=MinCostMatcher())(both, [make_gt(n) for n in counts])
+    assert len(losses) == 6 and all(loss.isfinite() for loss in losses.values())
+    sum(losses[name] for name in losses if name.endswith("_many")).backward()
+    assert logits.grad.abs().sum() > 0 and boxes.grad is not None
+
+
+def test_soft_class_losses_by_hand() -> None:
+    # One positive with score 0.5 and IoU 0.8, one negative with score 0.5.
+    logits, target = torch.zeros(2), torch.tensor([1.0, 0.0])
+    quality = torch.tensor([0.8, 0.0])
+    bce = math.log(2)  # of score 0.5, whatever the target
+    torch.testing.assert_close(
+        soft_class_loss(logits, target, quality, "quality"),
+        torch.tensor([0.3**2 * bce, 0.5**2 * bce]),
+    )
+    torch.testing.assert_close(
+        soft_class_loss(logits, target, quality, "varifocal"),
+        torch.tensor([0.8 * bce, 0.75 * 0.25 * bce]),
+    )
+
+
+@pytest.mark.parametrize("kind", ["quality", "varifocal"])
+def test_soft_losses_are_least_at_the_iou(kind: str) -> None:
+    # One object, one sample that covers 0.8 of it: its best score is 0.8.
+    gt = gt_of([[0, 0, 100, 100]], [0])
+    boxes = torch.tensor([[[0.0, 0, 100, 80]]])
+    criterion = Criterion(matcher=MinCostMatcher(), class_loss=kind)
+
+    def slope(score: float) -> float:
+        logits = torch.full((1, 1, 1), math.log(score / (1 - score)), requires_grad=True)
+        criterion(predictions(logits, boxes), [gt])["loss_cls"].backward()
+        return logits.grad.item()
+
+    assert slope(0.7) < 0 < slope(0.9)
+    assert slope(0.8) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["quality", "varifocal"])
+def test_soft_losses_on_a_collision(kind: str) -> None:
+    """A sample of two objects of one class has the larger IoU as its target, in any order."""
+    boxes, logits = torch.tensor([[[0.0, 0, 10, 10]]]), torch.zeros(1, 1, 1)
+    gt = gt_of([[0, 0, 10, 8], [0, 0, 10, 5]], [0, 0])
+    criterion = Criterion(matcher=MinCostMatcher(), class_weight=1.0, class_loss=kind)
+    expected = soft_class_loss(logits, torch.ones(1, 1, 1), torch.full((1, 1, 1), 0.8), kind) / 2
+    for order in ([0, 1], [1, 0]):
+        loss = criterion(predictions(logits, boxes), [gt[torch.tensor(order)]])["loss_cls"]
+        torch.testing.assert_close(loss, expected.sum())
+
+
+def test_what_the_criterion_refuses() -> None:
+    with pytest.raises(ConfigError, match="CLASS_LOSS is 'hinge'; choose one of: focal"):
+        Criterion(matcher=MinCostMatcher(), class_loss="hinge")
+    with pytest.raises(ConfigError, match="NUM_SAMPLES is 0"):
+        Criterion(matcher=MinCostMatcher(), num_samples_many=0)

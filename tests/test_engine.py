@@ -142,6 +142,48 @@ def test_resume_continues_the_same_run(train_net, data_opts, tmp_path: Path) -> 
     train_net(*resume)  # a finished run only evaluates
 
 
+def test_the_average_is_saved_evaluated_and_resumed(
+    train_net, data_opts, tmp_path: Path, monkeypatch
+) -> None:
+    tested = []
+    test = Trainer.test.__func__
+
+    def watched(cls, cfg, model, evaluators=None):
+        tested.append({name: value.clone() for name, value in model.state_dict().items()})
+        return test(cls, cfg, model, evaluators)
+
+    monkeypatch.setattr(Trainer, "test", classmethod(watched))
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    words = ("--config-file", CONFIG, *data_opts, *TINY, "SOLVER.EMA_DECAY", "0.6")
+    words += ("SOLVER.BASE_LR", "0.01", "SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2")
+    train_net(*words, "OUTPUT_DIR", str(whole))
+    content = torch.load(whole / "model_final.pth", weights_only=True)
+    average, trained = content["model"], content["ema"]
+    assert content["ema"]["steps"] == 4
+    key = "head.cls_score.weight"
+    assert not torch.equal(average[key], trained[f"model.{key}"])
+    assert all(torch.equal(average[name], tested[-1][name]) for name in average)
+
+    # Interrupted after the checkpoint of the second iteration
+    halves.mkdir()
+    (halves / "model_0000001.pth").write_bytes((whole / "model_0000001.pth").read_bytes())
+    (halves / "last_checkpoint").write_text("model_0000001.pth")
+    train_net("--resume", *words, "OUTPUT_DIR", str(halves))
+    again = torch.load(halves / "model_final.pth", weights_only=True)
+    assert again["ema"]["steps"] == 4
+    torch.testing.assert_close(again["model"], average, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(again["ema"], trained, rtol=1e-3, atol=1e-4)
+
+    # A new training starts from the average, whichever of the two it has
+    train_net(
+        *words[:-6], "SOLVER.BASE_LR", "1e-12", "SOLVER.MAX_ITER", "1",
+        "MODEL.WEIGHTS", str(whole / "model_final.pth"), "OUTPUT_DIR", str(tmp_path / "new"),
+    )  # fmt: skip
+    new = torch.load(tmp_path / "new" / "model_final.pth", weights_only=True)
+    torch.testing.assert_close(new["model"][key], average[key])
+    torch.testing.assert_close(new["ema"][f"model.{key}"], average[key])
+
+
 def test_a_run_without_evaluation(train_net, data_opts, tmp_path: Path) -> None:
     train_only = [*data_opts[:4], "OUTPUT_DIR", str(tmp_path / "out")]
     train_net("--config-file", CONFIG, *train_only, *TINY, "SOLVER.MAX_ITER", "1")

@@ -14,9 +14,11 @@ from onenet.heads import ONENET_HEAD_REGISTRY, build_head
 HEADS = sorted(name for name, _ in ONENET_HEAD_REGISTRY)
 
 
-def tiny_head(name: str):
+def tiny_head(name: str, *opts: object):
+    torch.manual_seed(0)
     cfg = get_cfg()
     add_onenet_config(cfg)
+    cfg.MODEL.ONENET.merge_from_list([*opts])
     cfg.MODEL.ONENET.HEAD.NAME = name
     cfg.MODEL.ONENET.NUM_CLASSES = 3
     cfg.MODEL.ONENET.HEAD.CONV_DIM = 32
@@ -141,3 +143,65 @@ def test_boxes_of_the_retinanet_head_start_near_its_anchors() -> None:
     sides = (out.anchors[:, 2:] - out.anchors[:, :2]).repeat(1, 2)
     # About 0.1; with Xavier weights in the predictors 0.7 and more
     assert ((out.pred_boxes - out.anchors) / sides).abs().mean() < 0.2
+
+
+MANY = ("ONE_TO_MANY.ENABLED", True)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_second_pair_of_predictors(name: str) -> None:
+    plain, features = tiny_head(name)
+    head, _ = tiny_head(name, *MANY)
+    expected, out = plain(features), head(features)
+    assert expected.one_to_many is None
+    # It starts as a copy of the first, and leaves that as it is.
+    for ours, theirs in ((out, expected), (out.one_to_many, expected)):
+        assert torch.equal(ours.pred_logits, theirs.pred_logits)
+        assert torch.equal(ours.pred_boxes, theirs.pred_boxes)
+        assert torch.equal(ours.anchors, theirs.anchors)
+    with torch.no_grad():
+        for parameter in head.one_to_many.parameters():
+            parameter.add_(1.0)
+    changed = head(features)
+    assert torch.equal(changed.pred_logits, expected.pred_logits)
+    assert not torch.equal(changed.one_to_many.pred_logits, expected.pred_logits)
+    assert not torch.equal(changed.one_to_many.pred_boxes, expected.pred_boxes)
+    # In inference there is none.
+    assert head.eval()(features).one_to_many is None
+    more = set(head.state_dict()) - set(plain.state_dict())
+    assert more and all(key.startswith("one_to_many.") for key in more)
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("stop", [False, True])
+def test_whose_gradients_reach_the_features(name: str, stop: bool) -> None:
+    head, features = tiny_head(name, *MANY, "ONE_TO_MANY.STOP_GRADIENT", stop)
+    features = [feature.requires_grad_() for feature in features]
+    out = head(features)
+
+    def reaches(predictions) -> bool:
+        loss = predictions.pred_logits.sum() + predictions.pred_boxes.sum()
+        grads = torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True)
+        return any(grad is not None and bool(grad.abs().sum() > 0) for grad in grads)
+
+    assert reaches(out) != stop
+    assert reaches(out.one_to_many)
+    (grad,) = torch.autograd.grad(out.pred_logits.sum(), [head.cls_score.weight])
+    assert grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_max_filter_starts_without_effect_and_learns(name: str) -> None:
+    plain, features = tiny_head(name)
+    head, _ = tiny_head(name, "HEAD.MAX_FILTER", True)
+    before = head(features)
+    assert torch.equal(before.pred_logits, plain(features).pred_logits)
+    before.pred_logits.square().sum().backward()
+    assert head.max_filter.out.bias.grad.abs().sum() > 0
+    torch.nn.init.normal_(head.max_filter.out.weight)
+    after = head(features)
+    change = after.pred_logits - before.pred_logits
+    assert change.abs().sum() > 0
+    # Each anchor's own change, the same for all its classes
+    torch.testing.assert_close(change, change[..., :1].expand_as(change), rtol=0, atol=1e-5)
+    assert torch.equal(after.pred_boxes, before.pred_boxes)

@@ -215,3 +215,51 @@ def test_large_crowd_fits_in_memory(matcher_class: type[Matcher]) -> None:
     done = subprocess.run(command, check=True, capture_output=True, env=environment)
     extra_mib = int(done.stdout) / 1024
     assert extra_mib < 512, f"{extra_mib:.0f} MiB of extra memory"
+
+
+def many_of_table(table: np.ndarray, k: int, matcher_class=MinCostMatcher) -> dict[int, int]:
+    """Sample -> object."""
+    num_samples, num_gt = table.shape
+    boxes = torch.arange(num_gt).float()[:, None] + torch.tensor([0.0, 0, 1, 1])
+    gt = Instances((8, 8), gt_boxes=Boxes(boxes), gt_classes=torch.zeros(num_gt, dtype=torch.int64))
+    ((samples, objects),) = matcher_class(cost=TableCost(table)).match_many(
+        predictions(torch.zeros(1, num_samples, 1), torch.zeros(1, num_samples, 4)), [gt], k
+    )
+    assert samples.dtype == objects.dtype == torch.int64
+    assert (objects.diff() >= 0).all()
+    assert len(set(samples.tolist())) == len(samples)
+    return dict(zip(samples.tolist(), objects.tolist(), strict=True))
+
+
+def test_many_by_hand() -> None:
+    inf = float("inf")
+    table = np.array([[1.0, 9], [2, 1], [3, 2], [9, 8], [inf, inf]])
+    # Object 0 wants 0, 1, 2 and object 1 wants 1, 2, 3; the shared ones go where they cost less.
+    assert many_of_table(table, 3) == {0: 0, 1: 1, 2: 1, 3: 1}
+    assert many_of_table(table, 1) == {0: 0, 1: 1}
+    # More than there are: all but those of infinite cost, each to its cheaper object
+    assert many_of_table(table, 99) == {0: 0, 1: 1, 2: 1, 3: 1}
+    assert many_of_table(np.full((3, 2), inf), 2) == {}
+    assert many_of_table(np.zeros((3, 0)), 2) == {}
+
+
+@given(st.data(), tables(), st.integers(1, 5))
+@settings(max_examples=100, deadline=None)
+def test_many_equals_a_loop(data: st.DataObject, table: np.ndarray, k: int) -> None:
+    # Distinct costs: of equal ones any may be taken
+    order = data.draw(st.permutations(range(table.size)))
+    table = np.array(order, dtype=np.float32).reshape(table.shape)
+    best: dict[int, tuple[float, int]] = {}
+    for j in range(table.shape[1]):
+        for i in np.argsort(table[:, j])[:k]:
+            best[int(i)] = min(best.get(int(i), (np.inf, -1)), (float(table[i, j]), j))
+    assert many_of_table(table, k) == {i: j for i, (_, j) in best.items()}
+
+
+def test_one_sample_for_many_is_the_min_cost_match(make_gt) -> None:
+    torch.manual_seed(1)
+    gts = [make_gt(n) for n in (3, 0, 1)]
+    out = predictions(torch.randn(3, 300, 5), make_gt(900).gt_boxes.tensor.view(3, 300, 4))
+    matcher = MinCostMatcher()
+    for one, many in zip(matcher(out, gts), matcher.match_many(out, gts, 1), strict=True):
+        assert [x.tolist() for x in one] == [x.tolist() for x in many]

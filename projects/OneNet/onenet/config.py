@@ -44,6 +44,8 @@ def add_onenet_config(cfg: CfgNode) -> None:
     cfg.MODEL.ONENET.HEAD.NORM = "GN"
     # Score of every sample and class before training.
     cfg.MODEL.ONENET.HEAD.PRIOR_PROB = 0.01
+    # Whether 3D max filtering (DeFCN, arXiv 2012.03544) is put behind the class logits.
+    cfg.MODEL.ONENET.HEAD.MAX_FILTER = False
 
     # The neck of build_resnet_deconv_backbone.
     cfg.MODEL.ONENET.DECONV = CfgNode()
@@ -65,11 +67,33 @@ def add_onenet_config(cfg: CfgNode) -> None:
     cfg.MODEL.ONENET.MATCHER.L1_WEIGHT = 5.0
     cfg.MODEL.ONENET.MATCHER.GIOU_WEIGHT = 2.0
 
+    # QualityCost (POTO, arXiv 2012.03544) is minus p^(1 - a) IoU^a, without the weights above.
+    cfg.MODEL.ONENET.MATCHER.IOU_EXPONENT = 0.8
+    # Which samples an object may have: "" for all, "box" for those whose location lies inside its
+    # box, "center" for those of them within PRIOR_RADIUS strides (anchor sides) of its centre.
+    cfg.MODEL.ONENET.MATCHER.PRIOR = ""
+    cfg.MODEL.ONENET.MATCHER.PRIOR_RADIUS = 1.5
+
+    # A second pair of predictors on the same towers, trained with several samples an object, and
+    # absent in inference.
+    cfg.MODEL.ONENET.ONE_TO_MANY = CfgNode()
+    cfg.MODEL.ONENET.ONE_TO_MANY.ENABLED = False
+    # Most samples an object may have: those of least matching cost.
+    cfg.MODEL.ONENET.ONE_TO_MANY.NUM_SAMPLES = 8
+    # What its losses are multiplied by, after the weights of LOSS.
+    cfg.MODEL.ONENET.ONE_TO_MANY.LOSS_WEIGHT = 1.0
+    # Whether the one-to-one losses' gradients end at the first pair's own weights.
+    cfg.MODEL.ONENET.ONE_TO_MANY.STOP_GRADIENT = False
+
     # The weights of the losses.
     cfg.MODEL.ONENET.LOSS = CfgNode()
     cfg.MODEL.ONENET.LOSS.CLASS_WEIGHT = 2.0
     cfg.MODEL.ONENET.LOSS.L1_WEIGHT = 5.0
     cfg.MODEL.ONENET.LOSS.GIOU_WEIGHT = 2.0
+    # The classification loss: "focal", or with the IoU of the predicted box as the positives'
+    # target, so that scores rank boxes by their place too: "quality" (arXiv 2006.04388) or
+    # "varifocal" (arXiv 2008.13367).
+    cfg.MODEL.ONENET.LOSS.CLASS_LOSS = "focal"
     # Whether negatives near an object's positive weigh less, by CenterNet's Gaussian (ablation:
     # CenterNet's targets are this, PointCost, and CLASS_WEIGHT 0 in the matcher).
     cfg.MODEL.ONENET.LOSS.SOFT_NEGATIVES = False
@@ -99,6 +123,9 @@ def add_onenet_config(cfg: CfgNode) -> None:
     cfg.MODEL.FCOS.TOPK_CANDIDATES_TEST = 1000
     cfg.MODEL.FCOS.NMS_THRESH_TEST = 0.6
 
+    # Decay of the exponential moving average of the weights, which is then what is evaluated and
+    # saved as the model; 0 for none.
+    cfg.SOLVER.EMA_DECAY = 0.0
     # "AdamW" or "SGD"; the other keys of SOLVER hold for both where they apply.
     cfg.SOLVER.OPTIMIZER = "AdamW"
 

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from detectron2.utils.registry import Registry
 from torch import Tensor
-from torchvision.ops import generalized_box_iou
+from torchvision.ops import box_iou, generalized_box_iou
 
 from .errors import ConfigError
 from .registry import get_registered
@@ -23,6 +23,8 @@ __all__ = [
     "AnchorCost",
     "MatchingCost",
     "PointCost",
+    "QualityCost",
+    "SpatialPrior",
     "build_cost",
     "focal_cost",
     "giou_cost",
@@ -220,6 +222,90 @@ class PointCost(MatchingCost):
         return {"class": self._class_part(pred_logits, gt), "l1": self.l1_weight * distance}
 
 
+@ONENET_COST_REGISTRY.register()
+@dataclass(frozen=True)
+class QualityCost(MatchingCost):
+    """Minus POTO's quality, ``p^(1 - a) * IoU^a`` (DeFCN, arXiv 2012.03544, equation 4).
+
+    ``p`` is the sigmoid score of the object's class, IoU that of the predicted box. A product, so
+    that neither makes up for the other; there are no weights. The paper's spatial prior is
+    :class:`SpatialPrior`.
+
+    Attributes:
+        iou_exponent: a, in [0, 1].
+    """
+
+    iou_exponent: float = 0.8
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> QualityCost:
+        """Reads ``cfg.MODEL.ONENET.MATCHER.IOU_EXPONENT``."""
+        return cls(iou_exponent=cfg.MODEL.ONENET.MATCHER.IOU_EXPONENT)
+
+    def parts(
+        self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
+    ) -> dict[str, Tensor]:
+        """See :meth:`MatchingCost.parts`; "quality" only, from -1 to 0."""
+        score = pred_logits[:, gt.gt_classes].float().sigmoid()
+        iou = box_iou(pred_boxes.float(), gt.gt_boxes.tensor.float())
+        return {"quality": -(score ** (1 - self.iou_exponent) * iou**self.iou_exponent)}
+
+
+@dataclass(frozen=True)
+class SpatialPrior:
+    """Another cost, but +inf where the anchor's centre lies too far from the object.
+
+    Early in a training the predictions say little of where an object is; its place does. The
+    samples whose centre is nearest to the object's centre are always candidates, so that no object
+    is without one.
+
+    Attributes:
+        cost: of the candidates.
+        radius: a candidate lies inside the box and, if this is above 0, in x and in y within this
+            many of its anchor's longer sides from the box's centre (arXiv 1904.01355's center
+            sampling, for which the FCOS head's anchors are squares of the stride).
+    """
+
+    cost: MatchingCost
+    radius: float = 0.0
+
+    def parts(
+        self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
+    ) -> dict[str, Tensor]:
+        """The cost's own, and "prior": 0 for candidates, else +inf."""
+        candidates = self.candidates(anchors, gt.gt_boxes.tensor)
+        prior = torch.zeros(candidates.shape, device=anchors.device)
+        prior.masked_fill_(~candidates, float("inf"))
+        return {**self.cost.parts(pred_logits, pred_boxes, anchors, gt), "prior": prior}
+
+    def __call__(
+        self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
+    ) -> Tensor:
+        """Cost of every pair in one image, (M, n): the sum of :meth:`parts`."""
+        return sum(self.parts(pred_logits, pred_boxes, anchors, gt).values())
+
+    def candidates(self, anchors: Tensor, gt_boxes: Tensor) -> Tensor:
+        """Which samples an object may have.
+
+        Args:
+            anchors: (M, 4) corners in pixels.
+            gt_boxes: (n, 4) corners in pixels.
+
+        Returns:
+            (M, n) bool, with at least one True in each column.
+        """
+        centers = (anchors[:, :2] + anchors[:, 2:]) / 2  # (M, 2)
+        top_left = centers[:, None] - gt_boxes[None, :, :2]
+        bottom_right = gt_boxes[None, :, 2:] - centers[:, None]
+        inside = torch.minimum(top_left, bottom_right).amin(dim=2) >= 0
+        offset = (top_left - bottom_right).abs() / 2  # to the box's centre, in x and y
+        if self.radius > 0:
+            sides = (anchors[:, 2:] - anchors[:, :2]).amax(dim=1)
+            inside &= offset.amax(dim=2) <= self.radius * sides[:, None]
+        distance = offset.square().sum(dim=2)
+        return inside | (distance == distance.amin(dim=0))
+
+
 def _serves(anchors: Tensor, gt_boxes: Tensor) -> Tensor:
     """Whether a square anchor's level serves an object's size, by FCOS's rule: (M, n) bool."""
     strides = anchors[:, 2] - anchors[:, 0]  # (M,)
@@ -237,11 +323,12 @@ _MISMATCHED = {
 }
 
 
-def build_cost(cfg: CfgNode) -> MatchingCost:
-    """Builds the cost that ``cfg.MODEL.ONENET.MATCHER.COST`` names.
+def build_cost(cfg: CfgNode) -> MatchingCost | SpatialPrior:
+    """Builds the cost that ``cfg.MODEL.ONENET.MATCHER.COST`` names, with its spatial prior.
 
     Raises:
-        ConfigError: no cost of that name is registered, or it is not for the config's head.
+        ConfigError: no cost of that name is registered, it is not for the config's head, or there is
+            no such prior.
     """
     name, head = cfg.MODEL.ONENET.MATCHER.COST, cfg.MODEL.ONENET.HEAD.NAME
     # Heads that are not ours pass: they know what their anchors are.
@@ -251,4 +338,15 @@ def build_cost(cfg: CfgNode) -> MatchingCost:
             f" '{head}'; the predefined location cost of that head is '{_MISMATCHED[name, head]}'."
         )
     cost = get_registered(ONENET_COST_REGISTRY, name, "MODEL.ONENET.MATCHER.COST")
-    return cost.from_config(cfg)
+    cost = cost.from_config(cfg)
+    matcher = cfg.MODEL.ONENET.MATCHER
+    if matcher.PRIOR == "":
+        return cost
+    if matcher.PRIOR == "box":
+        return SpatialPrior(cost)
+    if matcher.PRIOR == "center" and matcher.PRIOR_RADIUS > 0:
+        return SpatialPrior(cost, matcher.PRIOR_RADIUS)
+    raise ConfigError(
+        f"MODEL.ONENET.MATCHER.PRIOR is '{matcher.PRIOR}' and PRIOR_RADIUS {matcher.PRIOR_RADIUS};"
+        " choose '' (none), 'box', or 'center' with a radius above 0."
+    )

@@ -1,4 +1,4 @@
-"""The loss of a one-to-one matched batch (paper, section 3.2).
+"""The losses of a matched batch (paper, section 3.2).
 
 Shape legend: ``N`` images, ``M`` samples, ``K`` classes, ``P`` matched pairs of the batch.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode, configurable
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
+from detectron2.structures.boxes import matched_pairwise_iou
 from detectron2.utils import comm
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
@@ -16,23 +17,32 @@ from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou_loss
 
 from .costs import image_scale
+from .errors import ConfigError
 from .heads import DensePredictions
-from .matcher import Matcher, build_matcher
+from .matcher import Matcher, Pairs, build_matcher
 from .soft_negatives import negative_weights
 
-__all__ = ["Criterion"]
+__all__ = ["Criterion", "soft_class_loss"]
+
+
+CLASS_LOSSES = ("focal", "quality", "varifocal")
 
 
 class Criterion(nn.Module):
     """Matches objects to samples and computes the weighted losses, in float32.
 
-    * ``loss_cls``: sigmoid focal loss (arXiv 1708.02002) over all samples and classes;
+    * ``loss_cls``: sigmoid focal loss (arXiv 1708.02002) over all samples and classes, or one of
+      :func:`soft_class_loss`;
     * ``loss_l1``: L1 distance of the matched pairs' corners, divided by the image's own size;
     * ``loss_giou``: 1 - GIoU of the matched pairs.
 
     Each is summed and divided by the number of objects over all workers (at least 1), so that
     several workers give the losses and, averaged by DDP, the gradients of one process on the
     joined batch.
+
+    Where the head has a second pair of predictors, its predictions are matched one-to-many by the
+    same cost, and give the same three losses, ``loss_cls_many`` and so on, divided by the number of
+    matched samples instead: all have a weight in the sum like that of the one-to-one losses.
 
     Collisions, where the matcher gives one sample to several objects: the sample is a positive of
     each of their classes, and its box is regressed to each of them. That depends on no order of
@@ -51,9 +61,12 @@ class Criterion(nn.Module):
         class_weight: float = 2.0,
         l1_weight: float = 5.0,
         giou_weight: float = 2.0,
+        class_loss: str = "focal",
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
         soft_negatives: bool = False,
+        num_samples_many: int = 8,
+        weight_many: float = 1.0,
     ) -> None:
         """
         Args:
@@ -61,31 +74,53 @@ class Criterion(nn.Module):
             class_weight: weight of ``loss_cls``.
             l1_weight: weight of ``loss_l1``.
             giou_weight: weight of ``loss_giou``.
+            class_loss: "focal", "quality" or "varifocal".
             focal_alpha: alpha of the focal loss.
             focal_gamma: gamma of the focal loss.
             soft_negatives: whether negatives near a positive weigh less, as
                 :func:`onenet.soft_negatives.negative_weights` says.
+            num_samples_many: how many samples an object may have in the second pair's matching.
+            weight_many: what the second pair's losses are multiplied by.
+
+        Raises:
+            ConfigError: there is no such class loss, or a number makes no sense.
         """
         super().__init__()
+        if class_loss not in CLASS_LOSSES:
+            raise ConfigError(
+                f"MODEL.ONENET.LOSS.CLASS_LOSS is '{class_loss}'; choose one of:"
+                f" {', '.join(CLASS_LOSSES)}."
+            )
+        if num_samples_many < 1:
+            raise ConfigError(
+                f"MODEL.ONENET.ONE_TO_MANY.NUM_SAMPLES is {num_samples_many}; give 1 or more."
+            )
         self.matcher = matcher
         self.class_weight = class_weight
         self.l1_weight = l1_weight
         self.giou_weight = giou_weight
+        self.class_loss = class_loss
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
         self.soft_negatives = soft_negatives
+        self.num_samples_many = num_samples_many
+        self.weight_many = weight_many
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         """Reads ``cfg.MODEL.ONENET``."""
+        onenet = cfg.MODEL.ONENET
         return {
             "matcher": build_matcher(cfg),
-            "class_weight": cfg.MODEL.ONENET.LOSS.CLASS_WEIGHT,
-            "l1_weight": cfg.MODEL.ONENET.LOSS.L1_WEIGHT,
-            "giou_weight": cfg.MODEL.ONENET.LOSS.GIOU_WEIGHT,
-            "focal_alpha": cfg.MODEL.ONENET.FOCAL_ALPHA,
-            "focal_gamma": cfg.MODEL.ONENET.FOCAL_GAMMA,
-            "soft_negatives": cfg.MODEL.ONENET.LOSS.SOFT_NEGATIVES,
+            "class_weight": onenet.LOSS.CLASS_WEIGHT,
+            "l1_weight": onenet.LOSS.L1_WEIGHT,
+            "giou_weight": onenet.LOSS.GIOU_WEIGHT,
+            "class_loss": onenet.LOSS.CLASS_LOSS,
+            "focal_alpha": onenet.FOCAL_ALPHA,
+            "focal_gamma": onenet.FOCAL_GAMMA,
+            "soft_negatives": onenet.LOSS.SOFT_NEGATIVES,
+            "num_samples_many": onenet.ONE_TO_MANY.NUM_SAMPLES,
+            "weight_many": onenet.ONE_TO_MANY.LOSS_WEIGHT,
         }
 
     def forward(
@@ -97,58 +132,118 @@ class Criterion(nn.Module):
             gt_instances: N Instances with ``gt_boxes`` (pixels) and ``gt_classes`` in [0, K).
 
         Returns:
-            ``loss_cls``, ``loss_l1``, ``loss_giou``: weighted float32 scalars. All three depend on
-            the predictions even when no image has an object (DDP needs every gradient).
+            ``loss_cls``, ``loss_l1``, ``loss_giou``, and where the head has a second pair of
+            predictors the same with ``_many`` behind: weighted float32 scalars. All depend on the
+            predictions even when no image has an object (DDP needs every gradient).
         """
         with torch.autocast(predictions.pred_logits.device.type, enabled=False):
-            logits = predictions.pred_logits.float()  # (N, M, K)
-            boxes = predictions.pred_boxes.float()  # (N, M, 4)
-            predictions = predictions._replace(pred_logits=logits, pred_boxes=boxes)
+            many = predictions.one_to_many
+            predictions = _in_float32(predictions)
             matches = self.matcher(predictions, gt_instances)
+            count = _per_worker(sum(len(gt) for gt in gt_instances), predictions)
+            losses = self._losses(predictions, gt_instances, matches, count)
+            if many is not None:
+                many = _in_float32(many)
+                matches = self.matcher.match_many(many, gt_instances, self.num_samples_many)
+                count = _per_worker(sum(len(samples) for samples, _ in matches), many)
+                for name, loss in self._losses(many, gt_instances, matches, count).items():
+                    losses[f"{name}_many"] = self.weight_many * loss
+            return losses
 
-            batch_idx = torch.cat([s.new_full(s.shape, i) for i, (s, _) in enumerate(matches)])
-            sample_idx = torch.cat([s for s, _ in matches])
-            pairs = list(zip(gt_instances, matches, strict=True))
-            gt_classes = torch.cat([gt.gt_classes[g] for gt, (_, g) in pairs])  # (P,)
-            gt_boxes = torch.cat([gt.gt_boxes.tensor[g] for gt, (_, g) in pairs])  # (P, 4)
-            scale = torch.cat(
-                [image_scale(gt.image_size, boxes.device).expand(len(g), 4) for gt, (_, g) in pairs]
-            )
+    def _losses(
+        self,
+        predictions: DensePredictions,
+        gt_instances: list[Instances],
+        matches: list[Pairs],
+        count: Tensor,
+    ) -> dict[str, Tensor]:
+        """The weighted losses of matched predictions, divided by ``count``."""
+        logits, boxes = predictions.pred_logits, predictions.pred_boxes
+        batch_idx = torch.cat([s.new_full(s.shape, i) for i, (s, _) in enumerate(matches)])
+        sample_idx = torch.cat([s for s, _ in matches])
+        pairs = list(zip(gt_instances, matches, strict=True))
+        gt_classes = torch.cat([gt.gt_classes[g] for gt, (_, g) in pairs])  # (P,)
+        gt_boxes = torch.cat([gt.gt_boxes.tensor[g] for gt, (_, g) in pairs])  # (P, 4)
+        scale = torch.cat(
+            [image_scale(gt.image_size, boxes.device).expand(len(g), 4) for gt, (_, g) in pairs]
+        )
+        matched = boxes[batch_idx, sample_idx]  # (P, 4)
 
-            target = torch.zeros_like(logits)
-            target[batch_idx, sample_idx, gt_classes] = 1.0
+        target = torch.zeros_like(logits)
+        target[batch_idx, sample_idx, gt_classes] = 1.0
+        if self.class_loss == "focal":
             loss_cls = sigmoid_focal_loss(
                 logits, target, alpha=self.focal_alpha, gamma=self.focal_gamma, reduction="none"
             )
-            if self.soft_negatives:
-                weights = [
-                    negative_weights(
-                        predictions.anchors,
-                        predictions.level_sizes,
-                        samples,
-                        gt.gt_boxes.tensor[g],
-                        gt.gt_classes[g],
-                        logits.shape[2],
-                    )
-                    for gt, (samples, g) in pairs
-                ]
-                loss_cls = loss_cls * torch.where(target > 0, 1.0, torch.stack(weights))
-            loss_cls = loss_cls.sum()
-            matched = boxes[batch_idx, sample_idx]  # (P, 4)
-            loss_l1 = F.l1_loss(matched / scale, gt_boxes / scale, reduction="sum")
-            loss_giou = generalized_box_iou_loss(matched, gt_boxes, reduction="sum")
+        else:
+            quality = torch.zeros_like(logits)
+            # amax, not assignment, whose order is undefined on a GPU where samples collide
+            flat = (batch_idx * logits.shape[1] + sample_idx) * logits.shape[2] + gt_classes
+            quality.view(-1).scatter_reduce_(0, flat, _ious(matched, gt_boxes), reduce="amax")
+            loss_cls = soft_class_loss(logits, target, quality, self.class_loss)
+        if self.soft_negatives:
+            weights = [
+                negative_weights(
+                    predictions.anchors,
+                    predictions.level_sizes,
+                    samples,
+                    gt.gt_boxes.tensor[g],
+                    gt.gt_classes[g],
+                    logits.shape[2],
+                )
+                for gt, (samples, g) in pairs
+            ]
+            loss_cls = loss_cls * torch.where(target > 0, 1.0, torch.stack(weights))
+        loss_l1 = F.l1_loss(matched / scale, gt_boxes / scale, reduction="sum")
+        loss_giou = generalized_box_iou_loss(matched, gt_boxes, reduction="sum")
+        return {
+            "loss_cls": self.class_weight * loss_cls.sum() / count,
+            "loss_l1": self.l1_weight * loss_l1 / count,
+            "loss_giou": self.giou_weight * loss_giou / count,
+        }
 
-            num_objects = _num_objects_per_worker(gt_instances, boxes.device)
-            return {
-                "loss_cls": self.class_weight * loss_cls / num_objects,
-                "loss_l1": self.l1_weight * loss_l1 / num_objects,
-                "loss_giou": self.giou_weight * loss_giou / num_objects,
-            }
+
+def soft_class_loss(logits: Tensor, target: Tensor, quality: Tensor, kind: str) -> Tensor:
+    """Classification losses whose positives have an IoU as their target.
+
+    With p the sigmoid score, q the target (0 for negatives) and BCE(p, q) the binary cross entropy:
+
+    * "quality": ``|q - p|^2 BCE(p, q)`` (Generalized Focal Loss, arXiv 2006.04388, equation 3);
+    * "varifocal": ``q BCE(p, q)`` for positives, ``0.75 p^2 BCE(p, 0)`` for negatives
+      (VarifocalNet, arXiv 2008.13367, equation 2).
+
+    Args:
+        logits: (..., K), before the sigmoid.
+        target: the same shape, 1 for positives and 0 for negatives.
+        quality: the same shape, in [0, 1]; no gradient flows into it.
+        kind: "quality" or "varifocal".
+
+    Returns:
+        The same shape.
+    """
+    loss = F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
+    p = logits.sigmoid()
+    if kind == "quality":
+        return loss * (quality - p) ** 2
+    return loss * torch.where(target > 0, quality, 0.75 * p.detach() ** 2)
 
 
-def _num_objects_per_worker(gt_instances: list[Instances], device: torch.device) -> Tensor:
-    """Objects of all workers' images (at least 1), divided by the number of workers: a scalar."""
-    total = torch.tensor(float(sum(len(gt) for gt in gt_instances)), device=device)
+@torch.no_grad()
+def _ious(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
+    """IoU of each pair, (P,); 0 where both have no area."""
+    ious = matched_pairwise_iou(Boxes(boxes), Boxes(gt_boxes))
+    return ious.nan_to_num(nan=0.0).clamp(0.0, 1.0)
+
+
+def _in_float32(predictions: DensePredictions) -> DensePredictions:
+    return predictions._replace(
+        pred_logits=predictions.pred_logits.float(), pred_boxes=predictions.pred_boxes.float()
+    )
+
+
+def _per_worker(count: int, predictions: DensePredictions) -> Tensor:
+    """The sum of all workers' counts (at least 1), divided by the number of workers: a scalar."""
+    total = torch.tensor(float(count), device=predictions.pred_logits.device)
     if comm.get_world_size() > 1:
         dist.all_reduce(total)
     return total.clamp(min=1.0) / comm.get_world_size()

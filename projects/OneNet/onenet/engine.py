@@ -9,19 +9,21 @@ import logging
 import os
 import re
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 from urllib.parse import urlparse
 
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import (
     MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
 )
-from detectron2.engine import DefaultTrainer, default_setup, defaults, launch
+from detectron2.engine import DefaultTrainer, HookBase, default_setup, defaults, hooks, launch
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -29,6 +31,7 @@ from torch import multiprocessing
 
 from .config import load_config
 from .data.mapper import OneNetDatasetMapper
+from .ema import EMAHook
 from .errors import ConfigError, DataError, LimitError, WithoutTraceback
 from .evaluation import EndToEndEvaluator, carries_nms, without_nms
 from .solver import build_optimizer
@@ -211,8 +214,44 @@ class Trainer(DefaultTrainer):
         if cfg.MODEL.DEVICE == "cpu":
             # Detectron2 names the worker's GPU to DDP, which refuses that for a model on the CPU.
             create_ddp_model = functools.partial(create_ddp_model, device_ids=None)
+        self.ema: EMAHook | None = None  # build_hooks, which Detectron2 calls, sets it
         with mock.patch.object(defaults, "create_ddp_model", create_ddp_model):
             super().__init__(cfg)
+
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's hooks; with SOLVER.EMA_DECAY the average is what they evaluate and save.
+
+        A checkpoint's "model" is the average then, so that whoever reads it, gets that; the weights
+        to go on training from are beside it.
+        """
+        cfg = self.cfg
+        if cfg.SOLVER.EMA_DECAY == 0:
+            return super().build_hooks()
+        model = self.model
+        if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+            model = model.module
+        ema = self.ema = EMAHook(model, cfg.SOLVER.EMA_DECAY)
+        self.checkpointer = DetectionCheckpointer(
+            ema.average, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), ema=ema
+        )
+
+        def evaluate() -> dict:
+            self._last_eval_results = self.test(cfg, ema.average)
+            return self._last_eval_results
+
+        built = [
+            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate)
+            if isinstance(hook, hooks.EvalHook)
+            else hook
+            for hook in super().build_hooks()
+        ]
+        return [ema, *built]
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """See Detectron2's; with SOLVER.EMA_DECAY the average starts from the same weights."""
+        super().resume_or_load(resume)
+        if self.ema is not None and self.ema.steps == 0:  # nothing, or a checkpoint without average
+            self.ema.start_from(self.ema.average)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:

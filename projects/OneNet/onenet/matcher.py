@@ -1,4 +1,4 @@
-"""Which sample stands for which object: minimum-cost and Hungarian assignment.
+"""Which samples stand for which object: minimum-cost and Hungarian assignment, and one-to-many.
 
 Shape legend: ``M`` samples (locations or anchors), ``n`` objects, ``K`` classes.
 """
@@ -37,6 +37,7 @@ The registered object is called with `obj(cfg)` and returns a :class:`Matcher`.
 """
 
 CostFunction = Callable[[Tensor, Tensor, Tensor, Instances], Tensor]
+Pairs = tuple[Tensor, Tensor]
 
 
 class Matcher:
@@ -69,9 +70,7 @@ class Matcher:
         return f"{type(self).__name__}(cost={self.cost})"
 
     @torch.no_grad()
-    def __call__(
-        self, predictions: DensePredictions, gt_instances: list[Instances]
-    ) -> list[tuple[Tensor, Tensor]]:
+    def __call__(self, predictions: DensePredictions, gt_instances: list[Instances]) -> list[Pairs]:
         """Matches a batch, image by image.
 
         Args:
@@ -90,11 +89,68 @@ class Matcher:
             )
         ]
 
+    @torch.no_grad()
+    def match_many(
+        self, predictions: DensePredictions, gt_instances: list[Instances], num_samples: int
+    ) -> list[Pairs]:
+        """Gives each object several samples, by the same cost: those that cost least.
+
+        A sample that several objects want goes to the one that it costs least, so that an object
+        may be left with fewer. Samples of infinite cost go to none.
+
+        Args:
+            predictions, gt_instances: see :meth:`__call__`.
+            num_samples: how many each object may have.
+
+        Returns:
+            As :meth:`__call__`; each sample of an image appears once at most.
+        """
+        return [
+            self._many_of_image(logits, boxes, predictions.anchors, gt, num_samples)
+            for logits, boxes, gt in zip(
+                predictions.pred_logits, predictions.pred_boxes, gt_instances, strict=True
+            )
+        ]
+
     def match_image(
         self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Pairs:
         """Matches one image; see :meth:`__call__`, without the batch axis."""
         raise NotImplementedError
+
+    def _many_of_image(
+        self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances, k: int
+    ) -> Pairs:
+        if len(gt) == 0:
+            empty = torch.arange(0, device=pred_logits.device)
+            return empty, empty
+        costs, samples = self._cheapest(pred_logits, pred_boxes, anchors, gt, k)
+        objects = torch.arange(len(gt), device=samples.device).expand_as(samples)
+        finite = costs.isfinite()
+        costs, samples, objects = costs[finite], samples[finite], objects[finite]
+        # The first entry of each sample, where its cheapest comes first
+        order = costs.argsort(stable=True)
+        order = order[samples[order].argsort(stable=True)]
+        samples, objects = samples[order], objects[order]
+        first = torch.ones_like(samples, dtype=torch.bool)
+        first[1:] = samples[1:] != samples[:-1]
+        samples, objects = samples[first], objects[first]
+        order = objects.argsort(stable=True)
+        return samples[order], objects[order]
+
+    def _cheapest(
+        self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances, k: int
+    ) -> tuple[Tensor, Tensor]:
+        """Each object's k cheapest samples: costs and indices, both (min(k, M), n), best first."""
+        k = min(k, len(pred_logits))
+        cheapest = [
+            cost.topk(k, dim=0, largest=False)
+            for cost in self._cost_chunks(pred_logits, pred_boxes, anchors, gt)
+        ]
+        return (
+            torch.cat([c.values for c in cheapest], dim=1),
+            torch.cat([c.indices for c in cheapest], dim=1),
+        )
 
     def _cost_chunks(
         self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
@@ -117,7 +173,7 @@ class MinCostMatcher(Matcher):
 
     def match_image(
         self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Pairs:
         """Matches one image; all n objects are matched, whatever M."""
         gt_indices = torch.arange(len(gt), device=pred_logits.device)
         if len(gt) == 0:
@@ -140,20 +196,16 @@ class HungarianMatcher(Matcher):
 
     def match_image(
         self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Pairs:
         """Matches one image; min(n, M) objects are matched."""
         num_samples, num_gt = len(pred_logits), len(gt)
         if num_gt == 0:
             empty = torch.arange(0, device=pred_logits.device)
             return empty, empty
         k = min(num_gt, num_samples)
-        cheapest = [
-            cost.topk(k, dim=0, largest=False)
-            for cost in self._cost_chunks(pred_logits, pred_boxes, anchors, gt)
-        ]
+        costs, samples = self._cheapest(pred_logits, pred_boxes, anchors, gt, k)
         # (n, k), object by object
-        costs = torch.cat([c.values for c in cheapest], dim=1).T.double().cpu().numpy()
-        samples = torch.cat([c.indices for c in cheapest], dim=1).T.cpu().numpy()
+        costs, samples = costs.T.double().cpu().numpy(), samples.T.cpu().numpy()
         costs = _replace_infinite(costs)
         if num_gt > num_samples:
             dense = np.empty_like(costs)

@@ -6,11 +6,12 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .build import ONENET_HEAD_REGISTRY, DensePredictions
-from .parts import TowerHead, init_head, ltrb_to_corners
+from .parts import TowerHead, init_head, ltrb_to_corners, parts_from_config
 
 __all__ = ["FCOSHead"]
 
@@ -33,12 +34,15 @@ class FCOSHead(TowerHead):
         conv_dim: int = 256,
         norm: str = "GN",
         prior_prob: float = 0.01,
+        **parts: bool,
     ) -> None:
         """
         Args:
             input_shape, num_classes, num_convs, conv_dim, norm: see
                 :class:`onenet.heads.parts.TowerHead`.
             prior_prob: around which every class score starts.
+            **parts: one_to_many, stop_gradient, max_filter: see
+                :meth:`onenet.heads.parts.DenseHead.add_parts`.
         """
         super().__init__(
             input_shape=input_shape,
@@ -57,6 +61,7 @@ class FCOSHead(TowerHead):
             offset=0.5,
         )
         init_head(self, prior_prob, box_bias=2.0)
+        self.add_parts(predictors=("cls_score", "bbox_pred", "scales"), **parts)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict:
@@ -69,19 +74,22 @@ class FCOSHead(TowerHead):
             "conv_dim": head.CONV_DIM,
             "norm": head.NORM,
             "prior_prob": head.PRIOR_PROB,
+            **parts_from_config(cfg),
         }
 
-    def forward(self, features: list[Tensor]) -> DensePredictions:
-        """See :data:`onenet.heads.ONENET_HEAD_REGISTRY`."""
-        logits, raw = self.predict(features)
+    def predict(
+        self, predictors: nn.Module, logits: list[Tensor], box_features: list[Tensor]
+    ) -> DensePredictions:
+        """See :meth:`onenet.heads.parts.DenseHead.predict`."""
+        flat_logits = [permute_to_N_HWA_K(level, self.num_classes) for level in logits]
         ltrb = [
-            F.relu(scale * level.float()) * stride
-            for level, scale, stride in zip(raw, self.scales, self.strides, strict=True)
+            F.relu(scale * permute_to_N_HWA_K(predictors.bbox_pred(x), 4).float()) * stride
+            for x, scale, stride in zip(box_features, predictors.scales, self.strides, strict=True)
         ]
-        anchors = torch.cat([level.tensor for level in self.anchor_generator(features)])
+        anchors = torch.cat([level.tensor for level in self.anchor_generator(logits)])
         return DensePredictions(
-            torch.cat(logits, dim=1),
+            torch.cat(flat_logits, dim=1),
             ltrb_to_corners(torch.cat(ltrb, dim=1), anchors),
             anchors,
-            tuple(level.shape[1] for level in logits),
+            tuple(level.shape[1] for level in flat_logits),
         )

@@ -1,19 +1,110 @@
-"""What the heads share: towers, initialisation, boxes from distances."""
+"""What the heads share: towers, predictors, initialisation, boxes from distances."""
 
 from __future__ import annotations
 
+import copy
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
-from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["TowerHead", "init_head", "ltrb_to_corners"]
+from .build import DensePredictions
+from .max_filter import MaxFilter
+
+__all__ = [
+    "DenseHead",
+    "PredictorPair",
+    "TowerHead",
+    "init_head",
+    "ltrb_to_corners",
+    "parts_from_config",
+]
 
 
-class TowerHead(nn.Module):
+class PredictorPair(nn.Module):
+    """The second pair of predictors: as the first, on the same towers, but trained one-to-many.
+
+    It exists for the gradients that it sends into towers and backbone: with many positives an
+    object these learn sooner (arXiv 2012.03544, section 3.3). Nothing of it is used in inference.
+    """
+
+    def __init__(self, head: nn.Module, names: Sequence[str]) -> None:
+        """
+        Args:
+            head: has the first pair, initialised.
+            names: of the modules and parameters that make it up; they are copied.
+        """
+        super().__init__()
+        for name in names:
+            setattr(self, name, copy.deepcopy(getattr(head, name)))
+
+
+class DenseHead(nn.Module, ABC):
+    """From feature maps to :class:`DensePredictions`, with the parts that any head may have.
+
+    A subclass has the predictors ``cls_score`` and ``bbox_pred`` and calls :meth:`add_parts` at the
+    end of its ``__init__``.
+    """
+
+    def add_parts(
+        self,
+        *,
+        predictors: Sequence[str] = ("cls_score", "bbox_pred"),
+        one_to_many: bool = False,
+        stop_gradient: bool = False,
+        max_filter: bool = False,
+    ) -> None:
+        """
+        Args:
+            predictors: names of all that :meth:`predict` reads from its first argument.
+            one_to_many: whether to train a :class:`PredictorPair` beside the first pair.
+            stop_gradient: whether then the first pair's gradients end at its own weights, so that
+                the towers and the backbone learn from the second alone.
+            max_filter: whether to put a :class:`onenet.heads.max_filter.MaxFilter` behind the first
+                pair's class logits.
+        """
+        self.one_to_many = PredictorPair(self, predictors) if one_to_many else None
+        self.stop_gradient = stop_gradient
+        channels, classes = self.bbox_pred.in_channels, self.cls_score.out_channels
+        self.max_filter = MaxFilter(channels, classes // self.num_classes) if max_filter else None
+
+    @abstractmethod
+    def towers(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """What the class and the box predictor take of each level: (N, C, H, W) twice."""
+
+    @abstractmethod
+    def predict(
+        self, predictors: nn.Module, logits: list[Tensor], box_features: list[Tensor]
+    ) -> DensePredictions:
+        """
+        Args:
+            predictors: the head itself, or its :class:`PredictorPair`.
+            logits: (N, A K, H, W) of each level.
+            box_features: what the box predictor takes of each level.
+        """
+
+    def forward(self, features: list[Tensor]) -> DensePredictions:
+        """See :data:`onenet.heads.ONENET_HEAD_REGISTRY`."""
+        cls_features, box_features = self.towers(features)
+        many = None
+        if self.training and self.one_to_many is not None:
+            logits = [self.one_to_many.cls_score(x) for x in cls_features]
+            many = self.predict(self.one_to_many, logits, box_features)
+            if self.stop_gradient:
+                cls_features = [x.detach() for x in cls_features]
+                box_features = [x.detach() for x in box_features]
+        logits = [self.cls_score(x) for x in cls_features]
+        if self.max_filter is not None:
+            logits = self.max_filter(logits, box_features)
+        return self.predict(self, logits, box_features)._replace(one_to_many=many)
+
+
+class TowerHead(DenseHead):
     """Separate towers of convolutions for class and box, shared by all levels (RetinaNet's)."""
 
     def __init__(
@@ -43,14 +134,19 @@ class TowerHead(nn.Module):
         self.cls_score = nn.Conv2d(conv_dim, num_anchors * num_classes, kernel_size=3, padding=1)
         self.bbox_pred = nn.Conv2d(conv_dim, num_anchors * 4, kernel_size=3, padding=1)
 
-    def predict(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Maps (N, C, H, W) of each level to its logits (N, HWA, K) and box values (N, HWA, 4)."""
-        logits = [self.cls_score(self.cls_subnet(feature)) for feature in features]
-        boxes = [self.bbox_pred(self.bbox_subnet(feature)) for feature in features]
-        return (
-            [permute_to_N_HWA_K(level, self.num_classes) for level in logits],
-            [permute_to_N_HWA_K(level, 4) for level in boxes],
-        )
+    def towers(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """See :meth:`DenseHead.towers`."""
+        return [self.cls_subnet(x) for x in features], [self.bbox_subnet(x) for x in features]
+
+
+def parts_from_config(cfg: CfgNode) -> dict[str, bool]:
+    """The arguments of :meth:`DenseHead.add_parts` that ``cfg.MODEL.ONENET`` gives."""
+    many = cfg.MODEL.ONENET.ONE_TO_MANY
+    return {
+        "one_to_many": many.ENABLED,
+        "stop_gradient": many.STOP_GRADIENT,
+        "max_filter": cfg.MODEL.ONENET.HEAD.MAX_FILTER,
+    }
 
 
 def _conv_tower(in_channels: int, channels: int, num_convs: int, norm: str) -> nn.Sequential:

@@ -11,13 +11,13 @@ from torch.nn import functional as F
 
 from ..errors import ConfigError
 from .build import ONENET_HEAD_REGISTRY, DensePredictions
-from .parts import init_head, ltrb_to_corners
+from .parts import DenseHead, init_head, ltrb_to_corners, parts_from_config
 
 __all__ = ["PointHead"]
 
 
 @ONENET_HEAD_REGISTRY.register()
-class PointHead(nn.Module):
+class PointHead(DenseHead):
     """One shared 3x3 convolution with ReLU, then a 3x3 convolution each for class and box.
 
     The box is predicted as distances in pixels from the centre of the stride cell.
@@ -31,6 +31,7 @@ class PointHead(nn.Module):
         num_classes: int,
         conv_dim: int = 64,
         prior_prob: float = 0.01,
+        **parts: bool,
     ) -> None:
         """
         Args:
@@ -38,6 +39,8 @@ class PointHead(nn.Module):
             num_classes: K.
             conv_dim: channels of the shared convolution.
             prior_prob: around which every class score starts.
+            **parts: one_to_many, stop_gradient, max_filter: see
+                :meth:`onenet.heads.parts.DenseHead.add_parts`.
         """
         super().__init__()
         if len(input_shape) != 1:
@@ -54,6 +57,7 @@ class PointHead(nn.Module):
             sizes=[[shape.stride]], aspect_ratios=[1.0], strides=[shape.stride], offset=0.5
         )
         init_head(self, prior_prob, box_bias=4.0 * shape.stride)
+        self.add_parts(**parts)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict:
@@ -63,15 +67,24 @@ class PointHead(nn.Module):
             "num_classes": cfg.MODEL.ONENET.NUM_CLASSES,
             "conv_dim": cfg.MODEL.ONENET.HEAD.CONV_DIM,
             "prior_prob": cfg.MODEL.ONENET.HEAD.PRIOR_PROB,
+            **parts_from_config(cfg),
         }
 
-    def forward(self, features: list[Tensor]) -> DensePredictions:
-        """See :data:`onenet.heads.ONENET_HEAD_REGISTRY`; takes one feature map."""
+    def towers(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """See :meth:`onenet.heads.parts.DenseHead.towers`; takes one feature map."""
         (feature,) = features
-        x = self.conv(feature)
-        logits = permute_to_N_HWA_K(self.cls_score(x), self.num_classes)
-        ltrb = permute_to_N_HWA_K(F.relu(self.bbox_pred(x)), 4)
-        anchors = self.anchor_generator(features)[0].tensor
+        shared = [self.conv(feature)]
+        return shared, shared
+
+    def predict(
+        self, predictors: nn.Module, logits: list[Tensor], box_features: list[Tensor]
+    ) -> DensePredictions:
+        """See :meth:`onenet.heads.parts.DenseHead.predict`."""
+        ltrb = permute_to_N_HWA_K(F.relu(predictors.bbox_pred(box_features[0])), 4)
+        anchors = self.anchor_generator(logits)[0].tensor
         return DensePredictions(
-            logits, ltrb_to_corners(ltrb, anchors), anchors, (anchors.shape[0],)
+            permute_to_N_HWA_K(logits[0], self.num_classes),
+            ltrb_to_corners(ltrb, anchors),
+            anchors,
+            (anchors.shape[0],),
         )

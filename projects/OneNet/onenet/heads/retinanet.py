@@ -7,10 +7,11 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import build_anchor_generator
 from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from torch import Tensor, nn
 
 from .build import ONENET_HEAD_REGISTRY, DensePredictions
-from .parts import TowerHead, init_head
+from .parts import TowerHead, init_head, parts_from_config
 
 __all__ = ["RetinaNetHead"]
 
@@ -33,6 +34,7 @@ class RetinaNetHead(TowerHead):
         conv_dim: int = 256,
         norm: str = "",
         prior_prob: float = 0.01,
+        **parts: bool,
     ) -> None:
         """
         Args:
@@ -40,6 +42,8 @@ class RetinaNetHead(TowerHead):
                 :class:`onenet.heads.parts.TowerHead`.
             anchor_generator: gives every level the same number of anchors a location.
             prior_prob: around which every class score starts.
+            **parts: one_to_many, stop_gradient, max_filter: see
+                :meth:`onenet.heads.parts.DenseHead.add_parts`.
         """
         (num_anchors,) = set(anchor_generator.num_anchors)
         super().__init__(
@@ -55,6 +59,7 @@ class RetinaNetHead(TowerHead):
         # As in RetinaNet (arXiv 1708.02002, section 4.1): boxes then start near the anchors. From
         # Xavier's weights, as in the authors' code, they start anywhere; see docs/comparison.md.
         init_head(self, prior_prob, predictor_std=0.01)
+        self.add_parts(**parts)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict:
@@ -68,19 +73,23 @@ class RetinaNetHead(TowerHead):
             "conv_dim": head.CONV_DIM,
             "norm": head.NORM,
             "prior_prob": head.PRIOR_PROB,
+            **parts_from_config(cfg),
         }
 
-    def forward(self, features: list[Tensor]) -> DensePredictions:
-        """See :data:`onenet.heads.ONENET_HEAD_REGISTRY`."""
-        logits, deltas = self.predict(features)
-        anchors = torch.cat([level.tensor for level in self.anchor_generator(features)])
+    def predict(
+        self, predictors: nn.Module, logits: list[Tensor], box_features: list[Tensor]
+    ) -> DensePredictions:
+        """See :meth:`onenet.heads.parts.DenseHead.predict`."""
+        flat_logits = [permute_to_N_HWA_K(level, self.num_classes) for level in logits]
+        deltas = [permute_to_N_HWA_K(predictors.bbox_pred(x), 4) for x in box_features]
+        anchors = torch.cat([level.tensor for level in self.anchor_generator(logits)])
         flat_deltas = torch.cat(deltas, dim=1)  # (N, M, 4)
         boxes = self.box2box_transform.apply_deltas(
             flat_deltas.flatten(0, 1), anchors.repeat(len(flat_deltas), 1)
         )
         return DensePredictions(
-            torch.cat(logits, dim=1),
+            torch.cat(flat_logits, dim=1),
             boxes.view_as(flat_deltas),
             anchors,
-            tuple(level.shape[1] for level in logits),
+            tuple(level.shape[1] for level in flat_logits),
         )

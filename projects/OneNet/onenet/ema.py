@@ -1,0 +1,77 @@
+"""An exponential moving average of the weights, which is evaluated and saved in their place."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.engine import HookBase
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from .errors import ConfigError
+
+__all__ = ["EMAHook"]
+
+
+class EMAHook(HookBase):
+    """Averages the model after every step: average = d * average + (1 - d) * weights.
+
+    d is min(decay, (1 + n) / (10 + n)) at step n, so that a short training is not stuck at its random
+    start. Floating-point buffers, such as batch norm's statistics, are averaged too; others are
+    copied. Workers of a distributed training hold the same average, since they hold the same
+    weights.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        """
+        Args:
+            model: what is trained, not wrapped by DDP.
+            decay: in (0, 1).
+
+        Raises:
+            ConfigError: the decay is out of range.
+        """
+        if not 0 < decay < 1:
+            raise ConfigError(
+                f"SOLVER.EMA_DECAY is {decay}; give a number between 0 and 1, or 0 for no average."
+            )
+        self.model = model
+        self.decay = decay
+        self._averaged = AveragedModel(model, multi_avg_fn=self._average, use_buffers=True)
+
+    @property
+    def average(self) -> nn.Module:
+        """The averaged model: of the trained one's class, with its keys."""
+        return self._averaged.module
+
+    @property
+    def steps(self) -> int:
+        """How many steps have been averaged."""
+        return int(self._averaged.n_averaged)
+
+    def start_from(self, model: nn.Module) -> None:
+        """Sets the trained model and the average to a model's weights, as at the first step."""
+        state = model.state_dict()
+        self.model.load_state_dict(state)
+        self.average.load_state_dict(state)
+
+    def after_step(self) -> None:
+        """See :class:`detectron2.engine.HookBase`."""
+        self._averaged.update_parameters(self.model)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The trained weights and the number of steps; the average is the checkpoint's model."""
+        return {"steps": self._averaged.n_averaged, **self.model.state_dict(prefix="model.")}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Takes what :meth:`state_dict` gave."""
+        self._averaged.n_averaged.copy_(state["steps"])
+        self.model.load_state_dict(
+            {key[len("model.") :]: value for key, value in state.items() if key != "steps"}
+        )
+
+    def _average(self, averages: list[Tensor], weights: list[Tensor], _: Tensor) -> None:
+        if not averages[0].is_floating_point():
+            torch._foreach_copy_(averages, weights)
+            return
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(averages, weights, 1 - decay)
