@@ -327,8 +327,8 @@ def build_cost(cfg: CfgNode) -> MatchingCost | SpatialPrior:
     """Builds the cost that ``cfg.MODEL.ONENET.MATCHER.COST`` names, with its spatial prior.
 
     Raises:
-        ConfigError: no cost of that name is registered, it is not for the config's head, or there is
-            no such prior.
+        ConfigError: no cost of that name is registered, it is not for the config's head, or there
+            is no such prior.
     """
     name, head = cfg.MODEL.ONENET.MATCHER.COST, cfg.MODEL.ONENET.HEAD.NAME
     # Heads that are not ours pass: they know what their anchors are.

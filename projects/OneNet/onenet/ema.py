@@ -15,9 +15,9 @@ __all__ = ["EMAHook"]
 class EMAHook(HookBase):
     """Averages the model after every step: average = d * average + (1 - d) * weights.
 
-    d is min(decay, (1 + n) / (10 + n)) at step n, so that a short training is not stuck at its random
-    start. Floating-point buffers, such as batch norm's statistics, are averaged too; others are
-    copied. Workers of a distributed training hold the same average, since they hold the same
+    d is min(decay, (1 + n) / (10 + n)) at step n, so that a short training is not stuck at its
+    random start. Floating-point buffers, such as batch norm's statistics, are averaged too; others
+    are copied. Workers of a distributed training hold the same average, since they hold the same
     weights.
     """
 

@@ -239,12 +239,10 @@ class Trainer(DefaultTrainer):
             self._last_eval_results = self.test(cfg, ema.average)
             return self._last_eval_results
 
-        built = [
-            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate)
-            if isinstance(hook, hooks.EvalHook)
-            else hook
-            for hook in super().build_hooks()
-        ]
+        built = super().build_hooks()
+        for i, hook in enumerate(built):
+            if isinstance(hook, hooks.EvalHook):
+                built[i] = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate)
         return [ema, *built]
 
     def resume_or_load(self, resume: bool = True) -> None:

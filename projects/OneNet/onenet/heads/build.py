@@ -19,8 +19,8 @@ Registry for heads: from feature maps to a class score and a box at every sample
 
 The registered object is called with `obj(cfg, input_shape)`, where `input_shape` is a list of
 ShapeSpec in the order of `cfg.MODEL.ONENET.IN_FEATURES`, and returns a `nn.Module`. That is called
-with the list of feature maps, each (N, C, H, W), and returns :class:`DensePredictions`. Where
-`cfg.MODEL.ONENET.ONE_TO_MANY.ENABLED` it has a module `one_to_many`, which it uses in training only.
+with the list of feature maps, each (N, C, H, W), and returns :class:`DensePredictions`. With
+`cfg.MODEL.ONENET.ONE_TO_MANY.ENABLED` it has a module `one_to_many`, used in training only.
 """
 
 

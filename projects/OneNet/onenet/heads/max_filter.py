@@ -13,10 +13,10 @@ class MaxFilter(nn.Module):
     """Tells each location by how much it stays below the largest of its neighbours, in place and
     in scale, and lets the class logits use it.
 
-    The box features go through a 3x3 convolution with group norm; the largest of a 3x3 window on the
-    level itself and on the next finer and coarser one, resized, is subtracted; a 3x3 convolution
-    makes of that difference one number an anchor, which is added to the logits of all classes. (The
-    paper multiplies the two scores instead.) Plain operators, so that it exports.
+    The box features go through a 3x3 convolution with group norm; the largest of a 3x3 window on
+    the level itself and on the next finer and coarser one, resized, is subtracted; a 3x3
+    convolution makes of that difference one number an anchor, which is added to the logits of all
+    classes. (The paper multiplies the two scores instead.) Plain operators, so that it exports.
     """
 
     def __init__(self, channels: int, num_anchors: int = 1) -> None:
