@@ -263,3 +263,16 @@ def test_cpu_where_there_is_no_gpu() -> None:
     cfg = load_config(DIGITS)
     assert cfg.MODEL.DEVICE == ("cuda" if torch.cuda.is_available() else "cpu")
     assert cfg.is_frozen()
+
+
+def test_learning_rate_follows_the_batch(tmp_path: Path) -> None:
+    path = CONFIGS / "digits" / "onenet_fcos_R18_FPN.yaml"
+    opts = ("SOLVER.BASE_LR", "0.002", "SOLVER.IMS_PER_BATCH", "4")
+    assert load(path, *opts).SOLVER.BASE_LR == 0.002
+    cfg = load(path, *opts, "SOLVER.REFERENCE_BATCH", "16")
+    assert cfg.SOLVER.BASE_LR == pytest.approx(0.001)
+    # Once only: the config that a run writes down says what it was trained with
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    assert load(tmp_path / "config.yaml").SOLVER.BASE_LR == pytest.approx(0.001)
+    with pytest.raises(ConfigError, match="REFERENCE_BATCH is -1; give a batch size"):
+        load(path, "SOLVER.REFERENCE_BATCH", "-1")

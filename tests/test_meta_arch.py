@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from detectron2.export import TracingAdapter
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
+from onenet.checkpoint import load_weights
 from onenet.config import load_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "digits"
@@ -55,6 +58,40 @@ def test_batches_with_and_without_objects(name: str, counts: tuple[int, int], ma
     sum(losses.values()).backward()
     without = [n for n, p in model.named_parameters() if p.grad is None]
     assert not without  # DDP would wait for these for ever
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_second_pair_leaves_no_trace(name: str, make_gt, tmp_path: Path) -> None:
+    """Trained with it, shipped without: weights, graph and results are those of a plain model."""
+    many = ("MODEL.ONENET.ONE_TO_MANY.ENABLED", "True")
+    trained, plain = build(name, *many).train(), build(name)
+    losses = trained([record((64, 96), make_gt(3, (64, 96), 10))])
+    assert set(losses) == {
+        *("loss_cls", "loss_l1", "loss_giou"),
+        *("loss_cls_many", "loss_l1_many", "loss_giou_many"),
+    }
+    sum(losses.values()).backward()
+    assert not [n for n, p in trained.named_parameters() if p.grad is None]
+
+    trained.eval()
+    inputs = [record((64, 96))]
+    before = trained(inputs)[0]["instances"]
+    torch.save({"model": trained.state_dict()}, tmp_path / "trained.pth")
+    trained.remove_training_parts()
+    after = trained(inputs)[0]["instances"]
+    assert torch.equal(before.scores, after.scores)
+    assert list(trained.state_dict()) == list(plain.state_dict())
+    # A model that never had it takes the weights, and has the same graph
+    load_weights(plain.eval(), str(tmp_path / "trained.pth"))
+    assert torch.equal(plain(inputs)[0]["instances"].pred_boxes.tensor, after.pred_boxes.tensor)
+    operators = []
+    for model in (trained, plain):
+        adapter = TracingAdapter(model, [{"image": inputs[0]["image"]}])
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = torch.jit.trace(adapter, adapter.flattened_inputs).inlined_graph
+        operators.append([node.kind() for node in graph.nodes()])
+    assert operators[0] == operators[1]
 
 
 def test_targets_do_not_depend_on_the_padding() -> None:

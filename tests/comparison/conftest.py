@@ -60,6 +60,7 @@ def evaluation(dataset: str, ap: float | None) -> dict[str, Any]:
     """The content of an end_to_end.json in which all follows from the AP."""
     metrics = {
         "AP": ap,
+        "recall": 90.0,
         "AP_after_NMS": None if ap is None else ap + 1,
         "NMS_gap": None if ap is None else 1.0,
         "duplicates@0.1": 3.0,

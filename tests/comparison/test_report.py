@@ -120,7 +120,9 @@ def test_seeds_are_gathered(make_run, tmp_path: Path) -> None:
 def test_page_and_markdown(make_run, tmp_path: Path) -> None:
     folders = [make_run("one|net"), make_run("fcos", "fcos", ap=40.0)]
     page, text, content, _ = report(tmp_path, folders)
-    row = "| one\\|net | none | 50.0 | 50.0 | 51.0 | +1.0 | +0.0 | 3.00 | 2.00 | 0.00 | 0.50 |"
+    row = (
+        "| one\\|net | none | 50.0 | 50.0 | 90.0 | 51.0 | +1.0 | +0.0 | 3.00 | 2.00 | 0.00 | 0.50 |"
+    )
     assert row in text
     assert "| fcos | with NMS | 40.0 |" in text and "| fcos | NMS off | 40.0 |" in text
     assert "over 0.5: 5 objects" in text and "Not equal" not in text

@@ -123,6 +123,7 @@ def test_claims_duplicates_and_score_gap_by_hand(measure: Measure) -> None:
     report = measure([[(a, 0), (b, 0)], []], [detections, [(a, 0, 0.99)]])
     assert (report["num_images"], report["num_objects"]) == (2, 2)
     results = report["results"]
+    assert results["recall"] == 100  # both objects are claimed
     # Duplicates of 0.6 and 0.2, in two images
     assert results["duplicates@0.1"] == 2 / 2
     assert results["duplicates@0.3"] == 1 / 2
@@ -227,6 +228,7 @@ def test_metrics_by_crowding(measure: Measure) -> None:
     assert [over[f"duplicates@{t}"] for t in (0.1, 0.3, 0.5)] == [1, 1, 1]
     assert none["score_gap"] == pytest.approx(0.9 - 0.4)
     assert over["score_gap"] == pytest.approx(((0.8 - 0) + (0.7 - 0.6)) / 2)
+    assert none["recall"] == over["recall"] == 100
     # Only the lone one's two detections count, and the first is enough.
     assert none["AP"] == none["AP_after_NMS"] == pytest.approx(100)
     # p and q come before the duplicate. NMS at 0.6 removes q: recall stays at 0.5, 51 points.
@@ -235,7 +237,8 @@ def test_metrics_by_crowding(measure: Measure) -> None:
     assert over["NMS_gap"] == pytest.approx(100 * 51 / 101 - 100)
     assert bins["under_0.3"] == {
         "name": "under_0.3", "num_objects": 0, "AP": None, "AP_after_NMS": None, "NMS_gap": None,
-        "duplicates@0.1": 0, "duplicates@0.3": 0, "duplicates@0.5": 0, "score_gap": None,
+        "recall": None, "duplicates@0.1": 0, "duplicates@0.3": 0, "duplicates@0.5": 0,
+        "score_gap": None,
     }  # fmt: skip
     for name, entry in bins.items():
         for metric in list(entry)[2:]:
@@ -468,6 +471,17 @@ def test_crowd_regions_are_no_objects(measure: Measure) -> None:
     assert report["results"]["AP-none"] == pytest.approx(100)
 
 
+def test_recall_by_crowding(measure: Measure) -> None:
+    lone, p, q = (0, 0, 10, 10), (100, 0, 110, 10), (100, 2, 110, 12)
+    objects = [(lone, 0), (p, 0), (q, 0)]
+    results = measure([objects, objects], [[(lone, 0, 0.01), (q, 0, 0.5)], [(p, 1, 0.9)]])[
+        "results"
+    ]
+    assert results["recall"] == pytest.approx(100 * 2 / 6)
+    assert results["recall-none"] == pytest.approx(100 * 1 / 2)
+    assert results["recall-over_0.5"] == pytest.approx(100 * 1 / 4)
+
+
 def test_nothing_detected_nothing_there(measure: Measure) -> None:
     a = (0, 0, 10, 10)
     for objects, detections in (([[(a, 0)]], [[]]), ([[]], [[(a, 0, 0.9)]]), ([[]], [[]])):
@@ -477,6 +491,7 @@ def test_nothing_detected_nothing_there(measure: Measure) -> None:
             assert results[metric] is None
         # With no object to repeat, 0 duplicates would keep any limit.
         assert results["duplicates@0.1"] == (0 if objects[0] else None)
+        assert results["recall"] == (0 if objects[0] else None)
         assert report["curves"]["precision"] == [None] * 101
         assert report["curves"]["claims_per_image"] == [0.0] * 19
     # An image that the evaluator has not seen counts as one without detections.

@@ -13,6 +13,8 @@ from .errors import ConfigError
 
 __all__ = ["load_weights"]
 
+_TRAINING_ONLY = "head.one_to_many."  # see onenet.meta_arch.OneNet.remove_training_parts
+
 
 class _ExactCheckpointer(DetectionCheckpointer):
     """Runs no code that a file contains, and refuses what Detectron2 only warns of."""
@@ -24,11 +26,14 @@ class _ExactCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         keys = super()._load_model(checkpoint)
+        unexpected = keys.unexpected_keys
+        if not any(_TRAINING_ONLY in name for name, _ in self.model.named_parameters()):
+            unexpected = [name for name in unexpected if _TRAINING_ONLY not in name]
         wrong = {
             # First, since these count as missing too
             "has in another shape": [name for name, *_ in keys.incorrect_shapes],
             "lacks": keys.missing_keys,
-            "has, and the model does not,": keys.unexpected_keys,
+            "has, and the model does not,": unexpected,
         }
         for what, names in wrong.items():
             if names:
@@ -39,6 +44,8 @@ class _ExactCheckpointer(DetectionCheckpointer):
 
 def load_weights(model: nn.Module, path: str) -> None:
     """Loads a checkpoint of exactly this model, as Detectron2's trainer writes it.
+
+    Parts that only training uses may be missing in the model.
 
     Detectron2's checkpointer leaves weights that do not fit as they were, and unpickles what ends
     in ".pkl". Here nothing of the model stays random, and no file runs code.

@@ -123,6 +123,10 @@ def add_onenet_config(cfg: CfgNode) -> None:
     cfg.MODEL.FCOS.TOPK_CANDIDATES_TEST = 1000
     cfg.MODEL.FCOS.NMS_THRESH_TEST = 0.6
 
+    # The batch size that BASE_LR is meant for; 0 for any. Where IMS_PER_BATCH differs, load_config
+    # multiplies BASE_LR by the square root of their ratio (for Adam: arXiv 2205.10287) and sets
+    # this to IMS_PER_BATCH.
+    cfg.SOLVER.REFERENCE_BATCH = 0
     # Decay of the exponential moving average of the weights, which is then what is evaluated and
     # saved as the model; 0 for none.
     cfg.SOLVER.EMA_DECAY = 0.0
@@ -215,8 +219,19 @@ def load_config(
         cfg.MODEL.DEVICE = "cpu"
     if not cfg.MODEL.DEVICE.startswith("cuda") and cfg.SOLVER.AMP.ENABLED and not eval_only:
         raise ConfigError("SOLVER.AMP.ENABLED needs a GPU in Detectron2; set it to False.")
+    _scale_learning_rate(cfg)
     cfg.freeze()
     return cfg
+
+
+def _scale_learning_rate(cfg: CfgNode) -> None:
+    """Adapts BASE_LR to the batch where REFERENCE_BATCH says what it was for."""
+    reference, batch = cfg.SOLVER.REFERENCE_BATCH, cfg.SOLVER.IMS_PER_BATCH
+    if reference < 0:
+        raise ConfigError(f"SOLVER.REFERENCE_BATCH is {reference}; give a batch size, or 0.")
+    if reference > 0:
+        cfg.SOLVER.BASE_LR *= math.sqrt(batch / reference)
+        cfg.SOLVER.REFERENCE_BATCH = batch
 
 
 def resolve_num_classes(cfg: CfgNode, keys: Sequence[str] = ("TRAIN", "TEST")) -> CfgNode:

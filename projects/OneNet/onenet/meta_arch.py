@@ -100,6 +100,14 @@ class OneNet(DenseDetector):
             "vis_period": cfg.VIS_PERIOD,
         }
 
+    def remove_training_parts(self) -> None:
+        """Removes what training alone uses: the head's second pair of predictors, if it has one.
+
+        What is left has the weights, the graph and the results of a model without it.
+        """
+        if getattr(self.head, "one_to_many", None) is not None:
+            self.head.one_to_many = None
+
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """Losses in training mode, detections otherwise.
 

@@ -25,6 +25,7 @@ DASH = "–"
 _RESULT_COLUMNS = (
     ("AP", "AP", 1),
     ("AP50", "AP50", 1),
+    ("recall", "recall", 1),
     ("AP_after_NMS", "AP after NMS", 1),
     ("NMS_gap", "NMS gap", 1),
     ("NMS_gap50", "NMS gap of AP50", 1),

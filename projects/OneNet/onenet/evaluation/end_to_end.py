@@ -54,6 +54,8 @@ class EndToEndEvaluator(DatasetEvaluator):
     images, all of the dataset:
 
     * ``duplicates@t`` = (number of duplicates with score >= t) / N.
+    * ``recall``: the share of the objects that a detection claims, whatever its score, in percent.
+      nan without objects.
     * ``score_gap``: the mean over the claimed objects of s - s', where s is the score of the
       detection that claims the object and s' the highest score of its duplicates, 0 where it has
       none (OneNet's paper, arXiv 2012.05780). nan where no object is claimed.
@@ -226,13 +228,15 @@ class _Tally:
         self.duplicate_bins = join("duplicate_bins")
 
     def metrics(self, num_images: int, bin_index: int | None = None) -> dict[str, float]:
-        """``duplicates@t`` and ``score_gap`` of all objects, or of those of one bin."""
-        scores, gaps = self.duplicate_scores, self.score_gaps
+        """``recall``, ``duplicates@t`` and ``score_gap`` of all objects, or of those of one bin."""
+        scores, gaps, num_objects = self.duplicate_scores, self.score_gaps, len(self.object_bins)
         if bin_index is not None:
             scores = scores[self.duplicate_bins == bin_index]
             gaps = gaps[self.claim_bins == bin_index]
+            num_objects = int((self.object_bins == bin_index).sum())
         duplicates = _per_image(scores, num_images, MAIN_THRESHOLDS)
         return {
+            "recall": 100 * len(gaps) / num_objects if num_objects else float("nan"),
             # Without objects there is nothing to repeat: 0 would pass for a good result.
             **{
                 f"duplicates@{t}": n if len(self.object_bins) else float("nan")
