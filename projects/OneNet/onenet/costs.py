@@ -225,7 +225,7 @@ class PointCost(MatchingCost):
 @ONENET_COST_REGISTRY.register()
 @dataclass(frozen=True)
 class QualityCost(MatchingCost):
-    """Minus POTO's quality, ``p^(1 - a) * IoU^a`` (DeFCN, arXiv 2012.03544, equation 4).
+    """Minus POTO's quality, ``p^(1 - a) * IoU^a`` (DeFCN, arXiv 2012.03544).
 
     ``p`` is the sigmoid score of the object's class, IoU that of the predicted box. A product, so
     that neither makes up for the other; there are no weights. The paper's spatial prior is

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.structures import Boxes, Instances
 from detectron2.structures.boxes import matched_pairwise_iou
 from detectron2.utils import comm
-from fvcore.nn import sigmoid_focal_loss
+from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou_loss
@@ -20,9 +20,10 @@ from .costs import image_scale
 from .errors import ConfigError
 from .heads import DensePredictions
 from .matcher import Matcher, Pairs, build_matcher
+from .one_to_few import OneToFew
 from .soft_negatives import negative_weights
 
-__all__ = ["Criterion", "soft_class_loss"]
+__all__ = ["Criterion", "quality_loss", "soft_focal_loss"]
 
 
 CLASS_LOSSES = ("focal", "quality", "varifocal")
@@ -32,7 +33,7 @@ class Criterion(nn.Module):
     """Matches objects to samples and computes the weighted losses, in float32.
 
     * ``loss_cls``: sigmoid focal loss (arXiv 1708.02002) over all samples and classes, or one of
-      :func:`soft_class_loss`;
+      :func:`quality_loss`;
     * ``loss_l1``: L1 distance of the matched pairs' corners, divided by the image's own size;
     * ``loss_giou``: 1 - GIoU of the matched pairs.
 
@@ -65,6 +66,7 @@ class Criterion(nn.Module):
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
         soft_negatives: bool = False,
+        few: OneToFew | None = None,
         num_samples_many: int = 8,
         weight_many: float = 1.0,
     ) -> None:
@@ -79,6 +81,7 @@ class Criterion(nn.Module):
             focal_gamma: gamma of the focal loss.
             soft_negatives: whether negatives near a positive weigh less, as
                 :func:`onenet.soft_negatives.negative_weights` says.
+            few: gives soft class targets to more samples, early in the training.
             num_samples_many: how many samples an object may have in the second pair's matching.
             weight_many: what the second pair's losses are multiplied by.
 
@@ -103,6 +106,7 @@ class Criterion(nn.Module):
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
         self.soft_negatives = soft_negatives
+        self.few = few
         self.num_samples_many = num_samples_many
         self.weight_many = weight_many
 
@@ -119,6 +123,7 @@ class Criterion(nn.Module):
             "focal_alpha": onenet.FOCAL_ALPHA,
             "focal_gamma": onenet.FOCAL_GAMMA,
             "soft_negatives": onenet.LOSS.SOFT_NEGATIVES,
+            "few": OneToFew.from_config(cfg),
             "num_samples_many": onenet.ONE_TO_MANY.NUM_SAMPLES,
             "weight_many": onenet.ONE_TO_MANY.LOSS_WEIGHT,
         }
@@ -141,7 +146,11 @@ class Criterion(nn.Module):
             predictions = _in_float32(predictions)
             matches = self.matcher(predictions, gt_instances)
             count = _per_worker(sum(len(gt) for gt in gt_instances), predictions)
-            losses = self._losses(predictions, gt_instances, matches, count)
+            soft = None
+            if self.few is not None:
+                iteration = get_event_storage().iter
+                soft = self.few.targets(predictions, gt_instances, self.matcher, iteration)
+            losses = self._losses(predictions, gt_instances, matches, count, soft)
             if many is not None:
                 many = _in_float32(many)
                 matches = self.matcher.match_many(many, gt_instances, self.num_samples_many)
@@ -156,8 +165,12 @@ class Criterion(nn.Module):
         gt_instances: list[Instances],
         matches: list[Pairs],
         count: Tensor,
+        soft: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The weighted losses of matched predictions, divided by ``count``."""
+        """The weighted losses of matched predictions, divided by ``count``.
+
+        ``soft`` has class targets for samples that are not matched.
+        """
         logits, boxes = predictions.pred_logits, predictions.pred_boxes
         batch_idx = torch.cat([s.new_full(s.shape, i) for i, (s, _) in enumerate(matches)])
         sample_idx = torch.cat([s for s, _ in matches])
@@ -170,17 +183,18 @@ class Criterion(nn.Module):
         matched = boxes[batch_idx, sample_idx]  # (P, 4)
 
         target = torch.zeros_like(logits)
-        target[batch_idx, sample_idx, gt_classes] = 1.0
         if self.class_loss == "focal":
-            loss_cls = sigmoid_focal_loss(
-                logits, target, alpha=self.focal_alpha, gamma=self.focal_gamma, reduction="none"
-            )
+            target[batch_idx, sample_idx, gt_classes] = 1.0
         else:
-            quality = torch.zeros_like(logits)
             # amax, not assignment, whose order is undefined on a GPU where samples collide
             flat = (batch_idx * logits.shape[1] + sample_idx) * logits.shape[2] + gt_classes
-            quality.view(-1).scatter_reduce_(0, flat, _ious(matched, gt_boxes), reduce="amax")
-            loss_cls = soft_class_loss(logits, target, quality, self.class_loss)
+            target.view(-1).scatter_reduce_(0, flat, _ious(matched, gt_boxes), reduce="amax")
+        if soft is not None:
+            target = torch.maximum(target, soft)
+        if self.class_loss == "focal":
+            loss_cls = soft_focal_loss(logits, target, self.focal_alpha, self.focal_gamma)
+        else:
+            loss_cls = quality_loss(logits, target, self.class_loss)
         if self.soft_negatives:
             weights = [
                 negative_weights(
@@ -203,29 +217,49 @@ class Criterion(nn.Module):
         }
 
 
-def soft_class_loss(logits: Tensor, target: Tensor, quality: Tensor, kind: str) -> Tensor:
+def soft_focal_loss(logits: Tensor, target: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Focal loss (arXiv 1708.02002) with targets from 0 to 1: that of 1 and that of 0, weighted.
+
+    With p the sigmoid score and t the target:
+    ``t alpha (1 - p)^gamma (-log p) + (1 - t) (1 - alpha) p^gamma (-log(1 - p))``.
+
+    Args:
+        logits: (..., K), before the sigmoid.
+        target: the same shape.
+        alpha: weight of the positive term.
+        gamma: focusing exponent.
+
+    Returns:
+        The same shape.
+    """
+    p = logits.sigmoid()
+    positive = alpha * (1 - p) ** gamma * F.softplus(-logits)
+    negative = (1 - alpha) * p**gamma * F.softplus(logits)
+    return target * positive + (1 - target) * negative
+
+
+def quality_loss(logits: Tensor, target: Tensor, kind: str) -> Tensor:
     """Classification losses whose positives have an IoU as their target.
 
     With p the sigmoid score, q the target (0 for negatives) and BCE(p, q) the binary cross entropy:
 
-    * "quality": ``|q - p|^2 BCE(p, q)`` (Generalized Focal Loss, arXiv 2006.04388, equation 3);
+    * "quality": ``|q - p|^2 BCE(p, q)`` (Generalized Focal Loss, arXiv 2006.04388);
     * "varifocal": ``q BCE(p, q)`` for positives, ``0.75 p^2 BCE(p, 0)`` for negatives
-      (VarifocalNet, arXiv 2008.13367, equation 2).
+      (VarifocalNet, arXiv 2008.13367).
 
     Args:
         logits: (..., K), before the sigmoid.
-        target: the same shape, 1 for positives and 0 for negatives.
-        quality: the same shape, in [0, 1]; no gradient flows into it.
+        target: the same shape, in [0, 1].
         kind: "quality" or "varifocal".
 
     Returns:
         The same shape.
     """
-    loss = F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
+    loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     p = logits.sigmoid()
     if kind == "quality":
-        return loss * (quality - p) ** 2
-    return loss * torch.where(target > 0, quality, 0.75 * p.detach() ** 2)
+        return loss * (target - p) ** 2
+    return loss * torch.where(target > 0, target, 0.75 * p.detach() ** 2)
 
 
 @torch.no_grad()

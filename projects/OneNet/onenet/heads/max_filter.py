@@ -1,4 +1,4 @@
-"""3D max filtering (DeFCN, arXiv 2012.03544, section 3.2): peaks stand out before the top-k."""
+"""3D max filtering (DeFCN, arXiv 2012.03544): peaks stand out before the top-k."""
 
 from __future__ import annotations
 

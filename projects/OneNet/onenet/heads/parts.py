@@ -30,7 +30,7 @@ class PredictorPair(nn.Module):
     """The second pair of predictors: as the first, on the same towers, but trained one-to-many.
 
     It exists for the gradients that it sends into towers and backbone: with many positives an
-    object these learn sooner (arXiv 2012.03544, section 3.3). Nothing of it is used in inference.
+    object these learn sooner (DeFCN, arXiv 2012.03544). Nothing of it is used in inference.
     """
 
     def __init__(self, head: nn.Module, names: Sequence[str]) -> None:
