@@ -145,7 +145,7 @@ def test_boxes_of_the_retinanet_head_start_near_its_anchors() -> None:
     assert ((out.pred_boxes - out.anchors) / sides).abs().mean() < 0.2
 
 
-MANY = ("ONE_TO_MANY.ENABLED", True)
+MANY = ("ONE_TO_MANY.BRANCH", "pair")
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -193,7 +193,7 @@ def test_whose_gradients_reach_the_features(name: str, stop: bool) -> None:
 @pytest.mark.parametrize("name", HEADS)
 def test_max_filter_starts_without_effect_and_learns(name: str) -> None:
     plain, features = tiny_head(name)
-    head, _ = tiny_head(name, "HEAD.MAX_FILTER", True)
+    head, _ = tiny_head(name, "HEAD.MAX_FILTER_DIM", 16)
     before = head(features)
     assert torch.equal(before.pred_logits, plain(features).pred_logits)
     before.pred_logits.square().sum().backward()
@@ -205,3 +205,31 @@ def test_max_filter_starts_without_effect_and_learns(name: str) -> None:
     # Each anchor's own change, the same for all its classes
     torch.testing.assert_close(change, change[..., :1].expand_as(change), rtol=0, atol=1e-5)
     assert torch.equal(after.pred_boxes, before.pred_boxes)
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("stop", [False, True])
+def test_one_to_many_base_below_the_filter(name: str, stop: bool) -> None:
+    plain, features = tiny_head(name)
+    opts = ("HEAD.MAX_FILTER_DIM", 16, "ONE_TO_MANY.BRANCH", "base")
+    head, _ = tiny_head(name, *opts, "ONE_TO_MANY.STOP_GRADIENT", stop)
+    torch.nn.init.normal_(head.max_filter.out.weight)
+    out, expected = head(features), plain(features)
+    assert torch.equal(out.one_to_many.pred_logits, expected.pred_logits)
+    assert not torch.equal(out.pred_logits, expected.pred_logits)
+    for predictions in (out, out.one_to_many):
+        assert torch.equal(predictions.pred_boxes, expected.pred_boxes)
+    weight = head.cls_score.weight
+    (grad,) = torch.autograd.grad(out.pred_logits.sum(), [weight], allow_unused=True)
+    assert (grad is None) == stop
+    head.eval()
+    inference = head(features)
+    assert inference.one_to_many is None
+    assert torch.equal(inference.pred_logits, out.pred_logits)
+
+
+def test_no_such_branch() -> None:
+    with pytest.raises(ConfigError, match="BRANCH is 'tree'; choose '' .*'base'"):
+        tiny_head("FCOSHead", "ONE_TO_MANY.BRANCH", "tree")
+    with pytest.raises(ConfigError, match="'base' needs a max filter .*MAX_FILTER_DIM"):
+        tiny_head("FCOSHead", "ONE_TO_MANY.BRANCH", "base")

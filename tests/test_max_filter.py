@@ -8,7 +8,7 @@ from onenet.heads.max_filter import MaxFilter
 
 def plain_filter() -> MaxFilter:
     """A filter whose convolutions pass the one channel on, so that only the maxima are left."""
-    module = MaxFilter(channels=1)
+    module = MaxFilter(in_channels=1, channels=1)
     module.norm = nn.Identity()
     for conv in (module.conv, module.out):
         nn.init.dirac_(conv.weight)
@@ -40,7 +40,7 @@ def test_neighbouring_levels_count_and_no_others() -> None:
 
 
 def test_odd_sizes() -> None:
-    module = MaxFilter(channels=32, num_anchors=3)
+    module = MaxFilter(in_channels=32, channels=8, num_anchors=3)
     maps = [torch.randn(2, 32, 7, 5), torch.randn(2, 32, 4, 3)]
     logits = [torch.randn(2, 6, 7, 5), torch.randn(2, 6, 4, 3)]
     assert [x.shape for x in module(logits, maps)] == [x.shape for x in logits]

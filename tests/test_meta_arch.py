@@ -63,7 +63,7 @@ def test_batches_with_and_without_objects(name: str, counts: tuple[int, int], ma
 @pytest.mark.parametrize("name", HEADS)
 def test_second_pair_leaves_no_trace(name: str, make_gt, tmp_path: Path) -> None:
     """Trained with it, shipped without: weights, graph and results are those of a plain model."""
-    many = ("MODEL.ONENET.ONE_TO_MANY.ENABLED", "True")
+    many = ("MODEL.ONENET.ONE_TO_MANY.BRANCH", "pair")
     trained, plain = build(name, *many).train(), build(name)
     losses = trained([record((64, 96), make_gt(3, (64, 96), 10))])
     assert set(losses) == {

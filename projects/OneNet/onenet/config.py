@@ -44,8 +44,8 @@ def add_onenet_config(cfg: CfgNode) -> None:
     cfg.MODEL.ONENET.HEAD.NORM = "GN"
     # Score of every sample and class before training.
     cfg.MODEL.ONENET.HEAD.PRIOR_PROB = 0.01
-    # Whether 3D max filtering (DeFCN, arXiv 2012.03544) is put behind the class logits.
-    cfg.MODEL.ONENET.HEAD.MAX_FILTER = False
+    # Channels of 3D max filtering (DeFCN, arXiv 2012.03544) behind the class logits; 0 for none.
+    cfg.MODEL.ONENET.HEAD.MAX_FILTER_DIM = 0
 
     # The neck of build_resnet_deconv_backbone.
     cfg.MODEL.ONENET.DECONV = CfgNode()
@@ -74,15 +74,17 @@ def add_onenet_config(cfg: CfgNode) -> None:
     cfg.MODEL.ONENET.MATCHER.PRIOR = ""
     cfg.MODEL.ONENET.MATCHER.PRIOR_RADIUS = 1.5
 
-    # A second pair of predictors on the same towers, trained with several samples an object, and
-    # absent in inference.
+    # What is trained with several samples an object, besides: "" for nothing; "pair" for a second
+    # pair of predictors on the same towers, absent in inference; "base" for the logits before the
+    # max filter, and the boxes.
     cfg.MODEL.ONENET.ONE_TO_MANY = CfgNode()
-    cfg.MODEL.ONENET.ONE_TO_MANY.ENABLED = False
+    cfg.MODEL.ONENET.ONE_TO_MANY.BRANCH = ""
     # Most samples an object may have: those of least matching cost.
     cfg.MODEL.ONENET.ONE_TO_MANY.NUM_SAMPLES = 8
     # What its losses are multiplied by, after the weights of LOSS.
     cfg.MODEL.ONENET.ONE_TO_MANY.LOSS_WEIGHT = 1.0
-    # Whether the one-to-one losses' gradients end at the first pair's own weights.
+    # Whether the one-to-one losses' gradients end where that branch begins: at the first pair's own
+    # weights, or at the max filter's.
     cfg.MODEL.ONENET.ONE_TO_MANY.STOP_GRADIENT = False
 
     # Soft class targets for an object's cheapest samples, which fade (o2f, arXiv 2303.11567): from

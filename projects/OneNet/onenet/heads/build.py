@@ -20,7 +20,7 @@ Registry for heads: from feature maps to a class score and a box at every sample
 The registered object is called with `obj(cfg, input_shape)`, where `input_shape` is a list of
 ShapeSpec in the order of `cfg.MODEL.ONENET.IN_FEATURES`, and returns a `nn.Module`. That is called
 with the list of feature maps, each (N, C, H, W), and returns :class:`DensePredictions`. With
-`cfg.MODEL.ONENET.ONE_TO_MANY.ENABLED` it has a module `one_to_many`, used in training only.
+`cfg.MODEL.ONENET.ONE_TO_MANY.BRANCH` these have predictions to train one-to-many too.
 """
 
 
@@ -41,8 +41,8 @@ class DensePredictions(NamedTuple):
     level_sizes: tuple[int, ...]
     """Number of samples of each level; they add up to M."""
     one_to_many: DensePredictions | None = None
-    """What the second pair of predictors says of the same samples, in training only; see
-    :class:`onenet.heads.parts.PredictorPair`. None where the head has no such branch."""
+    """What is to be trained one-to-many besides, of the same samples, in training only; see
+    :meth:`onenet.heads.parts.DenseHead.add_parts`. None where the head has no such branch."""
 
 
 def build_head(cfg: CfgNode, input_shape: list[ShapeSpec]) -> nn.Module:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -34,14 +36,14 @@ class FCOSHead(TowerHead):
         conv_dim: int = 256,
         norm: str = "GN",
         prior_prob: float = 0.01,
-        **parts: bool,
+        **parts: Any,
     ) -> None:
         """
         Args:
             input_shape, num_classes, num_convs, conv_dim, norm: see
                 :class:`onenet.heads.parts.TowerHead`.
             prior_prob: around which every class score starts.
-            **parts: one_to_many, stop_gradient, max_filter: see
+            **parts: one_to_many, stop_gradient, max_filter_channels: see
                 :meth:`onenet.heads.parts.DenseHead.add_parts`.
         """
         super().__init__(

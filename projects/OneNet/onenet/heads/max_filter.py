@@ -13,38 +13,40 @@ class MaxFilter(nn.Module):
     """Tells each location by how much it stays below the largest of its neighbours, in place and
     in scale, and lets the class logits use it.
 
-    The box features go through a 3x3 convolution with group norm; the largest of a 3x3 window on
-    the level itself and on the next finer and coarser one, resized, is subtracted; a 3x3
+    The towers' features go through a 3x3 convolution with group norm; the largest of a 3x3 window
+    on the level itself and on the next finer and coarser one, resized, is subtracted; a 3x3
     convolution makes of that difference one number an anchor, which is added to the logits of all
-    classes. (The paper multiplies the two scores instead.) Plain operators, so that it exports.
+    classes. (The paper has the box features alone, as many channels, and multiplies the two scores
+    instead.) Plain operators, so that it exports.
     """
 
-    def __init__(self, channels: int, num_anchors: int = 1) -> None:
+    def __init__(self, in_channels: int, channels: int, num_anchors: int = 1) -> None:
         """
         Args:
-            channels: of the box features; a multiple of 32, or less than that.
+            in_channels: of the features.
+            channels: of the filtered maps; a multiple of 32, or less than that.
             num_anchors: A, samples a location.
         """
         super().__init__()
         self.num_anchors = num_anchors
-        self.conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
-        self.norm = nn.GroupNorm(min(32, channels), channels)
+        self.conv = nn.Conv2d(in_channels, channels, kernel_size=3, padding=1)
+        self.norm = nn.GroupNorm(32 if channels % 32 == 0 else 1, channels)
         self.out = nn.Conv2d(channels, num_anchors, kernel_size=3, padding=1)
         nn.init.xavier_uniform_(self.conv.weight)
         nn.init.zeros_(self.conv.bias)
         nn.init.zeros_(self.out.weight)  # at first the logits stay as they are
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, logits: list[Tensor], box_features: list[Tensor]) -> list[Tensor]:
+    def forward(self, logits: list[Tensor], features: list[Tensor]) -> list[Tensor]:
         """
         Args:
             logits: (N, A K, H, W) of each level, finest first.
-            box_features: (N, C, H, W) of each level.
+            features: (N, C, H, W) of each level.
 
         Returns:
             The logits, changed, in the same shapes.
         """
-        maps = [F.relu(self.norm(self.conv(x))) for x in box_features]
+        maps = [F.relu(self.norm(self.conv(x))) for x in features]
         filtered = []
         for i, level in enumerate(logits):
             size = maps[i].shape[-2:]

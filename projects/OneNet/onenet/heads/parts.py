@@ -6,13 +6,16 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import ConfigError
 from .build import DensePredictions
 from .max_filter import MaxFilter
 
@@ -55,23 +58,44 @@ class DenseHead(nn.Module, ABC):
         self,
         *,
         predictors: Sequence[str] = ("cls_score", "bbox_pred"),
-        one_to_many: bool = False,
+        one_to_many: str = "",
         stop_gradient: bool = False,
-        max_filter: bool = False,
+        max_filter_channels: int = 0,
     ) -> None:
         """
         Args:
             predictors: names of all that :meth:`predict` reads from its first argument.
-            one_to_many: whether to train a :class:`PredictorPair` beside the first pair.
-            stop_gradient: whether then the first pair's gradients end at its own weights, so that
-                the towers and the backbone learn from the second alone.
-            max_filter: whether to put a :class:`onenet.heads.max_filter.MaxFilter` behind the first
-                pair's class logits.
+            one_to_many: what is trained one-to-many besides: "" for nothing; "pair" for a
+                :class:`PredictorPair` beside the predictors; "base" for the predictors themselves,
+                before the max filter, so that this alone has to learn which sample is the one.
+            stop_gradient: whether the one-to-one losses' gradients end where the branch begins: at
+                the predictors' own weights ("pair"), or at the max filter's ("base").
+            max_filter_channels: of a :class:`onenet.heads.max_filter.MaxFilter` behind the class
+                logits; 0 for none.
+
+        Raises:
+            ConfigError: there is no such branch, or "base" has no max filter behind it.
         """
-        self.one_to_many = PredictorPair(self, predictors) if one_to_many else None
+        if one_to_many not in ("", "pair", "base"):
+            raise ConfigError(
+                f"MODEL.ONENET.ONE_TO_MANY.BRANCH is '{one_to_many}'; choose '' (none), 'pair' or"
+                " 'base'."
+            )
+        if one_to_many == "base" and not max_filter_channels:
+            raise ConfigError(
+                "MODEL.ONENET.ONE_TO_MANY.BRANCH 'base' needs a max filter behind the predictors:"
+                " set MODEL.ONENET.HEAD.MAX_FILTER_DIM, to 32 for example."
+            )
+        self.one_to_many = PredictorPair(self, predictors) if one_to_many == "pair" else None
+        self.base_is_one_to_many = one_to_many == "base"
         self.stop_gradient = stop_gradient
-        channels, classes = self.bbox_pred.in_channels, self.cls_score.out_channels
-        self.max_filter = MaxFilter(channels, classes // self.num_classes) if max_filter else None
+        self.max_filter = None
+        if max_filter_channels:
+            self.max_filter = MaxFilter(
+                self.cls_score.in_channels + self.bbox_pred.in_channels,
+                max_filter_channels,
+                self.cls_score.out_channels // self.num_classes,
+            )
 
     @abstractmethod
     def towers(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -99,9 +123,18 @@ class DenseHead(nn.Module, ABC):
                 cls_features = [x.detach() for x in cls_features]
                 box_features = [x.detach() for x in box_features]
         logits = [self.cls_score(x) for x in cls_features]
-        if self.max_filter is not None:
-            logits = self.max_filter(logits, box_features)
-        return self.predict(self, logits, box_features)._replace(one_to_many=many)
+        if self.max_filter is None:
+            return self.predict(self, logits, box_features)._replace(one_to_many=many)
+        joined = [torch.cat(x, dim=1) for x in zip(cls_features, box_features, strict=True)]
+        if not (self.training and self.base_is_one_to_many):
+            filtered = self.max_filter(logits, joined)
+            return self.predict(self, filtered, box_features)._replace(one_to_many=many)
+        many = self.predict(self, logits, box_features)
+        if self.stop_gradient:
+            logits, joined = [x.detach() for x in logits], [x.detach() for x in joined]
+        filtered = self.max_filter(logits, joined)
+        flat = [permute_to_N_HWA_K(level, self.num_classes) for level in filtered]
+        return many._replace(pred_logits=torch.cat(flat, dim=1), one_to_many=many)
 
 
 class TowerHead(DenseHead):
@@ -139,13 +172,13 @@ class TowerHead(DenseHead):
         return [self.cls_subnet(x) for x in features], [self.bbox_subnet(x) for x in features]
 
 
-def parts_from_config(cfg: CfgNode) -> dict[str, bool]:
+def parts_from_config(cfg: CfgNode) -> dict[str, Any]:
     """The arguments of :meth:`DenseHead.add_parts` that ``cfg.MODEL.ONENET`` gives."""
     many = cfg.MODEL.ONENET.ONE_TO_MANY
     return {
-        "one_to_many": many.ENABLED,
+        "one_to_many": many.BRANCH,
         "stop_gradient": many.STOP_GRADIENT,
-        "max_filter": cfg.MODEL.ONENET.HEAD.MAX_FILTER,
+        "max_filter_channels": cfg.MODEL.ONENET.HEAD.MAX_FILTER_DIM,
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
@@ -31,7 +33,7 @@ class PointHead(DenseHead):
         num_classes: int,
         conv_dim: int = 64,
         prior_prob: float = 0.01,
-        **parts: bool,
+        **parts: Any,
     ) -> None:
         """
         Args:
@@ -39,7 +41,7 @@ class PointHead(DenseHead):
             num_classes: K.
             conv_dim: channels of the shared convolution.
             prior_prob: around which every class score starts.
-            **parts: one_to_many, stop_gradient, max_filter: see
+            **parts: one_to_many, stop_gradient, max_filter_channels: see
                 :meth:`onenet.heads.parts.DenseHead.add_parts`.
         """
         super().__init__()

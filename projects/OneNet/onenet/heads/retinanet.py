@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -34,7 +36,7 @@ class RetinaNetHead(TowerHead):
         conv_dim: int = 256,
         norm: str = "",
         prior_prob: float = 0.01,
-        **parts: bool,
+        **parts: Any,
     ) -> None:
         """
         Args:
@@ -42,7 +44,7 @@ class RetinaNetHead(TowerHead):
                 :class:`onenet.heads.parts.TowerHead`.
             anchor_generator: gives every level the same number of anchors a location.
             prior_prob: around which every class score starts.
-            **parts: one_to_many, stop_gradient, max_filter: see
+            **parts: one_to_many, stop_gradient, max_filter_channels: see
                 :meth:`onenet.heads.parts.DenseHead.add_parts`.
         """
         (num_anchors,) = set(anchor_generator.num_anchors)
