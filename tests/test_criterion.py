@@ -5,15 +5,11 @@ import math
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
-from fvcore.nn import sigmoid_focal_loss
 
-from onenet.costs import MatchingCost
-from onenet.criterion import Criterion, quality_loss, soft_focal_loss
+from onenet.criterion import Criterion, quality_loss
 from onenet.errors import ConfigError
 from onenet.heads import DensePredictions
 from onenet.matcher import HungarianMatcher, MinCostMatcher
-from onenet.one_to_few import OneToFew
 
 
 def predictions(logits: torch.Tensor, boxes: torch.Tensor) -> DensePredictions:
@@ -217,48 +213,3 @@ def test_what_the_criterion_refuses() -> None:
         Criterion(matcher=MinCostMatcher(), class_loss="hinge")
     with pytest.raises(ConfigError, match="NUM_SAMPLES is 0"):
         Criterion(matcher=MinCostMatcher(), num_samples_many=0)
-
-
-def test_focal_loss_is_fvcores_on_hard_targets_and_a_blend_between() -> None:
-    logits, hard = torch.randn(50, 3) * 5, (torch.rand(50, 3) > 0.5).float()
-    expected = sigmoid_focal_loss(logits, hard, alpha=0.3, gamma=1.5)
-    torch.testing.assert_close(soft_focal_loss(logits, hard, 0.3, 1.5), expected)
-    soft = torch.rand(50, 3)
-    positive, negative = (
-        soft_focal_loss(logits, torch.full_like(logits, t), 0.3, 1.5) for t in (1.0, 0.0)
-    )
-    blend = soft * positive + (1 - soft) * negative
-    torch.testing.assert_close(soft_focal_loss(logits, soft, 0.3, 1.5), blend)
-    extreme = torch.tensor([-200.0, 200.0])
-    assert soft_focal_loss(extreme, torch.tensor([1.0, 0.0]), 0.25, 2.0).isfinite().all()
-
-
-def test_one_to_few_by_hand() -> None:
-    """The positive and two soft ones, whose targets fade until only the positive is left."""
-    gt = gt_of([[0, 0, 100, 100]], [1])
-    boxes = torch.tensor([[[0.0, 0, 100, y] for y in (100, 90, 80, 10)]])
-    scores = torch.tensor([0.2, 0.4, 0.1, 0.3])
-    logits = torch.full((1, 4, 2), -3.0)
-    logits[0, :, 1] = torch.logit(scores)
-    # By place alone, so that the scores only make the targets
-    criterion = Criterion(
-        matcher=MinCostMatcher(cost=MatchingCost(class_weight=0.0)),
-        class_weight=1.0,
-        few=OneToFew(num_samples=3, start=0.8, end=0.0, num_iterations=10),
-    )
-    ratios = [1.0, 1.0, 0.25, 0.0]  # of the best, 0.4; the first is the positive whatever its score
-    for iteration, degree in ((0, 0.8), (5, 0.4), (10, 0.0), (99, 0.0)):
-        target = torch.zeros(1, 4, 2)
-        target[0, :, 1] = torch.tensor([1.0, *(degree * ratio for ratio in ratios[1:])])
-        with EventStorage(iteration):
-            losses = criterion(predictions(logits, boxes), [gt])
-        expected = soft_focal_loss(logits, target, 0.25, 2.0).sum()
-        torch.testing.assert_close(losses["loss_cls"], expected)
-        assert losses["loss_giou"] == 0  # boxes: of the positive alone
-
-
-def test_one_to_few_needs_numbers_that_make_sense() -> None:
-    with pytest.raises(ConfigError, match=r"ONE_TO_FEW: START is 1\.5"):
-        OneToFew(start=1.5)
-    with pytest.raises(ConfigError, match=r"ONE_TO_FEW: NUM_SAMPLES is 0"):
-        OneToFew(num_samples=0)

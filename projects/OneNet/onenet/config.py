@@ -87,15 +87,6 @@ def add_onenet_config(cfg: CfgNode) -> None:
     # weights, or at the max filter's.
     cfg.MODEL.ONENET.ONE_TO_MANY.STOP_GRADIENT = False
 
-    # Soft class targets for an object's cheapest samples, which fade (o2f, arXiv 2303.11567): from
-    # START at the first iteration to END at this part of SOLVER.MAX_ITER.
-    cfg.MODEL.ONENET.ONE_TO_FEW = CfgNode()
-    cfg.MODEL.ONENET.ONE_TO_FEW.ENABLED = False
-    cfg.MODEL.ONENET.ONE_TO_FEW.NUM_SAMPLES = 8
-    cfg.MODEL.ONENET.ONE_TO_FEW.START = 0.6
-    cfg.MODEL.ONENET.ONE_TO_FEW.END = 0.0
-    cfg.MODEL.ONENET.ONE_TO_FEW.UNTIL = 0.5
-
     # The weights of the losses.
     cfg.MODEL.ONENET.LOSS = CfgNode()
     cfg.MODEL.ONENET.LOSS.CLASS_WEIGHT = 2.0

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.structures import Boxes, Instances
 from detectron2.structures.boxes import matched_pairwise_iou
 from detectron2.utils import comm
-from detectron2.utils.events import get_event_storage
+from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou_loss
@@ -20,10 +20,9 @@ from .costs import image_scale
 from .errors import ConfigError
 from .heads import DensePredictions
 from .matcher import Matcher, Pairs, build_matcher
-from .one_to_few import OneToFew
 from .soft_negatives import negative_weights
 
-__all__ = ["Criterion", "quality_loss", "soft_focal_loss"]
+__all__ = ["Criterion", "quality_loss"]
 
 
 CLASS_LOSSES = ("focal", "quality", "varifocal")
@@ -66,7 +65,6 @@ class Criterion(nn.Module):
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
         soft_negatives: bool = False,
-        few: OneToFew | None = None,
         num_samples_many: int = 8,
         weight_many: float = 1.0,
     ) -> None:
@@ -81,7 +79,6 @@ class Criterion(nn.Module):
             focal_gamma: gamma of the focal loss.
             soft_negatives: whether negatives near a positive weigh less, as
                 :func:`onenet.soft_negatives.negative_weights` says.
-            few: gives soft class targets to more samples, early in the training.
             num_samples_many: how many samples an object may have in the second pair's matching.
             weight_many: what the second pair's losses are multiplied by.
 
@@ -106,7 +103,6 @@ class Criterion(nn.Module):
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
         self.soft_negatives = soft_negatives
-        self.few = few
         self.num_samples_many = num_samples_many
         self.weight_many = weight_many
 
@@ -123,7 +119,6 @@ class Criterion(nn.Module):
             "focal_alpha": onenet.FOCAL_ALPHA,
             "focal_gamma": onenet.FOCAL_GAMMA,
             "soft_negatives": onenet.LOSS.SOFT_NEGATIVES,
-            "few": OneToFew.from_config(cfg),
             "num_samples_many": onenet.ONE_TO_MANY.NUM_SAMPLES,
             "weight_many": onenet.ONE_TO_MANY.LOSS_WEIGHT,
         }
@@ -146,11 +141,7 @@ class Criterion(nn.Module):
             predictions = _in_float32(predictions)
             matches = self.matcher(predictions, gt_instances)
             count = _per_worker(sum(len(gt) for gt in gt_instances), predictions)
-            soft = None
-            if self.few is not None:
-                iteration = get_event_storage().iter
-                soft = self.few.targets(predictions, gt_instances, self.matcher, iteration)
-            losses = self._losses(predictions, gt_instances, matches, count, soft)
+            losses = self._losses(predictions, gt_instances, matches, count)
             if many is not None:
                 many = _in_float32(many)
                 matches = self.matcher.match_many(many, gt_instances, self.num_samples_many)
@@ -165,12 +156,8 @@ class Criterion(nn.Module):
         gt_instances: list[Instances],
         matches: list[Pairs],
         count: Tensor,
-        soft: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The weighted losses of matched predictions, divided by ``count``.
-
-        ``soft`` has class targets for samples that are not matched.
-        """
+        """The weighted losses of matched predictions, divided by ``count``."""
         logits, boxes = predictions.pred_logits, predictions.pred_boxes
         batch_idx = torch.cat([s.new_full(s.shape, i) for i, (s, _) in enumerate(matches)])
         sample_idx = torch.cat([s for s, _ in matches])
@@ -185,15 +172,13 @@ class Criterion(nn.Module):
         target = torch.zeros_like(logits)
         if self.class_loss == "focal":
             target[batch_idx, sample_idx, gt_classes] = 1.0
+            loss_cls = sigmoid_focal_loss(
+                logits, target, alpha=self.focal_alpha, gamma=self.focal_gamma, reduction="none"
+            )
         else:
             # amax, not assignment, whose order is undefined on a GPU where samples collide
             flat = (batch_idx * logits.shape[1] + sample_idx) * logits.shape[2] + gt_classes
             target.view(-1).scatter_reduce_(0, flat, _ious(matched, gt_boxes), reduce="amax")
-        if soft is not None:
-            target = torch.maximum(target, soft)
-        if self.class_loss == "focal":
-            loss_cls = soft_focal_loss(logits, target, self.focal_alpha, self.focal_gamma)
-        else:
             loss_cls = quality_loss(logits, target, self.class_loss)
         if self.soft_negatives:
             weights = [
@@ -215,27 +200,6 @@ class Criterion(nn.Module):
             "loss_l1": self.l1_weight * loss_l1 / count,
             "loss_giou": self.giou_weight * loss_giou / count,
         }
-
-
-def soft_focal_loss(logits: Tensor, target: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Focal loss (arXiv 1708.02002) with targets from 0 to 1: that of 1 and that of 0, weighted.
-
-    With p the sigmoid score and t the target:
-    ``t alpha (1 - p)^gamma (-log p) + (1 - t) (1 - alpha) p^gamma (-log(1 - p))``.
-
-    Args:
-        logits: (..., K), before the sigmoid.
-        target: the same shape.
-        alpha: weight of the positive term.
-        gamma: focusing exponent.
-
-    Returns:
-        The same shape.
-    """
-    p = logits.sigmoid()
-    positive = alpha * (1 - p) ** gamma * F.softplus(-logits)
-    negative = (1 - alpha) * p**gamma * F.softplus(logits)
-    return target * positive + (1 - target) * negative
 
 
 def quality_loss(logits: Tensor, target: Tensor, kind: str) -> Tensor:
