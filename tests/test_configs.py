@@ -29,8 +29,11 @@ def name_of(path: Path) -> str:
 
 def load(path: Path, *opts: str):
     no_data = ["DATASETS.TRAIN", "()", "DATASETS.TEST", "()"]
-    # The CrowdHuman datasets are not registered yet.
-    datasets = no_data if path.parent.name == "crowdhuman" else []
+    # The CrowdHuman datasets are not registered yet; own data have no name.
+    datasets = {
+        "crowdhuman": no_data,
+        "own_data": ["MODEL.ONENET.NUM_CLASSES", "1"],
+    }.get(path.parent.name, [])
     return load_config(str(path), ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", *datasets, *opts])
 
 
@@ -82,6 +85,8 @@ def test_builds_by_detectron2s_own_means(path: Path) -> None:
     add_onenet_config(cfg)
     cfg.merge_from_file(str(path))
     cfg.MODEL.DEVICE = "cpu"
+    if not cfg.DATASETS.TRAIN:  # own data: no dataset tells the number
+        cfg.MODEL.ONENET.NUM_CLASSES = 1
     build_model(cfg)
 
 

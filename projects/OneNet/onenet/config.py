@@ -44,6 +44,9 @@ def add_onenet_config(cfg: CfgNode) -> None:
     cfg.MODEL.ONENET.HEAD.NORM = "GN"
     # Score of every sample and class before training.
     cfg.MODEL.ONENET.HEAD.PRIOR_PROB = 0.01
+    # Standard deviation of the head's initial weights, as in RetinaNet and FCOS (0.01); 0 for
+    # Xavier's, which is published. (The RetinaNet head's predictors have 0.01 in any case.)
+    cfg.MODEL.ONENET.HEAD.INIT_STD = 0.0
     # Channels of 3D max filtering (DeFCN, arXiv 2012.03544) behind the class logits; 0 for none.
     cfg.MODEL.ONENET.HEAD.MAX_FILTER_DIM = 0
 

@@ -36,6 +36,7 @@ class FCOSHead(TowerHead):
         conv_dim: int = 256,
         norm: str = "GN",
         prior_prob: float = 0.01,
+        init_std: float = 0.0,
         **parts: Any,
     ) -> None:
         """
@@ -43,6 +44,7 @@ class FCOSHead(TowerHead):
             input_shape, num_classes, num_convs, conv_dim, norm: see
                 :class:`onenet.heads.parts.TowerHead`.
             prior_prob: around which every class score starts.
+            init_std: of the initial weights; see :func:`onenet.heads.parts.init_head`.
             **parts: one_to_many, stop_gradient, max_filter_channels: see
                 :meth:`onenet.heads.parts.DenseHead.add_parts`.
         """
@@ -62,7 +64,7 @@ class FCOSHead(TowerHead):
             strides=self.strides,
             offset=0.5,
         )
-        init_head(self, prior_prob, box_bias=2.0)
+        init_head(self, prior_prob, box_bias=2.0, std=init_std)
         self.add_parts(predictors=("cls_score", "bbox_pred", "scales"), **parts)
 
     @classmethod
@@ -76,6 +78,7 @@ class FCOSHead(TowerHead):
             "conv_dim": head.CONV_DIM,
             "norm": head.NORM,
             "prior_prob": head.PRIOR_PROB,
+            "init_std": head.INIT_STD,
             **parts_from_config(cfg),
         }
 

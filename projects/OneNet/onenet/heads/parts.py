@@ -202,27 +202,32 @@ def init_head(
     head: nn.Module,
     prior_prob: float,
     box_bias: float = 0.0,
-    predictor_std: float | None = None,
+    predictor_std: float = 0.0,
+    std: float = 0.0,
 ) -> None:
     """Initialises every convolution of a head, and the biases of ``cls_score``, ``bbox_pred``.
 
-    Weights are Xavier-uniform, as in the authors' code; other biases are 0.
+    Other biases are 0.
 
     Args:
         head: has the two predictors ``cls_score`` and ``bbox_pred``.
         prior_prob: around which every class score starts (arXiv 1708.02002, section 4.1).
         box_bias: what box predictions start around. Where a ReLU follows it has to be positive:
             a side whose distance starts below zero gets no gradient through it.
-        predictor_std: of normal weights in the two predictors, in place of Xavier's.
+        predictor_std: of normal weights in the two predictors; 0 for ``std``.
+        std: of normal weights in all convolutions, as in RetinaNet (arXiv 1708.02002, section 4.1)
+            and FCOS; 0 for Xavier's uniform ones, as in the authors' code.
     """
+    predictors = (head.bbox_pred, head.cls_score)
     for module in head.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.xavier_uniform_(module.weight)
+            module_std = (predictor_std if module in predictors else 0.0) or std
+            if module_std:
+                nn.init.normal_(module.weight, std=module_std)
+            else:
+                nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    if predictor_std is not None:
-        for predictor in (head.bbox_pred, head.cls_score):
-            nn.init.normal_(predictor.weight, std=predictor_std)
     nn.init.constant_(head.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
     nn.init.constant_(head.bbox_pred.bias, box_bias)
 

@@ -33,6 +33,7 @@ class PointHead(DenseHead):
         num_classes: int,
         conv_dim: int = 64,
         prior_prob: float = 0.01,
+        init_std: float = 0.0,
         **parts: Any,
     ) -> None:
         """
@@ -41,6 +42,7 @@ class PointHead(DenseHead):
             num_classes: K.
             conv_dim: channels of the shared convolution.
             prior_prob: around which every class score starts.
+            init_std: of the initial weights; see :func:`onenet.heads.parts.init_head`.
             **parts: one_to_many, stop_gradient, max_filter_channels: see
                 :meth:`onenet.heads.parts.DenseHead.add_parts`.
         """
@@ -58,7 +60,7 @@ class PointHead(DenseHead):
         self.anchor_generator = DefaultAnchorGenerator(
             sizes=[[shape.stride]], aspect_ratios=[1.0], strides=[shape.stride], offset=0.5
         )
-        init_head(self, prior_prob, box_bias=4.0 * shape.stride)
+        init_head(self, prior_prob, box_bias=4.0 * shape.stride, std=init_std)
         self.add_parts(**parts)
 
     @classmethod
@@ -69,6 +71,7 @@ class PointHead(DenseHead):
             "num_classes": cfg.MODEL.ONENET.NUM_CLASSES,
             "conv_dim": cfg.MODEL.ONENET.HEAD.CONV_DIM,
             "prior_prob": cfg.MODEL.ONENET.HEAD.PRIOR_PROB,
+            "init_std": cfg.MODEL.ONENET.HEAD.INIT_STD,
             **parts_from_config(cfg),
         }
 

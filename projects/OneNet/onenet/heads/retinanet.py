@@ -36,6 +36,7 @@ class RetinaNetHead(TowerHead):
         conv_dim: int = 256,
         norm: str = "",
         prior_prob: float = 0.01,
+        init_std: float = 0.0,
         **parts: Any,
     ) -> None:
         """
@@ -44,6 +45,7 @@ class RetinaNetHead(TowerHead):
                 :class:`onenet.heads.parts.TowerHead`.
             anchor_generator: gives every level the same number of anchors a location.
             prior_prob: around which every class score starts.
+            init_std: of the initial weights; see :func:`onenet.heads.parts.init_head`.
             **parts: one_to_many, stop_gradient, max_filter_channels: see
                 :meth:`onenet.heads.parts.DenseHead.add_parts`.
         """
@@ -60,7 +62,7 @@ class RetinaNetHead(TowerHead):
         self.box2box_transform = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
         # As in RetinaNet (arXiv 1708.02002, section 4.1): boxes then start near the anchors. From
         # Xavier's weights, as in the authors' code, they start anywhere; see docs/comparison.md.
-        init_head(self, prior_prob, predictor_std=0.01)
+        init_head(self, prior_prob, predictor_std=0.01, std=init_std)
         self.add_parts(**parts)
 
     @classmethod
@@ -75,6 +77,7 @@ class RetinaNetHead(TowerHead):
             "conv_dim": head.CONV_DIM,
             "norm": head.NORM,
             "prior_prob": head.PRIOR_PROB,
+            "init_std": head.INIT_STD,
             **parts_from_config(cfg),
         }
 
