@@ -281,3 +281,21 @@ def test_learning_rate_follows_the_batch(tmp_path: Path) -> None:
     assert load(tmp_path / "config.yaml").SOLVER.BASE_LR == pytest.approx(0.001)
     with pytest.raises(ConfigError, match="REFERENCE_BATCH is -1; give a batch size"):
         load(path, "SOLVER.REFERENCE_BATCH", "-1")
+
+
+@pytest.mark.parametrize(
+    ("opts", "sentence"),
+    [
+        (("MODEL.ONENET.ONE_TO_MANY.BRANCH", "tree"), "BRANCH is 'tree'"),
+        (("MODEL.ONENET.ONE_TO_MANY.BRANCH", "base"), "needs a max filter"),
+        (("MODEL.ONENET.HEAD.MAX_FILTER_DIM", "-1"), "MAX_FILTER_DIM is -1"),
+        (("MODEL.ONENET.LOSS.CLASS_LOSS", "hinge"), "CLASS_LOSS is 'hinge'"),
+        (("MODEL.ONENET.ONE_TO_MANY.NUM_SAMPLES", "0"), "NUM_SAMPLES is 0"),
+        (("SOLVER.EMA_DECAY", "1.5"), "EMA_DECAY is 1.5"),
+        (("SOLVER.EMA_DECAY", "0.9", "TEST.PRECISE_BN.ENABLED", "True"), "PRECISE_BN"),
+        (("SOLVER.IMS_PER_BATCH", "0"), "IMS_PER_BATCH is 0"),
+    ],
+)
+def test_new_keys_are_checked_when_loaded(opts: tuple[str, ...], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        load(CONFIGS / "digits" / "onenet_fcos_R18_FPN.yaml", *opts)

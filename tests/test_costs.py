@@ -218,13 +218,27 @@ def test_prior_from_config(prior: str, radius: float, expected: float | None) ->
     cfg = get_cfg()
     add_onenet_config(cfg)
     cfg.MODEL.ONENET.MATCHER.merge_from_list(
-        ["COST", "QualityCost", "IOU_EXPONENT", 0.5, "PRIOR", prior, "PRIOR_RADIUS", radius]
+        ["L1_WEIGHT", 0.5, "PRIOR", prior, "PRIOR_RADIUS", radius]
     )
     cost = build_cost(cfg)
-    if expected is None:
-        assert cost == QualityCost(iou_exponent=0.5)
-    else:
-        assert cost == SpatialPrior(QualityCost(iou_exponent=0.5), expected)
+    plain = MatchingCost(l1_weight=0.5)
+    assert cost == (plain if expected is None else SpatialPrior(plain, expected))
+
+
+def test_quality_cost_from_config() -> None:
+    cfg = get_cfg()
+    add_onenet_config(cfg)
+    matcher = cfg.MODEL.ONENET.MATCHER
+    matcher.merge_from_list(["COST", "QualityCost", "IOU_EXPONENT", 0.5])
+    with pytest.raises(ConfigError, match="QualityCost.*set MODEL.ONENET.MATCHER.PRIOR"):
+        build_cost(cfg)
+    matcher.PRIOR = "box"
+    assert build_cost(cfg) == SpatialPrior(QualityCost(iou_exponent=0.5))
+    matcher.NAME = "HungarianMatcher"
+    with pytest.raises(ConfigError, match="PRIOR 'box' does not go with 'HungarianMatcher'"):
+        build_cost(cfg)
+    with pytest.raises(ConfigError, match=r"IOU_EXPONENT is 1\.5; give one from 0 to 1"):
+        QualityCost(iou_exponent=1.5)
 
 
 @pytest.mark.parametrize(("prior", "radius"), [("ball", 1.0), ("center", 0.0)])

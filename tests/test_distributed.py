@@ -15,19 +15,21 @@ SCRIPT = Path(__file__).with_name("two_workers.py")
 
 # The second batch has objects on one worker only, the third none at all
 @pytest.mark.parametrize(
-    "counts",
+    ("counts", "config"),
     [
-        "3,1,0,2",
-        pytest.param("1,0,0,0", marks=pytest.mark.slow),
-        pytest.param("0,0,0,0", marks=pytest.mark.slow),
+        ("3,1,0,2", "onenet_fcos_R18_FPN"),
+        pytest.param("1,0,0,0", "onenet_fcos_R18_FPN", marks=pytest.mark.slow),
+        pytest.param("0,0,0,0", "onenet_fcos_R18_FPN", marks=pytest.mark.slow),
+        pytest.param("3,1,0,2", "recommended_R18_FPN", marks=pytest.mark.slow),
+        pytest.param("1,0,0,0", "recommended_R18_FPN", marks=pytest.mark.slow),
     ],
 )
-def test_losses_and_gradients_of_the_joined_batch(counts: str, tmp_path: Path) -> None:
+def test_losses_and_gradients_of_the_joined_batch(counts: str, config: str, tmp_path: Path) -> None:
     results = []
     for num_workers in ("1", "2"):
         out = tmp_path / num_workers
         subprocess.run(
-            [sys.executable, "-W", "ignore", str(SCRIPT), str(out), num_workers, counts],
+            [sys.executable, "-W", "ignore", str(SCRIPT), str(out), num_workers, counts, config],
             check=True,
             timeout=300,
             env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},  # gloo also where there is a GPU

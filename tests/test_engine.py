@@ -158,8 +158,8 @@ def test_the_average_is_saved_evaluated_and_resumed(
     words += ("SOLVER.BASE_LR", "0.01", "SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2")
     train_net(*words, "OUTPUT_DIR", str(whole))
     content = torch.load(whole / "model_final.pth", weights_only=True)
-    average, trained = content["model"], content["ema"]
-    assert content["ema"]["steps"] == 4
+    average, trained = content["model"], content["trainer"]["hooks"]["EMAHook"]
+    assert trained["steps"] == 4
     key = "head.cls_score.weight"
     assert not torch.equal(average[key], trained[f"model.{key}"])
     assert all(torch.equal(average[name], tested[-1][name]) for name in average)
@@ -170,9 +170,9 @@ def test_the_average_is_saved_evaluated_and_resumed(
     (halves / "last_checkpoint").write_text("model_0000001.pth")
     train_net("--resume", *words, "OUTPUT_DIR", str(halves))
     again = torch.load(halves / "model_final.pth", weights_only=True)
-    assert again["ema"]["steps"] == 4
+    assert again["trainer"]["hooks"]["EMAHook"]["steps"] == 4
     torch.testing.assert_close(again["model"], average, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(again["ema"], trained, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(again["trainer"]["hooks"]["EMAHook"], trained, rtol=1e-3, atol=1e-4)
 
     # A new training starts from the average, whichever of the two it has
     train_net(
@@ -181,7 +181,7 @@ def test_the_average_is_saved_evaluated_and_resumed(
     )  # fmt: skip
     new = torch.load(tmp_path / "new" / "model_final.pth", weights_only=True)
     torch.testing.assert_close(new["model"][key], average[key])
-    torch.testing.assert_close(new["ema"][f"model.{key}"], average[key])
+    torch.testing.assert_close(new["trainer"]["hooks"]["EMAHook"][f"model.{key}"], average[key])
 
 
 def test_a_run_without_evaluation(train_net, data_opts, tmp_path: Path) -> None:

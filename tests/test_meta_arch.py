@@ -18,6 +18,7 @@ from onenet.config import load_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "digits"
 HEADS = ["onenet_point_R18", "onenet_fcos_R18_FPN", "onenet_retinanet_R18_FPN"]
+RECOMMENDED = "recommended_R18_FPN"
 
 
 def build(name: str, *opts: str) -> torch.nn.Module:
@@ -29,7 +30,7 @@ def record(size: tuple[int, int], gt=None) -> dict:
     return {"image": image} if gt is None else {"image": image, "instances": gt}
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", [*HEADS, RECOMMENDED])
 @pytest.mark.parametrize("size", [(1, 1), (31, 33), (37, 101), (64, 64)])
 def test_any_image_size(name: str, size: tuple[int, int]) -> None:
     model = build(name).eval()
@@ -92,6 +93,23 @@ def test_second_pair_leaves_no_trace(name: str, make_gt, tmp_path: Path) -> None
             graph = torch.jit.trace(adapter, adapter.flattened_inputs).inlined_graph
         operators.append([node.kind() for node in graph.nodes()])
     assert operators[0] == operators[1]
+
+
+@pytest.mark.parametrize("counts", [(2, 3), (2, 0), (0, 0)])
+@pytest.mark.parametrize("loss", ["focal", "quality", "varifocal"])
+@pytest.mark.parametrize("name", HEADS)
+def test_every_parameter_learns_below_the_filter(
+    name: str, loss: str, counts: tuple[int, int], make_gt
+) -> None:
+    base = ("MODEL.ONENET.HEAD.MAX_FILTER_DIM", "16", "MODEL.ONENET.ONE_TO_MANY.BRANCH", "base")
+    model = build(name, *base, "MODEL.ONENET.LOSS.CLASS_LOSS", loss).train()
+    batch = [
+        record(s, make_gt(n, s, 10)) for s, n in zip([(40, 70), (64, 33)], counts, strict=True)
+    ]
+    losses = model(batch)
+    assert len(losses) == 6 and all(value.isfinite() for value in losses.values())
+    sum(losses.values()).backward()
+    assert not [n for n, p in model.named_parameters() if p.grad is None]
 
 
 def test_targets_do_not_depend_on_the_padding() -> None:

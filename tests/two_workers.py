@@ -1,7 +1,8 @@
 """Run by test_distributed.py: one training step in two gloo workers, or in one process.
 
-python tests/two_workers.py OUT NUM_WORKERS COUNTS, with COUNTS the objects of each of the joined
-batch's images, "3,0,2,1". Writes OUT with the averaged losses and gradients.
+python tests/two_workers.py OUT NUM_WORKERS COUNTS CONFIG, with COUNTS the objects of each of the
+joined batch's images, "3,0,2,1", and CONFIG a name in configs/digits. Writes OUT with the averaged
+losses and gradients.
 """
 
 import sys
@@ -16,7 +17,7 @@ from detectron2.utils import comm
 
 from onenet.config import load_config
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "digits" / "onenet_fcos_R18_FPN.yaml"
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "digits"
 
 
 def joined_batch(counts: list[int]) -> list[dict]:
@@ -33,10 +34,11 @@ def joined_batch(counts: list[int]) -> list[dict]:
     return batch
 
 
-def main(out: str, counts: list[int]) -> None:
+def main(out: str, counts: list[int], config: str) -> None:
     # Batch norm would see each worker's own images
     cfg = load_config(
-        str(CONFIG), ["MODEL.RESNETS.NORM", "FrozenBN", "MODEL.DEVICE", "cpu", "SEED", "1"]
+        str(CONFIGS / f"{config}.yaml"),
+        ["MODEL.RESNETS.NORM", "FrozenBN", "MODEL.DEVICE", "cpu", "SEED", "1"],
     )
     torch.manual_seed(1)
     model = create_ddp_model(build_model(cfg).train(), device_ids=None)
@@ -51,5 +53,6 @@ def main(out: str, counts: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    out, num_workers, counts = sys.argv[1:]
-    launch(main, int(num_workers), dist_url="auto", args=(out, [int(c) for c in counts.split(",")]))
+    out, num_workers, counts, config = sys.argv[1:]
+    args = (out, [int(count) for count in counts.split(",")], config)
+    launch(main, int(num_workers), dist_url="auto", args=args)

@@ -168,7 +168,7 @@ def test_several_runs_at_the_same_time(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if threads:
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
-    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    monkeypatch.setattr(runs_module, "_num_cores", lambda: 7)
     plan = plan_from_paths([CONFIGS[0]], output=str(tmp_path / "out"), seeds=(1, 2, 3))
     complete(plan, [sys.executable, str(together), "3"], lambda line: None, jobs=3)
     assert all(map(is_done, find_runs(plan)))
@@ -181,14 +181,47 @@ def test_jobs_must_be_positive(tmp_path: Path, fake: list[str]) -> None:
         compare(plan, fake, command="", jobs=0)
 
 
-def test_ctrl_c_ends_all(tmp_path: Path, fake: list[str], monkeypatch) -> None:
-    def interrupted(*args):
-        raise KeyboardInterrupt
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
 
-    monkeypatch.setattr(runs_module, "_start", interrupted)
+
+# A run that never ends, with a child of its own, as a data loader is one.
+WITH_CHILD = """
+import pathlib, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"])
+here = pathlib.Path(__file__).parent
+(here / f"pids{sys.argv[-1]}.tmp").write_text(f"{__import__('os').getpid()} {child.pid}")
+(here / f"pids{sys.argv[-1]}.tmp").rename(here / f"pids{sys.argv[-1]}")
+time.sleep(99)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_ctrl_c_ends_all(tmp_path: Path, fake: list[str], monkeypatch) -> None:
+    script = tmp_path / "hang.py"
+    script.write_text(WITH_CHILD)
+    sleep = time.sleep
+
+    def interrupt(seconds: float) -> None:
+        if len(list(tmp_path.glob("pids?"))) == 2:
+            raise KeyboardInterrupt
+        sleep(seconds)
+
+    monkeypatch.setattr(runs_module.time, "sleep", interrupt)
+    plan = plan_from_paths([CONFIGS[0]], output=str(tmp_path / "out"), seeds=(1, 2))
     with pytest.raises(KeyboardInterrupt):
-        start(tmp_path, fake)
-    assert not (tmp_path / "out" / "runs" / "baseline_fcos_R18_FPN").exists()
+        complete(plan, [sys.executable, str(script)], lambda line: None, jobs=2)
+    pids = [int(pid) for path in tmp_path.glob("pids?") for pid in path.read_text().split()]
+    assert len(pids) == 4
+    deadline = time.monotonic() + 10
+    while any(map(alive, pids)):  # the grandchildren have nobody to wait for them
+        assert time.monotonic() < deadline
+        sleep(0.05)
+    assert not any(map(is_done, find_runs(plan)))
 
 
 def test_the_log_has_a_command_that_can_be_pasted(tmp_path: Path, fake: list[str]) -> None:
@@ -253,14 +286,6 @@ wait = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid()
 with locked(plan.output) as lock:
     complete_runs(find_runs(plan), [sys.executable, "-c", wait], lock)
 """
-
-
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
 
 
 @pytest.mark.slow

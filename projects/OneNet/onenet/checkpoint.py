@@ -27,8 +27,8 @@ class _ExactCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         keys = super()._load_model(checkpoint)
         unexpected = keys.unexpected_keys
-        if not any(_TRAINING_ONLY in name for name, _ in self.model.named_parameters()):
-            unexpected = [name for name in unexpected if _TRAINING_ONLY not in name]
+        if not any(n.startswith(_TRAINING_ONLY) for n, _ in self.model.named_parameters()):
+            unexpected = [name for name in unexpected if not name.startswith(_TRAINING_ONLY)]
         wrong = {
             # First, since these count as missing too
             "has in another shape": [name for name, *_ in keys.incorrect_shapes],

@@ -14,9 +14,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from .costs import build_cost
+from .criterion import Criterion
 from .data.coco_json import check_same_classes, register_coco_json
 from .errors import ConfigError
 from .heads import ONENET_HEAD_REGISTRY
+from .heads.parts import check_parts, parts_from_config
 from .matcher import ONENET_MATCHER_REGISTRY
 from .registry import get_registered
 
@@ -44,8 +46,8 @@ def add_onenet_config(cfg: CfgNode) -> None:
     cfg.MODEL.ONENET.HEAD.NORM = "GN"
     # Score of every sample and class before training.
     cfg.MODEL.ONENET.HEAD.PRIOR_PROB = 0.01
-    # Standard deviation of the head's initial weights, as in RetinaNet and FCOS (0.01); 0 for
-    # Xavier's, which is published. (The RetinaNet head's predictors have 0.01 in any case.)
+    # Standard deviation of the initial weights of towers and predictors: 0.01 in RetinaNet, FCOS;
+    # 0 for Xavier's, which is published. (The RetinaNet head's predictors have 0.01 in any case.)
     cfg.MODEL.ONENET.HEAD.INIT_STD = 0.0
     # Channels of 3D max filtering (DeFCN, arXiv 2012.03544) behind the class logits; 0 for none.
     cfg.MODEL.ONENET.HEAD.MAX_FILTER_DIM = 0
@@ -70,7 +72,8 @@ def add_onenet_config(cfg: CfgNode) -> None:
     cfg.MODEL.ONENET.MATCHER.L1_WEIGHT = 5.0
     cfg.MODEL.ONENET.MATCHER.GIOU_WEIGHT = 2.0
 
-    # QualityCost (POTO, arXiv 2012.03544) is minus p^(1 - a) IoU^a, without the weights above.
+    # QualityCost (POTO, arXiv 2012.03544) is minus p^(1 - a) IoU^a, without the weights above; it
+    # needs a PRIOR.
     cfg.MODEL.ONENET.MATCHER.IOU_EXPONENT = 0.8
     # Which samples an object may have: "" for all, "box" for those whose location lies inside its
     # box, "center" for those of them within PRIOR_RADIUS strides (anchor sides) of its centre.
@@ -224,16 +227,28 @@ def load_config(
         cfg.MODEL.DEVICE = "cpu"
     if not cfg.MODEL.DEVICE.startswith("cuda") and cfg.SOLVER.AMP.ENABLED and not eval_only:
         raise ConfigError("SOLVER.AMP.ENABLED needs a GPU in Detectron2; set it to False.")
-    _scale_learning_rate(cfg)
+    _check_solver(cfg)
     cfg.freeze()
     return cfg
 
 
-def _scale_learning_rate(cfg: CfgNode) -> None:
-    """Adapts BASE_LR to the batch where REFERENCE_BATCH says what it was for."""
+def _check_solver(cfg: CfgNode) -> None:
+    """Checks what OneNet adds, and adapts BASE_LR to the batch where REFERENCE_BATCH is given."""
     reference, batch = cfg.SOLVER.REFERENCE_BATCH, cfg.SOLVER.IMS_PER_BATCH
     if reference < 0:
         raise ConfigError(f"SOLVER.REFERENCE_BATCH is {reference}; give a batch size, or 0.")
+    if batch < 1:
+        raise ConfigError(f"SOLVER.IMS_PER_BATCH is {batch}; give 1 or more.")
+    if not 0 <= cfg.SOLVER.EMA_DECAY < 1:
+        raise ConfigError(
+            f"SOLVER.EMA_DECAY is {cfg.SOLVER.EMA_DECAY}; give a number between 0 and 1, or 0 for"
+            " no average."
+        )
+    if cfg.SOLVER.EMA_DECAY > 0 and cfg.TEST.PRECISE_BN.ENABLED:
+        raise ConfigError(
+            "TEST.PRECISE_BN.ENABLED does not reach the average of SOLVER.EMA_DECAY, which is what"
+            " is evaluated; set one of the two to False or 0."
+        )
     if reference > 0:
         cfg.SOLVER.BASE_LR *= math.sqrt(batch / reference)
         cfg.SOLVER.REFERENCE_BATCH = batch
@@ -344,6 +359,8 @@ def _check_parts(cfg: CfgNode) -> None:
     get_registered(ONENET_HEAD_REGISTRY, onenet.HEAD.NAME, "MODEL.ONENET.HEAD.NAME")
     get_registered(ONENET_MATCHER_REGISTRY, onenet.MATCHER.NAME, "MODEL.ONENET.MATCHER.NAME")
     build_cost(cfg)
+    Criterion(cfg)
+    check_parts(**parts_from_config(cfg))
 
 
 def _is_limit(entry: object) -> bool:

@@ -228,14 +228,24 @@ class QualityCost(MatchingCost):
     """Minus POTO's quality, ``p^(1 - a) * IoU^a`` (DeFCN, arXiv 2012.03544).
 
     ``p`` is the sigmoid score of the object's class, IoU that of the predicted box. A product, so
-    that neither makes up for the other; there are no weights. The paper's spatial prior is
-    :class:`SpatialPrior`.
+    that neither makes up for the other; there are no weights. It needs the paper's spatial prior,
+    :class:`SpatialPrior`: all samples that do not overlap the object cost the same.
 
     Attributes:
         iou_exponent: a, in [0, 1].
     """
 
     iou_exponent: float = 0.8
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ConfigError: the exponent is out of range.
+        """
+        if not 0 <= self.iou_exponent <= 1:
+            raise ConfigError(
+                f"MODEL.ONENET.MATCHER.IOU_EXPONENT is {self.iou_exponent}; give one from 0 to 1."
+            )
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> QualityCost:
@@ -328,7 +338,7 @@ def build_cost(cfg: CfgNode) -> MatchingCost | SpatialPrior:
 
     Raises:
         ConfigError: no cost of that name is registered, it is not for the config's head, or there
-            is no such prior.
+            is no such prior, or it does not go with the cost or the matcher.
     """
     name, head = cfg.MODEL.ONENET.MATCHER.COST, cfg.MODEL.ONENET.HEAD.NAME
     # Heads that are not ours pass: they know what their anchors are.
@@ -341,7 +351,17 @@ def build_cost(cfg: CfgNode) -> MatchingCost | SpatialPrior:
     cost = cost.from_config(cfg)
     matcher = cfg.MODEL.ONENET.MATCHER
     if matcher.PRIOR == "":
+        if name == "QualityCost":
+            raise ConfigError(
+                "MODEL.ONENET.MATCHER.COST 'QualityCost' tells nothing of samples that do not"
+                " overlap the object: set MODEL.ONENET.MATCHER.PRIOR, to 'box' or 'center'."
+            )
         return cost
+    if matcher.NAME == "HungarianMatcher":
+        raise ConfigError(
+            f"MODEL.ONENET.MATCHER.PRIOR '{matcher.PRIOR}' does not go with 'HungarianMatcher': an"
+            " object whose candidates are taken would get a sample anywhere; set PRIOR to ''."
+        )
     if matcher.PRIOR == "box":
         return SpatialPrior(cost)
     if matcher.PRIOR == "center" and matcher.PRIOR_RADIUS > 0:

@@ -40,8 +40,8 @@ class Criterion(nn.Module):
     several workers give the losses and, averaged by DDP, the gradients of one process on the
     joined batch.
 
-    Where the head has a second pair of predictors, its predictions are matched one-to-many by the
-    same cost, and give the same three losses, ``loss_cls_many`` and so on, divided by the number of
+    Where the head gives predictions to train one-to-many too, these are matched so by the same
+    cost, and give the same three losses, ``loss_cls_many`` and so on, divided by the number of
     matched samples instead: all have a weight in the sum like that of the one-to-one losses.
 
     Collisions, where the matcher gives one sample to several objects: the sample is a positive of
@@ -79,8 +79,8 @@ class Criterion(nn.Module):
             focal_gamma: gamma of the focal loss.
             soft_negatives: whether negatives near a positive weigh less, as
                 :func:`onenet.soft_negatives.negative_weights` says.
-            num_samples_many: how many samples an object may have in the second pair's matching.
-            weight_many: what the second pair's losses are multiplied by.
+            num_samples_many: how many samples an object may have in one-to-many matching.
+            weight_many: what the one-to-many losses are multiplied by.
 
         Raises:
             ConfigError: there is no such class loss, or a number makes no sense.
@@ -132,8 +132,8 @@ class Criterion(nn.Module):
             gt_instances: N Instances with ``gt_boxes`` (pixels) and ``gt_classes`` in [0, K).
 
         Returns:
-            ``loss_cls``, ``loss_l1``, ``loss_giou``, and where the head has a second pair of
-            predictors the same with ``_many`` behind: weighted float32 scalars. All depend on the
+            ``loss_cls``, ``loss_l1``, ``loss_giou``, and for one-to-many predictions the
+            same with ``_many`` behind: weighted float32 scalars. All depend on the
             predictions even when no image has an object (DDP needs every gradient).
         """
         with torch.autocast(predictions.pred_logits.device.type, enabled=False):
@@ -169,7 +169,7 @@ class Criterion(nn.Module):
         )
         matched = boxes[batch_idx, sample_idx]  # (P, 4)
 
-        target = torch.zeros_like(logits)
+        target = torch.zeros_like(logits, memory_format=torch.contiguous_format)
         if self.class_loss == "focal":
             target[batch_idx, sample_idx, gt_classes] = 1.0
             loss_cls = sigmoid_focal_loss(
@@ -208,8 +208,8 @@ def quality_loss(logits: Tensor, target: Tensor, kind: str) -> Tensor:
     With p the sigmoid score, q the target (0 for negatives) and BCE(p, q) the binary cross entropy:
 
     * "quality": ``|q - p|^2 BCE(p, q)`` (Generalized Focal Loss, arXiv 2006.04388);
-    * "varifocal": ``q BCE(p, q)`` for positives, ``0.75 p^2 BCE(p, 0)`` for negatives
-      (VarifocalNet, arXiv 2008.13367).
+    * "varifocal": ``q BCE(p, q)`` for positives, ``0.75 p^2 BCE(p, 0)`` for negatives, with no
+      gradient through the factor p^2 (VarifocalNet, arXiv 2008.13367, and its published code).
 
     Args:
         logits: (..., K), before the sigmoid.

@@ -15,10 +15,11 @@ __all__ = ["EMAHook"]
 class EMAHook(HookBase):
     """Averages the model after every step: average = d * average + (1 - d) * weights.
 
-    d is min(decay, (1 + n) / (10 + n)) at step n, so that a short training is not stuck at its
-    random start. Floating-point buffers, such as batch norm's statistics, are averaged too; others
-    are copied. Workers of a distributed training hold the same average, since they hold the same
-    weights.
+    The first step copies; at step n > 0 d is min(decay, (1 + n) / (10 + n)), so that a short
+    training is not stuck at its random start. Floating-point buffers, such as batch norm's
+    statistics, are averaged too; others are copied. Each worker of a distributed training has its
+    own average: of the same weights, but, as Detectron2 does not exchange buffers, of its own
+    batch norm statistics. The main process's is saved.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

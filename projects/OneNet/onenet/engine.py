@@ -231,8 +231,9 @@ class Trainer(DefaultTrainer):
         if isinstance(model, torch.nn.parallel.DistributedDataParallel):
             model = model.module
         ema = self.ema = EMAHook(model, cfg.SOLVER.EMA_DECAY)
+        # Detectron2's trainer saves the hooks' state: the average's is there.
         self.checkpointer = DetectionCheckpointer(
-            ema.average, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), ema=ema
+            ema.average, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
 
         def evaluate() -> dict:

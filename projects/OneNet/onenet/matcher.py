@@ -96,7 +96,7 @@ class Matcher:
         """Gives each object several samples, by the same cost: those that cost least.
 
         A sample that several objects want goes to the one that it costs least, so that an object
-        may be left with fewer. Samples of infinite cost go to none.
+        may be left with fewer, or with none. Samples of infinite cost go to none.
 
         Args:
             predictions, gt_instances: see :meth:`__call__`.

@@ -53,6 +53,7 @@ _EQUAL_GROUPS = (
 )
 _FREE_KEYS = {
     "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.REFERENCE_BATCH",  # has had its effect on the learning rate
     "INPUT.MASK_FORMAT",  # of masks, which no detector here uses
     "TEST.END_TO_END.ENABLED",  # the results are there
 }

@@ -217,8 +217,7 @@ def complete_runs(
                     minutes = (time.perf_counter() - one.start) / 60
                     say(f"{one.run.title}: done in {minutes:.1f} minutes")
     except BaseException:  # Ctrl-C above all
-        for one in started:
-            _end(one.process)
+        _end([one.process for one in started])
         raise
     if failures:
         count = f"{len(failures)} of {len(runs)} runs failed.\n" if len(failures) > 1 else ""
@@ -260,7 +259,7 @@ def _start(run: Run, command: list[str], lock: int, jobs: int) -> _Started:
         write_json(run.folder / "run.json", _record(run))
     env = dict(os.environ)
     if jobs > 1:
-        env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+        env.setdefault("OMP_NUM_THREADS", str(max(1, _num_cores() // jobs)))
     with open(_log(run), "ab") as file:
         file.write(f"\n$ {shlex.join(command)}\n".encode())
         file.flush()
@@ -275,6 +274,13 @@ def _start(run: Run, command: list[str], lock: int, jobs: int) -> _Started:
             preexec_fn=_end_with_parent if _LIBC else None,
         )
     return _Started(run, command, process, time.perf_counter())
+
+
+def _num_cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _finish(started: _Started) -> None:
@@ -308,12 +314,14 @@ def _end_with_parent() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _end(process: subprocess.Popen) -> None:
+def _end(processes: Sequence[subprocess.Popen]) -> None:
     for how in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, how)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=10)
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, how)
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=10)
 
 
 @contextlib.contextmanager

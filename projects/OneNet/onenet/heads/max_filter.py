@@ -9,6 +9,13 @@ from torch.nn import functional as F
 __all__ = ["MaxFilter"]
 
 
+class _AnySizeGroupNorm(nn.GroupNorm):
+    """Group norm that takes one value a group, on which torch.nn's raises: it becomes the bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
 class MaxFilter(nn.Module):
     """Tells each location by how much it stays below the largest of its neighbours, in place and
     in scale, and lets the class logits use it.
@@ -24,13 +31,13 @@ class MaxFilter(nn.Module):
         """
         Args:
             in_channels: of the features.
-            channels: of the filtered maps; a multiple of 32, or less than that.
+            channels: of the filtered maps.
             num_anchors: A, samples a location.
         """
         super().__init__()
         self.num_anchors = num_anchors
         self.conv = nn.Conv2d(in_channels, channels, kernel_size=3, padding=1)
-        self.norm = nn.GroupNorm(32 if channels % 32 == 0 else 1, channels)
+        self.norm = _AnySizeGroupNorm(32 if channels % 32 == 0 else 1, channels)
         self.out = nn.Conv2d(channels, num_anchors, kernel_size=3, padding=1)
         nn.init.xavier_uniform_(self.conv.weight)
         nn.init.zeros_(self.conv.bias)
@@ -52,9 +59,8 @@ class MaxFilter(nn.Module):
             size = maps[i].shape[-2:]
             near = [
                 F.max_pool2d(
-                    x
-                    if x.shape[-2:] == size
-                    else F.interpolate(x, size=size, mode="bilinear", align_corners=False),
+                    # Not by comparing sizes, which a trace would fix to those of its example
+                    x if x is maps[i] else F.interpolate(x, size=size, mode="bilinear"),
                     kernel_size=3,
                     stride=1,
                     padding=1,

@@ -23,6 +23,7 @@ __all__ = [
     "DenseHead",
     "PredictorPair",
     "TowerHead",
+    "check_parts",
     "init_head",
     "ltrb_to_corners",
     "parts_from_config",
@@ -54,6 +55,9 @@ class DenseHead(nn.Module, ABC):
     end of its ``__init__``.
     """
 
+    has_two_towers = True
+    """Whether class and box features are different ones."""
+
     def add_parts(
         self,
         *,
@@ -74,28 +78,19 @@ class DenseHead(nn.Module, ABC):
                 logits; 0 for none.
 
         Raises:
-            ConfigError: there is no such branch, or "base" has no max filter behind it.
+            ConfigError: see :func:`check_parts`.
         """
-        if one_to_many not in ("", "pair", "base"):
-            raise ConfigError(
-                f"MODEL.ONENET.ONE_TO_MANY.BRANCH is '{one_to_many}'; choose '' (none), 'pair' or"
-                " 'base'."
-            )
-        if one_to_many == "base" and not max_filter_channels:
-            raise ConfigError(
-                "MODEL.ONENET.ONE_TO_MANY.BRANCH 'base' needs a max filter behind the predictors:"
-                " set MODEL.ONENET.HEAD.MAX_FILTER_DIM, to 32 for example."
-            )
+        check_parts(one_to_many, stop_gradient, max_filter_channels)
         self.one_to_many = PredictorPair(self, predictors) if one_to_many == "pair" else None
         self.base_is_one_to_many = one_to_many == "base"
         self.stop_gradient = stop_gradient
         self.max_filter = None
         if max_filter_channels:
-            self.max_filter = MaxFilter(
-                self.cls_score.in_channels + self.bbox_pred.in_channels,
-                max_filter_channels,
-                self.cls_score.out_channels // self.num_classes,
-            )
+            channels = self.cls_score.in_channels
+            if self.has_two_towers:
+                channels += self.bbox_pred.in_channels
+            num_anchors = self.cls_score.out_channels // self.num_classes
+            self.max_filter = MaxFilter(channels, max_filter_channels, num_anchors)
 
     @abstractmethod
     def towers(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -125,7 +120,9 @@ class DenseHead(nn.Module, ABC):
         logits = [self.cls_score(x) for x in cls_features]
         if self.max_filter is None:
             return self.predict(self, logits, box_features)._replace(one_to_many=many)
-        joined = [torch.cat(x, dim=1) for x in zip(cls_features, box_features, strict=True)]
+        joined = cls_features
+        if self.has_two_towers:
+            joined = [torch.cat(x, dim=1) for x in zip(cls_features, box_features, strict=True)]
         if not (self.training and self.base_is_one_to_many):
             filtered = self.max_filter(logits, joined)
             return self.predict(self, filtered, box_features)._replace(one_to_many=many)
@@ -170,6 +167,30 @@ class TowerHead(DenseHead):
     def towers(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """See :meth:`DenseHead.towers`."""
         return [self.cls_subnet(x) for x in features], [self.bbox_subnet(x) for x in features]
+
+
+def check_parts(one_to_many: str, stop_gradient: bool, max_filter_channels: int) -> None:
+    """Checks the arguments of :meth:`DenseHead.add_parts`.
+
+    Raises:
+        ConfigError: there is no such branch, "base" has no max filter behind it, or the filter's
+            channels are below 0.
+    """
+    if one_to_many not in ("", "pair", "base"):
+        raise ConfigError(
+            f"MODEL.ONENET.ONE_TO_MANY.BRANCH is '{one_to_many}'; choose '' (none), 'pair' or"
+            " 'base'."
+        )
+    if max_filter_channels < 0:
+        raise ConfigError(
+            f"MODEL.ONENET.HEAD.MAX_FILTER_DIM is {max_filter_channels}; give a number of channels,"
+            " or 0 for no filter."
+        )
+    if one_to_many == "base" and not max_filter_channels:
+        raise ConfigError(
+            "MODEL.ONENET.ONE_TO_MANY.BRANCH 'base' needs a max filter behind the predictors: set"
+            " MODEL.ONENET.HEAD.MAX_FILTER_DIM, to 32 for example."
+        )
 
 
 def parts_from_config(cfg: CfgNode) -> dict[str, Any]:

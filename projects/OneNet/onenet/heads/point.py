@@ -25,6 +25,8 @@ class PointHead(DenseHead):
     The box is predicted as distances in pixels from the centre of the stride cell.
     """
 
+    has_two_towers = False
+
     @configurable
     def __init__(
         self,
