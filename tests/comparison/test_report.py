@@ -249,7 +249,7 @@ def test_what_is_missing_is_a_dash(make_run, tmp_path: Path) -> None:
     (Path(folders[1]) / "inference" / "end_to_end.json").write_text("{}")
     (Path(folders[1]) / "inference" / "coco_instances_results.json").unlink()
     page, text, _, _ = report(tmp_path, folders)
-    assert "| a | none | – | – | – | – | – | 3.00 | 2.00 | 0.00 | – |" in text
+    assert "| a | none | – | – | 90.0 | – | – | – | 3.00 | 2.00 | 0.00 | – |" in text
     assert "| b | none | – | – | – | – | – | – | – | – | – |" in text
     assert "Without pictures" in page.text and "nan" not in page.text.lower()
 
