@@ -13,7 +13,6 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
-from .costs import build_cost
 from .criterion import Criterion
 from .data.coco_json import check_same_classes, register_coco_json
 from .errors import ConfigError
@@ -358,8 +357,7 @@ def _check_parts(cfg: CfgNode) -> None:
     onenet = cfg.MODEL.ONENET
     get_registered(ONENET_HEAD_REGISTRY, onenet.HEAD.NAME, "MODEL.ONENET.HEAD.NAME")
     get_registered(ONENET_MATCHER_REGISTRY, onenet.MATCHER.NAME, "MODEL.ONENET.MATCHER.NAME")
-    build_cost(cfg)
-    Criterion(cfg)
+    Criterion(cfg)  # builds the matcher and its cost, too
     check_parts(**parts_from_config(cfg))
 
 
