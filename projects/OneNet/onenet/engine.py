@@ -33,7 +33,13 @@ from .config import load_config
 from .data.mapper import OneNetDatasetMapper
 from .ema import EMAHook
 from .errors import ConfigError, DataError, LimitError, WithoutTraceback
-from .evaluation import EndToEndEvaluator, carries_nms, without_nms
+from .evaluation import (
+    EndToEndEvaluator,
+    carries_nms,
+    record_weights,
+    weights_digest,
+    without_nms,
+)
 from .solver import build_optimizer
 
 __all__ = ["Trainer", "build_evaluator", "check_limits", "launch_workers", "setup"]
@@ -106,6 +112,18 @@ def _check_evaluator(dataset_name: str) -> None:
         )
 
 
+_NMS_OFF = os.path.join("inference", "nms_off")
+
+
+def _results_folder(cfg: CfgNode, dataset_name: str, folder: str = "inference") -> str:
+    """Where the evaluators of a dataset write; see :func:`build_evaluator`."""
+    output_dir = os.path.join(cfg.OUTPUT_DIR, folder)
+    if len(set(cfg.DATASETS.TEST)) > 1:
+        # A json set's name is its path.
+        output_dir = os.path.join(output_dir, re.sub(r"[^\w.-]+", "_", dataset_name).strip("_"))
+    return output_dir
+
+
 def build_evaluator(cfg: CfgNode, dataset_name: str, folder: str = "inference") -> DatasetEvaluator:
     """The evaluators for a dataset, by its metadata's ``evaluator_type``.
 
@@ -120,10 +138,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: str = "inference") 
         DataError: there is none for that type.
     """
     _check_evaluator(dataset_name)
-    output_dir = os.path.join(cfg.OUTPUT_DIR, folder)
-    if len(set(cfg.DATASETS.TEST)) > 1:
-        # A json set's name is its path.
-        output_dir = os.path.join(output_dir, re.sub(r"[^\w.-]+", "_", dataset_name).strip("_"))
+    output_dir = _results_folder(cfg, dataset_name, folder)
     # COCO's own limit is 100; crowds need more.
     max_dets = max(cfg.TEST.DETECTIONS_PER_IMAGE, 100)
     coco = COCOEvaluator(
@@ -141,6 +156,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: str = "inference") 
                 nms_thresh=end_to_end.NMS_THRESH,
                 iou_thresh=end_to_end.IOU_THRESH,
                 max_dets_per_image=max_dets,
+                calibrates=folder != _NMS_OFF,  # thresholds are for the detector as configured
             ),
         ]
     )
@@ -285,8 +301,10 @@ class Trainer(DefaultTrainer):
     ) -> dict:
         """Evaluates; a detector that carries NMS a second time, with NMS off.
 
-        The second pass, made where TEST.END_TO_END.ENABLED, writes to
-        ``<OUTPUT_DIR>/inference/nms_off``. Evaluators that the caller brings see the first only.
+        Where TEST.END_TO_END.ENABLED, the first pass leaves the classes' score thresholds in
+        ``<OUTPUT_DIR>/inference/thresholds.json`` (:mod:`onenet.evaluation.thresholds`), and the
+        second is made, which writes to ``<OUTPUT_DIR>/inference/nms_off``. Evaluators that the
+        caller brings see the first only, and leave no thresholds.
 
         Args:
             cfg: its DATASETS.TEST says on what.
@@ -300,12 +318,15 @@ class Trainer(DefaultTrainer):
         """
         results = super().test(cfg, model, evaluators)
         wanted = evaluators is None and cfg.TEST.END_TO_END.ENABLED and cfg.DATASETS.TEST
+        if wanted and comm.is_main_process():
+            digest = weights_digest(model)
+            for name in cfg.DATASETS.TEST:
+                record_weights(_results_folder(cfg, name), digest)
         if wanted and carries_nms(model):
             logging.getLogger(__name__).info(
                 "The detector carries NMS: once more, with NMS off. All that follows is without it."
             )
-            folder = os.path.join("inference", "nms_off")
-            evaluators = [build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+            evaluators = [build_evaluator(cfg, name, _NMS_OFF) for name in cfg.DATASETS.TEST]
             with without_nms(model):
                 nms_off = super().test(cfg, model, evaluators)
             for name, tasks in _by_dataset(cfg, nms_off).items():

@@ -1,7 +1,18 @@
-"""How end-to-end a detector is: duplicates, score gap, and what NMS would change."""
+"""How end-to-end a detector is: duplicates, score gap, what NMS would change; score thresholds."""
 
-from .end_to_end import EndToEndEvaluator
+from .end_to_end import EndToEndEvaluator, record_weights
 from .matching import Status, match_detections
 from .nms import carries_nms, without_nms
+from .thresholds import find_thresholds, load_thresholds, weights_digest
 
-__all__ = ["EndToEndEvaluator", "Status", "carries_nms", "match_detections", "without_nms"]
+__all__ = [
+    "EndToEndEvaluator",
+    "Status",
+    "carries_nms",
+    "find_thresholds",
+    "load_thresholds",
+    "match_detections",
+    "record_weights",
+    "weights_digest",
+    "without_nms",
+]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
@@ -19,8 +19,9 @@ from tabulate import tabulate
 
 from .ap import Scene, mean_ap, nms_survivors, precision_table
 from .matching import Status, class_overlaps, crowding, match_detections
+from .thresholds import FILE_NAME, calibrate, read_thresholds
 
-__all__ = ["CROWDING_BINS", "EndToEndEvaluator"]
+__all__ = ["CROWDING_BINS", "EndToEndEvaluator", "record_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,10 @@ class EndToEndEvaluator(DatasetEvaluator):
     duplicates of its objects and its claimed objects count (N stays). Its APs are of the ground
     truth without the other bins' objects, and without the detections whose most overlapped object
     of their class, if that IoU >= ``iou_thresh``, is in another bin; NMS comes before this choice.
+
+    It also calibrates: ``thresholds.json`` has the score threshold of best F1 of every class
+    (:mod:`onenet.evaluation.thresholds`), where the dataset's metadata names the classes. The file
+    does not say of which weights: :func:`record_weights` adds that.
     """
 
     def __init__(
@@ -80,15 +85,18 @@ class EndToEndEvaluator(DatasetEvaluator):
         nms_thresh: float = 0.6,
         iou_thresh: float = 0.5,
         max_dets_per_image: int = 100,
+        calibrates: bool = True,
         distributed: bool = True,
     ) -> None:
         """
         Args:
             dataset_name: registered; its dicts tell the objects.
-            output_dir: where ``end_to_end.json`` is written; None for nowhere.
+            output_dir: where ``end_to_end.json`` and ``thresholds.json`` are written; None for
+                nowhere.
             nms_thresh: IoU above which the NMS that is tried out removes the lower score.
             iou_thresh: IoU from which on a detection lies on an object.
             max_dets_per_image: COCOeval's limit, for each class of each image.
+            calibrates: whether to write ``thresholds.json``.
             distributed: whether to gather the outputs of all processes; else each has its own.
         """
         self._dataset_name = dataset_name
@@ -96,6 +104,7 @@ class EndToEndEvaluator(DatasetEvaluator):
         self._nms_thresh = nms_thresh
         self._iou_thresh = iou_thresh
         self._max_dets_per_image = max_dets_per_image
+        self._calibrates = calibrates
         self._distributed = distributed
         self._predictions: list[tuple[Any, np.ndarray, np.ndarray, np.ndarray]] = []
 
@@ -122,7 +131,7 @@ class EndToEndEvaluator(DatasetEvaluator):
             )
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """Measures, logs a table, and writes ``end_to_end.json``.
+        """Measures, logs a table, and writes ``end_to_end.json`` and ``thresholds.json``.
 
         Returns:
             {"end_to_end": metric -> value}, without nesting; the metrics of a bin are called
@@ -136,11 +145,25 @@ class EndToEndEvaluator(DatasetEvaluator):
                 return {}
             predictions = list(itertools.chain(*gathered))
         logger.info(f"Measuring end-to-end-ness on {self._dataset_name} ...")
-        report = self._measure(_scenes(DatasetCatalog.get(self._dataset_name), predictions))
+        scenes = _scenes(DatasetCatalog.get(self._dataset_name), predictions)
+        report = self._measure(scenes)
         self._log(report)
         if self._output_dir is not None:
             _write_json(os.path.join(self._output_dir, "end_to_end.json"), report)
+            self._write_thresholds(scenes, self._output_dir)
         return {"end_to_end": report["results"]}
+
+    def _write_thresholds(self, scenes: Sequence[Scene], folder: str) -> None:
+        class_names = MetadataCatalog.get(self._dataset_name).get("thing_classes")
+        if not self._calibrates or class_names is None:
+            return
+        content = {
+            "dataset": self._dataset_name,
+            "iou_thresh": self._iou_thresh,
+            "weights": None,
+            "classes": calibrate(scenes, class_names, self._iou_thresh),
+        }
+        _write_json(os.path.join(folder, FILE_NAME), content)
 
     def _measure(self, scenes: Sequence[Scene]) -> dict:
         """The content of ``end_to_end.json``, with nan where the file has null."""
@@ -332,6 +355,26 @@ def _scenes(dataset_dicts: Iterable[dict], predictions: Iterable[tuple]) -> list
             )
         )
     return scenes
+
+
+def record_weights(folder: str, digest: str) -> None:
+    """Adds to a ``thresholds.json`` whose they are.
+
+    The evaluator does not see the model: who evaluates does.
+
+    Args:
+        folder: the evaluator's ``output_dir``; without the file, nothing is done.
+        digest: of the model evaluated, see :func:`onenet.evaluation.thresholds.weights_digest`.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    path = os.path.join(folder, FILE_NAME)
+    if not os.path.isfile(path):
+        return
+    content = read_thresholds(path)
+    if content.get("weights") is None:  # else it was there before this evaluation
+        _write_json(path, {**content, "weights": digest})
 
 
 def _without_nan(value: Any) -> Any:

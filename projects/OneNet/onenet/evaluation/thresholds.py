@@ -1,0 +1,261 @@
+"""Score thresholds of best F1, one a class: found by the evaluation, kept beside the weights.
+
+The evaluation writes ``thresholds.json``. It names the weights by their digest, so that nobody
+takes the thresholds of one checkpoint for another's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.structures import BoxMode
+from pycocotools import mask as coco_mask
+from torch import Tensor, nn
+
+from ..errors import ConfigError, DataError
+from .ap import Scene
+from .matching import Status, match_detections
+
+__all__ = [
+    "DEFAULT_THRESHOLD",
+    "FILE_NAME",
+    "best_threshold",
+    "calibrate",
+    "find_thresholds",
+    "load_thresholds",
+    "read_thresholds",
+    "weights_digest",
+]
+
+FILE_NAME = "thresholds.json"
+DEFAULT_THRESHOLD = 0.3  # where no class has one of its own
+
+_HOW_TO_MAKE = "evaluate the checkpoint (train_net.py --eval-only) to write it anew"
+
+
+def best_threshold(
+    scores: np.ndarray, correct: np.ndarray, num_objects: int
+) -> dict[str, float] | None:
+    """The threshold of best F1 = 2 TP / (detections kept + objects) of one class.
+
+    Kept is what has a score >= the threshold, so detections of equal score stay or go together.
+    The threshold lies in the middle between the lowest score kept and the highest one dropped (0
+    where none is): noise of the size of float32's does not flip a detection. Of several cuts
+    of the best F1 it is the highest one, which keeps the fewest detections.
+
+    Args:
+        scores: (D,) float32 in [0, 1], of all images.
+        correct: (D,) bool, which detections are true positives.
+        num_objects: of the class, in all images.
+
+    Returns:
+        "threshold" (exact in float32), "f1", "precision" and "recall", the last three in [0, 1];
+        None without a true positive, where every threshold is as bad as the others.
+    """
+    if not correct.any():
+        return None
+    order = np.argsort(-scores, kind="stable")
+    # In float32, as the detections will be compared: there the middle of two neighbours is one.
+    falling = np.append(scores[order], 0).astype(np.float32)
+    true_positives = np.cumsum(correct[order])
+    kept = np.arange(1, len(order) + 1)
+    f1 = 2 * true_positives / (kept + num_objects)
+    splits_equals = falling[:-1] == falling[1:]
+    splits_equals[-1] = False  # nothing follows the last
+    last = int(np.argmax(np.where(splits_equals, -1.0, f1)))  # the first of the best
+    lowest, next_lower = falling[last], falling[last + 1]
+    middle = lowest - (lowest - next_lower) / 2
+    return {
+        "threshold": float(middle if middle > next_lower else lowest),
+        "f1": float(f1[last]),
+        "precision": float(true_positives[last] / kept[last]),
+        "recall": float(true_positives[last] / num_objects),
+    }
+
+
+def _on_crowd(scene: Scene, iou_thresh: float) -> np.ndarray:
+    """Which detections (D,) lie on a crowd region of their class, by the share of *their* area."""
+    if not len(scene.scores) or not scene.is_crowd.any():
+        return np.zeros(len(scene.scores), dtype=bool)
+    boxes = BoxMode.convert(scene.boxes.astype(float), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
+    regions = scene.gt_boxes[scene.is_crowd]
+    overlaps = coco_mask.iou(boxes, regions, [1] * len(regions))
+    same_class = scene.classes[:, None] == scene.gt_classes[scene.is_crowd][None, :]
+    return ((overlaps >= iou_thresh) & same_class).any(axis=1)
+
+
+def calibrate(
+    scenes: Sequence[Scene], class_names: Sequence[str], iou_thresh: float
+) -> list[dict[str, Any]]:
+    """The threshold of best F1 of every class.
+
+    True positives are the claims of :func:`onenet.evaluation.match_detections`, which do not depend
+    on detections of lower score: one matching serves all thresholds. As in COCO, detections on
+    crowd regions that claim nothing count neither way.
+
+    Args:
+        scenes: all images.
+        class_names: of the K classes.
+        iou_thresh: IoU from which on a detection lies on an object.
+
+    Returns:
+        For each class "name", "threshold", "f1", "precision", "recall" (see
+        :func:`best_threshold`) and "num_objects". All four numbers are None where the class has no
+        objects, or no true positives.
+    """
+    scores, classes, correct, objects = [], [], [], [np.zeros(0, dtype=np.int64)]
+    for scene in scenes:
+        gt_boxes, gt_classes = scene.objects()
+        status, _ = match_detections(
+            scene.boxes, scene.scores, scene.classes, gt_boxes, gt_classes, iou_thresh
+        )
+        claims = status == Status.CLAIM
+        counts = claims | ~_on_crowd(scene, iou_thresh)
+        scores.append(scene.scores[counts])
+        classes.append(scene.classes[counts])
+        correct.append(claims[counts])
+        objects.append(gt_classes)
+    entries = []
+    for index, name in enumerate(class_names):
+        parts = [of_image == index for of_image in classes]
+        num_objects = sum(int((of_image == index).sum()) for of_image in objects)
+        found = best_threshold(
+            np.concatenate([np.zeros(0), *(s[p] for s, p in zip(scores, parts, strict=True))]),
+            np.concatenate(
+                [np.zeros(0, bool), *(c[p] for c, p in zip(correct, parts, strict=True))]
+            ),
+            num_objects,
+        )
+        nothing = dict.fromkeys(("threshold", "f1", "precision", "recall"))
+        entries.append({"name": name, **(found or nothing), "num_objects": num_objects})
+    return entries
+
+
+def _inference_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and values of the parameters and buffers that the detections depend on."""
+    # Buffers that no checkpoint holds are among them: the pixels' mean, the anchors.
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        training_only = name.startswith("head.one_to_many.") or name.endswith("num_batches_tracked")
+        if not training_only:
+            yield name, tensor
+
+
+def weights_digest(model: nn.Module) -> str:
+    """A name for a model's weights: the SHA-256 of those that inference uses.
+
+    It is the same on every device, and with or without the parts that only training has (see
+    :meth:`onenet.meta_arch.OneNet.remove_training_parts`).
+
+    Args:
+        model: may be wrapped by DDP.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
+    digest = hashlib.sha256()
+    for name, tensor in sorted(_inference_tensors(model), key=lambda item: item[0]):
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
+        # As bytes: numpy has no bfloat16
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def find_thresholds(weights_path: str) -> str | None:
+    """The file that the evaluation of a run with one test set wrote, by the run's checkpoint.
+
+    Args:
+        weights_path: a checkpoint in the run's OUTPUT_DIR.
+
+    Returns:
+        The path of ``inference/thresholds.json`` beside it; None where there is none.
+    """
+    path = os.path.join(os.path.dirname(weights_path), "inference", FILE_NAME)
+    return path if os.path.isfile(path) else None
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        return False
+    value = entry.get("threshold", "missing")
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value is None or (is_number and math.isfinite(value) and 0 <= value <= 1)
+
+
+def read_thresholds(path: str) -> dict[str, Any]:
+    """Reads a ``thresholds.json``.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        Its content: "dataset", "iou_thresh", "weights" (a digest, or None if unknown), "classes",
+        see :func:`calibrate`.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except OSError as error:
+        raise DataError(
+            f"The thresholds {path} cannot be read ({error.strerror}); {_HOW_TO_MAKE}."
+        ) from error
+    except ValueError as error:  # no json, or no text
+        raise DataError(f"The thresholds {path} are damaged: no json; {_HOW_TO_MAKE}.") from error
+    classes = content.get("classes") if isinstance(content, dict) else None
+    if not isinstance(classes, list) or not all(_is_entry(entry) for entry in classes):
+        raise DataError(
+            f"The thresholds {path} are damaged: 'classes' has to be a list with a name and a"
+            f" threshold (0 to 1, or null) for each; {_HOW_TO_MAKE}."
+        )
+    return content
+
+
+def load_thresholds(path: str, class_names: Sequence[str], digest: str) -> list[float]:
+    """The thresholds of a model's classes, for detections with a score >= them.
+
+    Args:
+        path: of a ``thresholds.json``.
+        class_names: the model's K classes.
+        digest: of the model's weights, see :func:`weights_digest`.
+
+    Returns:
+        K thresholds; for a class without one of its own the median of the others', and
+        ``DEFAULT_THRESHOLD`` where no class has one.
+
+    Raises:
+        DataError: the file is missing or damaged.
+        ConfigError: it is of other classes, or of other weights.
+    """
+    content = read_thresholds(path)
+    names = [entry["name"] for entry in content["classes"]]
+    if names != list(class_names):
+        raise ConfigError(
+            f"The thresholds {path} are of the classes {_shortened(names)}, but the model's are"
+            f" {_shortened(class_names)}; {_HOW_TO_MAKE}."
+        )
+    if content.get("weights") != digest:
+        raise ConfigError(
+            f"The thresholds {path} are of other weights than the model's; {_HOW_TO_MAKE}."
+        )
+    found = [entry["threshold"] for entry in content["classes"]]
+    known = [value for value in found if value is not None]
+    fallback = statistics.median(known) if known else DEFAULT_THRESHOLD
+    return [float(fallback if value is None else value) for value in found]
+
+
+def _shortened(names: Sequence[str], limit: int = 5) -> str:
+    more = f", ... ({len(names)} in all)" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
