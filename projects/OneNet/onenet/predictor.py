@@ -1,0 +1,226 @@
+"""A detector ready for use on images: model, exact weights, class names, score thresholds.
+
+cfg = load_predictor_config("configs/digits/onenet_fcos_R18_FPN.yaml")
+predictor = Predictor(cfg, "output/digits/model_final.pth")
+detections = predictor(predictor.read("image.jpg"))  # Instances, best first
+detections = keep(detections, predictor.thresholds())
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import build_augmentation, read_image
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from PIL import UnidentifiedImageError
+from torch import nn
+
+from .checkpoint import load_weights
+from .config import load_config
+from .errors import ConfigError, DataError
+from .evaluation.thresholds import (
+    DEFAULT_THRESHOLD,
+    find_thresholds,
+    load_thresholds,
+    read_thresholds,
+    weights_digest,
+)
+from .meta_arch import OneNet
+
+__all__ = ["Predictor", "keep", "load_predictor_config"]
+
+# Settings of training and evaluation that can be wrong where a detector is only used.
+_WITHOUT_TRAINING = ["SOLVER.AMP.ENABLED", "False", "TEST.LIMITS", "[]"]
+_WITHOUT_DATA = [
+    *("DATASETS.TRAIN", "()", "DATASETS.TRAIN_JSON", "", "DATASETS.TRAIN_IMAGE_ROOT", ""),
+    *("DATASETS.TEST", "()", "DATASETS.TEST_JSON", "", "DATASETS.TEST_IMAGE_ROOT", ""),
+]
+
+
+def load_predictor_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+    """Loads the config of a detector whose datasets need not be there.
+
+    Args:
+        config_file: path of a yaml file: that of the training, or the ``config.yaml`` that it left.
+        opts: overrides, ``["KEY", "value", ...]``.
+
+    Returns:
+        The frozen config. Where datasets that it names are absent, all are taken out of it.
+
+    Raises:
+        ConfigError: the file, a key or a value is wrong; or the number of classes is not in the
+            config, and there is no dataset that tells it.
+    """
+    # With the test set; else with the training set, which a config may have alone; else without
+    # data. What is wrong besides them is so for the last one too.
+    with contextlib.suppress(ConfigError, DataError):
+        return load_config(config_file, list(opts), eval_only=True)
+    with contextlib.suppress(ConfigError, DataError):
+        return load_config(config_file, [*opts, *_WITHOUT_TRAINING])
+    return load_config(config_file, [*opts, *_WITHOUT_TRAINING, *_WITHOUT_DATA])
+
+
+def keep(detections: Instances, thresholds: Sequence[float]) -> Instances:
+    """The detections whose score reaches the threshold of their class.
+
+    Args:
+        detections: with ``scores`` and ``pred_classes``, on the CPU.
+        thresholds: one for each of the K classes.
+    """
+    limits = torch.tensor(thresholds, dtype=torch.float32)
+    return detections[detections.scores >= limits[detections.pred_classes]]
+
+
+class Predictor:
+    """Detects on images of any size, in pixels of the image, as the evaluation does.
+
+    Attributes:
+        model: OneNet, RetinaNet or FCOS, in evaluation mode.
+        class_names: of the K classes: those of the config's dataset, else those that the
+            calibration found beside the weights names, else "0", "1", ...
+        calibrated: K thresholds of best F1, where an evaluation of exactly these weights left them
+            beside the checkpoint (:mod:`onenet.evaluation.thresholds`); else None.
+        calibration_note: a sentence about where ``calibrated`` is from, or why it is None.
+    """
+
+    def __init__(self, cfg: CfgNode, weights: str = "") -> None:
+        """
+        Args:
+            cfg: from :func:`load_predictor_config` or :func:`onenet.config.load_config`.
+            weights: path of a checkpoint; "" for MODEL.WEIGHTS.
+
+        Raises:
+            ConfigError: there are no such weights, or not of this model; or the config's image
+                format is neither RGB nor BGR.
+        """
+        if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
+            raise ConfigError(
+                f"INPUT.FORMAT is '{cfg.INPUT.FORMAT}'; pictures can be given as RGB or BGR only."
+            )
+        weights = weights or cfg.MODEL.WEIGHTS
+        if not weights:
+            raise ConfigError("Name a checkpoint with --weights, or as MODEL.WEIGHTS.")
+        self.model = build_model(cfg).eval()
+        if isinstance(self.model, OneNet):
+            self.model.remove_training_parts()
+        load_weights(self.model, weights)
+        self._is_bgr = cfg.INPUT.FORMAT == "BGR"
+        self._augmentations = T.AugmentationList(build_augmentation(cfg, is_train=False))
+        found = _calibration(weights, _dataset_class_names(cfg), weights_digest(self.model))
+        names, self.calibrated, self.calibration_note = found
+        self.class_names = names or [str(i) for i in range(_num_classes(self.model))]
+
+    def thresholds(self, threshold: float | None = None) -> list[float]:
+        """K thresholds for :func:`keep`.
+
+        Args:
+            threshold: for all classes; None for the calibrated ones, or 0.3 where there are none.
+        """
+        if threshold is None and self.calibrated is not None:
+            return self.calibrated
+        value = DEFAULT_THRESHOLD if threshold is None else threshold
+        return [value] * len(self.class_names)
+
+    def read(self, path: str) -> np.ndarray:
+        """Reads an image file as the training does, turned as its EXIF data say.
+
+        Args:
+            path: of a file that Pillow can read.
+
+        Returns:
+            (H, W, 3) uint8, RGB.
+
+        Raises:
+            DataError: it is missing, or is no whole image; the sentence has the file's name only,
+                which for an uploaded file is all that its owner knows.
+        """
+        try:
+            return read_image(path, format="RGB")
+        except Exception as error:
+            # Pillow raises OSError, SyntaxError, ValueError, its own: anything
+            if isinstance(error, UnidentifiedImageError):  # its text names a Python object
+                reason = "Pillow knows no image format like this"
+            else:
+                reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise DataError(f"{os.path.basename(path)} cannot be read: {reason}.") from error
+
+    @torch.no_grad()
+    def __call__(self, image: np.ndarray) -> Instances:
+        """Detects, at the config's test size.
+
+        Args:
+            image: (H, W, 3) uint8, RGB.
+
+        Returns:
+            All of the model's detections, best first, on the CPU: ``pred_boxes`` in pixels of the
+            image, ``scores``, ``pred_classes``.
+
+        Raises:
+            DataError: the image is too elongated to be resized.
+        """
+        height, width = image.shape[:2]
+        inputs = T.AugInput(image[:, :, ::-1] if self._is_bgr else image)
+        try:
+            self._augmentations(inputs)
+        except ValueError as error:  # Pillow has no images without pixels
+            raise DataError(
+                f"An image of {width} x {height} pixels cannot be brought to test size: its short"
+                " side would vanish."
+            ) from error
+        pixels = torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
+        output = self.model([{"image": pixels, "height": height, "width": width}])[0]
+        return output["instances"].to("cpu")
+
+
+def _dataset_class_names(cfg: CfgNode) -> list[str] | None:
+    """The class names of the first of the config's datasets that has some."""
+    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        if name in DatasetCatalog:
+            class_names = MetadataCatalog.get(name).get("thing_classes")
+            if class_names:
+                return list(class_names)
+    return None
+
+
+def _calibration(
+    weights: str, class_names: list[str] | None, digest: str
+) -> tuple[list[str] | None, list[float] | None, str]:
+    """The calibration that an evaluation of the weights left beside them.
+
+    Args:
+        weights: path of the checkpoint.
+        class_names: of the K classes; None for those of the calibration.
+        digest: of the model's weights.
+
+    Returns:
+        class_names as far as known, K thresholds or None, and a sentence on where they are from.
+    """
+    path = find_thresholds(weights)
+    if path is None:
+        return (
+            class_names,
+            None,
+            (
+                "No calibrated thresholds lie beside the weights; an evaluation of them"
+                " (train_net.py --eval-only) makes some."
+            ),
+        )
+    try:
+        names = class_names or [entry["name"] for entry in read_thresholds(path)["classes"]]
+        thresholds = load_thresholds(path, names, digest)
+    except (ConfigError, DataError) as error:
+        return class_names, None, f"No calibrated thresholds: {error}"
+    return names, thresholds, f"Calibrated thresholds, one a class, from {path}."
+
+
+def _num_classes(model: nn.Module) -> int:
+    """K; Detectron2's detectors know it themselves, of OneNet the head does."""
+    return model.head.num_classes if isinstance(model, OneNet) else model.num_classes
