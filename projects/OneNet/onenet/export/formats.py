@@ -1,0 +1,176 @@
+"""Detectors as files: ONNX, torch.export's programs, TorchScript; writing and running them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from .metadata import Metadata
+from .network import ExportableOneNet
+
+__all__ = ["FORMATS", "Runner", "open_exported", "write_exported"]
+
+Runner = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""From images and image_sizes to boxes, scores, classes; see
+:meth:`onenet.export.network.ExportableOneNet.forward`."""
+
+FORMATS = {".onnx": "ONNX", ".pt2": "torch.export", ".ts": "TorchScript"}
+"""Name of the format by the file's ending."""
+
+_OPSET = 20  # DeformConv is standard since 19
+_INPUTS, _OUTPUTS = ["images", "image_sizes"], ["boxes", "scores", "classes"]
+_MAX_BATCH, _MAX_SIDE = 1024, 16384
+
+
+def write_exported(network: ExportableOneNet, metadata: Metadata, path: str | Path) -> None:
+    """Writes a detector to a file, in the format that its ending tells.
+
+    The files take any number of images, and any height and width that are multiples of
+    ``metadata.size_divisibility``; torch.export's programs from the second multiple on, TorchScript
+    where an image holds k samples.
+
+    Args:
+        network: on the CPU.
+        metadata: stored in the file: ONNX's metadata_props, extra files of the two others.
+        path: with an ending of :data:`FORMATS`.
+
+    Raises:
+        ConfigError: there is no such format, or it needs a package that is missing.
+    """
+    suffix = Path(path).suffix
+    writers = {".onnx": _write_onnx, ".pt2": _write_program, ".ts": _write_torchscript}
+    if suffix not in writers:
+        raise ConfigError(
+            f"The output {path} ends in '{suffix}'; the format follows from the ending: "
+            + ", ".join(f"{ending} ({name})" for ending, name in FORMATS.items())
+            + "."
+        )
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tracing, and of what torch itself calls deprecated
+        writers[suffix](network, metadata, str(path))
+
+
+def open_exported(path: str | Path) -> Runner:
+    """Loads what :func:`write_exported` wrote, to be run on the CPU.
+
+    Args:
+        path: with an ending of :data:`FORMATS`.
+    """
+    suffix = Path(path).suffix
+    if suffix == ".onnx":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+
+        def run_onnx(images: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, ...]:
+            return tuple(session.run(_OUTPUTS, dict(zip(_INPUTS, (images, sizes), strict=True))))
+
+        return run_onnx
+    if suffix == ".pt2":
+        module = torch.export.load(str(path)).module()
+    else:
+        module = torch.jit.load(str(path), map_location="cpu")
+
+    @torch.no_grad()
+    def run_torch(images: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, ...]:
+        return tuple(x.numpy() for x in module(torch.from_numpy(images), torch.from_numpy(sizes)))
+
+    return run_torch
+
+
+def _example(metadata: Metadata) -> tuple[Tensor, Tensor]:
+    """Two images of unlike sides: a size of 1 or equal sizes could be taken for constants."""
+    side = metadata.size_divisibility
+    height, width = _multiple(384, side), _multiple(512, side)
+    images = torch.randint(256, (2, height, width, 3), dtype=torch.uint8)
+    return images, torch.tensor([[height, width], [height - side // 2, width - side // 2]])
+
+
+def _multiple(value: int, side: int) -> int:
+    return -(-value // side) * side
+
+
+def _dynamic_shapes(metadata: Metadata, least_cells: int = 1) -> dict[str, dict[int, object]]:
+    side = metadata.size_divisibility
+    batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
+    sides = {
+        axis: torch.export.Dim(name, min=least_cells, max=_MAX_SIDE // side) * side
+        for axis, name in ((1, "height_cells"), (2, "width_cells"))
+    }
+    return {"images": {0: batch, **sides}, "image_sizes": {0: batch}}
+
+
+def _write_onnx(network: ExportableOneNet, metadata: Metadata, path: str) -> None:
+    try:
+        import onnx
+        import onnxruntime  # noqa: F401  (the check that follows needs it: better to know now)
+        import onnxscript  # noqa: F401  (torch's exporter needs it)
+    except ImportError as error:
+        raise ConfigError(
+            f"Writing ONNX needs the package {error.name}: pip install onnx onnxscript onnxruntime"
+        ) from error
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    program = torch.onnx.export(
+        network,
+        _example(metadata),
+        dynamo=True,
+        verbose=False,
+        dynamic_shapes=_dynamic_shapes(metadata),
+        input_names=_INPUTS,
+        output_names=_OUTPUTS,
+        opset_version=_OPSET,
+    )
+    model = program.model_proto
+    _name_axes(model)
+    for key, value in metadata.entries().items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, value
+    model.doc_string = "OneNet: end-to-end object detection without NMS"
+    _check_operators(model)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+def _name_axes(model: object) -> None:
+    """Gives the inputs' and outputs' dynamic axes names in place of the exporter's formulas."""
+    axes = {
+        "images": ("batch", "height", "width"),
+        "image_sizes": ("batch",),
+        "boxes": ("batch", "detections"),
+        "scores": ("batch", "detections"),
+        "classes": ("batch", "detections"),
+    }
+    for value in (*model.graph.input, *model.graph.output):
+        for index, name in enumerate(axes[value.name]):
+            value.type.tensor_type.shape.dim[index].dim_param = name
+
+
+def _check_operators(model: object) -> None:
+    """Raises RuntimeError for NMS, or for what is in no ONNX standard."""
+    own = {f"{n.domain}.{n.op_type}" for n in model.graph.node if n.domain not in ("", "ai.onnx")}
+    nms = {n.op_type for n in model.graph.node if n.op_type == "NonMaxSuppression"}
+    if own or nms or model.functions:
+        raise RuntimeError(f"the graph has operators that it must not have: {sorted(own | nms)}")
+
+
+def _write_program(network: ExportableOneNet, metadata: Metadata, path: str) -> None:
+    shapes = _dynamic_shapes(metadata, least_cells=2)  # it specialises on sides of one cell
+    program = torch.export.export(network, _example(metadata), dynamic_shapes=shapes, strict=False)
+    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(metadata.entries())})
+
+
+def _write_torchscript(network: ExportableOneNet, metadata: Metadata, path: str) -> None:
+    traced = torch.jit.trace(network, _example(metadata), check_trace=False)
+    torch.jit.save(traced, path, _extra_files={"metadata.json": json.dumps(metadata.entries())})

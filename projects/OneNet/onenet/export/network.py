@@ -1,0 +1,65 @@
+"""The whole detector as one function of tensors: from pixels to the best boxes."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from ..meta_arch import OneNet
+from ..postprocess import select_top_k
+
+__all__ = ["ExportableOneNet"]
+
+
+class ExportableOneNet(nn.Module):
+    """Normalisation, network, decoding and top-k of a :class:`onenet.meta_arch.OneNet`.
+
+    What Detectron2 does with lists and Instances, done with tensors, so that a graph can hold it.
+    """
+
+    def __init__(self, model: OneNet, half: bool = False) -> None:
+        """
+        Args:
+            model: with its weights; stays as it is, since this takes a copy.
+            half: whether backbone and head compute in float16.
+        """
+        super().__init__()
+        model = copy.deepcopy(model)
+        model.remove_training_parts()
+        self.dtype = torch.float16 if half else torch.float32
+        self.register_buffer("mean", model.pixel_mean.flatten().float())
+        self.register_buffer("std", model.pixel_std.flatten().float())
+        self.backbone = model.backbone.to(self.dtype)
+        self.head = model.head.to(self.dtype)
+        self.in_features = model.head_in_features
+        self.max_detections = model.max_detections_per_image
+        self.eval()
+
+    def forward(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """
+        Args:
+            images: (N, H, W, 3) uint8, channels in the order of the model's ``input_format``; each
+                image in the upper left corner. H and W are multiples of the backbone's
+                ``size_divisibility``.
+            image_sizes: (N, 2) int64, height and width of each image without its padding.
+
+        Returns:
+            boxes (N, k, 4) corners in pixels of the images, clipped to them, float32; scores (N, k)
+            float32, best first; classes (N, k) int64.
+        """
+        pixels = (images.float() - self.mean) / self.std
+        height, width = images.shape[1], images.shape[2]
+        in_rows = torch.arange(height, device=images.device) < image_sizes[:, :1]  # (N, H)
+        in_columns = torch.arange(width, device=images.device) < image_sizes[:, 1:]  # (N, W)
+        inside = in_rows[:, :, None] & in_columns[:, None, :]
+        # Detectron2 pads behind the normalisation, with zeros.
+        pixels = (pixels * inside[..., None]).permute(0, 3, 1, 2).to(self.dtype)
+        features = self.backbone(pixels)
+        predictions = self.head([features[name] for name in self.in_features])
+        scores, classes, boxes = select_top_k(
+            predictions.pred_logits.float(), predictions.pred_boxes, self.max_detections
+        )
+        limits = image_sizes.flip(1).repeat(1, 2)[:, None].to(boxes.dtype)  # width, height, twice
+        return torch.minimum(boxes.clamp(min=0), limits), scores, classes

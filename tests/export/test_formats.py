@@ -1,0 +1,122 @@
+"""The files: what they contain, and that they compute what the network computes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from onenet.errors import ConfigError
+from onenet.export import (
+    ExportableOneNet,
+    ExportedDetector,
+    Metadata,
+    compare_on_images,
+    open_exported,
+    write_exported,
+)
+
+ALL = [
+    "digits/onenet_fcos_R18_FPN",
+    "digits/onenet_retinanet_R18_FPN",
+    "digits/onenet_point_R18",
+    "digits/recommended_R18_FPN",
+    "coco/onenet_point_R18_dcn",
+]
+
+
+def export(cfg, model, path: Path, half: bool = False) -> Metadata:
+    names = [str(i) for i in range(model.head.num_classes)]
+    metadata = Metadata.of(cfg, model, names, thresholds=None, half=half)
+    write_exported(ExportableOneNet(model, half=half), metadata, path)
+    return metadata
+
+
+def check_sizes(model, path: Path, least: int) -> None:
+    """Batches of one and of three."""
+    exported = ExportedDetector(open_exported(path), 32)
+    for sizes in ([(least, least)], [(100, 130)], [(96, 64), (70, 130), (64, 64)]):
+        images = [torch.randint(256, (3, *size), dtype=torch.uint8) for size in sizes]
+        difference = compare_on_images(model, exported, images, 1e-4)
+        assert difference.compared > 50
+        assert difference.box < 1e-4 and difference.score < 1e-5 and difference.unmatched == 0
+
+
+def test_onnx_of_the_recommended_model(build, tmp_path: Path) -> None:
+    cfg, model = build("digits/recommended_R18_FPN")
+    path = tmp_path / "model.onnx"
+    export(cfg, model, path)
+    check_sizes(model, path, least=32)
+
+    content = onnx.load(path)
+    assert "NonMaxSuppression" not in {node.op_type for node in content.graph.node}
+    assert {node.domain for node in content.graph.node} <= {"", "ai.onnx"}
+    entries = {entry.key: json.loads(entry.value) for entry in content.metadata_props}
+    assert entries["class_names"] == [str(i) for i in range(10)]
+    assert entries["input_format"] == cfg.INPUT.FORMAT
+    assert (entries["min_size"], entries["size_divisibility"]) == (cfg.INPUT.MIN_SIZE_TEST, 32)
+    assert "thresholds" not in entries and len(entries["config_digest"]) == 64
+    axes = {
+        value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        for value in (*content.graph.input, *content.graph.output)
+    }
+    assert axes["images"] == ["batch", "height", "width", 3]
+    assert axes["boxes"] == ["batch", "detections", 4]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".ts"])
+@pytest.mark.parametrize("config", ALL)
+def test_all_heads_and_formats(build, tmp_path: Path, config: str, suffix: str) -> None:
+    cfg, model = build(config)
+    path = tmp_path / f"model{suffix}"
+    export(cfg, model, path)
+    check_sizes(model, path, least={".onnx": 32, ".pt2": 64, ".ts": 64}[suffix])
+
+
+@pytest.mark.slow
+def test_half(build, tmp_path: Path) -> None:
+    cfg, model = build("digits/onenet_fcos_R18_FPN")
+    whole, half = tmp_path / "whole.onnx", tmp_path / "half.onnx"
+    export(cfg, model, whole)
+    assert export(cfg, model, half, half=True).precision == "float16"
+    assert half.stat().st_size < 0.55 * whole.stat().st_size
+    images, sizes = np.full((1, 64, 64, 3), 99, np.uint8), np.array([[64, 64]])
+    _, scores, _ = open_exported(half)(images, sizes)
+    _, expected, _ = open_exported(whole)(images, sizes)
+    assert scores.dtype == np.float32 and np.abs(scores - expected).max() < 0.01
+
+
+def test_metadata_of_other_classes_is_refused(build) -> None:
+    cfg, model = build("digits/onenet_point_R18")
+    with pytest.raises(ConfigError, match="10 classes, the dataset 3"):
+        Metadata.of(cfg, model, ["a", "b", "c"], None, half=False)
+
+
+def test_an_unknown_ending_is_refused(build, tmp_path: Path) -> None:
+    cfg, model = build("digits/onenet_point_R18")
+    with pytest.raises(ConfigError, match=r"\.onnx \(ONNX\)"):
+        export(cfg, model, tmp_path / "model.engine")
+
+
+@pytest.mark.slow
+def test_openvino_reads_the_onnx_file(build, tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino", reason="needs OpenVINO: pip install openvino")
+    cfg, model = build("digits/recommended_R18_FPN")
+    path = tmp_path / "model.onnx"
+    export(cfg, model, path)
+    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def run(images: np.ndarray, sizes: np.ndarray):
+        results = compiled({"images": images, "image_sizes": sizes})
+        return tuple(results[name] for name in ("boxes", "scores", "classes"))
+
+    exported = ExportedDetector(run, 32)
+    images = [torch.randint(256, (3, *s), dtype=torch.uint8) for s in ((100, 130), (96, 64))]
+    difference = compare_on_images(model, exported, images, 1e-4)
+    assert difference.compared > 50 and difference.unmatched == 0
+    assert difference.box < 1e-3 and difference.score < 1e-4

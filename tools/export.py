@@ -1,0 +1,228 @@
+#!/usr/bin/env python
+"""Exports a trained OneNet, and certifies that the file finds what the model finds.
+
+python tools/export.py --config-file configs/digits/recommended_R18_FPN.yaml \\
+    --weights output/model_final.pth --output model.onnx [--evaluate] [KEY value ...]
+
+The ending chooses the format: .onnx (ONNX, for ONNX Runtime, OpenVINO, TensorRT, onenet_runtime),
+.pt2 (torch.export), .ts (TorchScript, for C++). Pixels go in, boxes come out: normalisation,
+decoding and top-k are inside, NMS is nowhere. The file is run on real images of five sizes, one at
+a time and three together, beside the model in torch; where they differ by more than the tolerance,
+the program fails and the file is removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import get_detection_dataset_dicts
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import read_image
+from torch import Tensor
+
+from onenet.engine import Trainer
+from onenet.errors import ConfigError, DataError, exit_with_one_sentence
+from onenet.evaluation import load_thresholds, weights_digest
+from onenet.export import (
+    FORMATS,
+    Difference,
+    ExportableOneNet,
+    ExportedDetector,
+    Metadata,
+    compare_on_images,
+    open_exported,
+    write_exported,
+)
+from onenet.meta_arch import OneNet
+from onenet.predictor import Predictor, load_predictor_config
+
+SCALES = (0.6, 0.8, 1.0, 1.25, 1.5)  # of INPUT.MIN_SIZE_TEST, for the check
+# In float32 what rounding may do; in float16, which keeps 3 decimals, what is still of use.
+TOLERANCES = {"float32": (1e-3, 1e-4, 0.1), "float16": (2e-2, 2e-2, 0.5)}
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument("--weights", required=True, help="a checkpoint of train_net.py")
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        help="file that ends in " + ", ".join(f"{k} ({v})" for k, v in FORMATS.items()),
+    )
+    parser.add_argument("--half", action="store_true", help="float16 in backbone and head")
+    parser.add_argument(
+        "--images", help="folder with images for the check (default: the first of DATASETS.TEST)"
+    )
+    parser.add_argument(
+        "--evaluate", action="store_true", help="compare the AP on DATASETS.TEST as well"
+    )
+    parser.add_argument(
+        "--thresholds",
+        default="auto",
+        help="file with calibrated thresholds, 'none', or 'auto': the ones that an evaluation of"
+        " these weights left beside them (default)",
+    )
+    parser.add_argument(
+        "--box-tolerance",
+        type=float,
+        help="share of an image's longer side (default: 0.001; in float16 0.02)",
+    )
+    parser.add_argument("--score-tolerance", type=float, help="(default: 0.0001; in float16 0.02)")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY value ...")
+    return parser.parse_args()
+
+
+def find_records(cfg: CfgNode) -> list[dict]:
+    """The images of DATASETS.TEST."""
+    reason = "has no test set"
+    if cfg.DATASETS.TEST:
+        try:
+            return get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False)
+        except (FileNotFoundError, DataError) as error:
+            reason = f"names a test set that is not there ({error})"
+    raise DataError(
+        f"The check needs real images, and the config {reason}: name a folder of images with"
+        " --images, or the datasets' folder in the environment variable DETECTRON2_DATASETS."
+    )
+
+
+def load_images(cfg: CfgNode, folder: str | None) -> list[np.ndarray]:
+    """Five real images, (H, W, 3) uint8; fewer are repeated."""
+    if folder is not None:
+        if not os.path.isdir(folder):
+            raise ConfigError(f"--images: there is no folder '{folder}'.")
+        files = sorted(str(path) for path in Path(folder).iterdir() if path.is_file())
+    else:
+        files = [record["file_name"] for record in find_records(cfg)]
+    images = []
+    for file in files:
+        try:
+            images.append(read_image(file, format=cfg.INPUT.FORMAT))
+        except Exception as error:  # Pillow raises anything
+            raise DataError(f"The image {file} cannot be read ({error}).") from error
+        if len(images) == len(SCALES):
+            break
+    if not images:
+        raise DataError(f"The check needs at least one image, and {folder or 'the set'} has none.")
+    return list(itertools.islice(itertools.cycle(images), len(SCALES)))
+
+
+def resize(image: np.ndarray, cfg: CfgNode, scale: float) -> Tensor:
+    """An image at a multiple of the test size, (3, h, w) uint8."""
+    size = round((cfg.INPUT.MIN_SIZE_TEST or min(image.shape[:2])) * scale)
+    transform = T.ResizeShortestEdge(size, round(cfg.INPUT.MAX_SIZE_TEST * scale))
+    resized = transform.get_transform(image).apply_image(image)
+    return torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+
+
+def certify(
+    model: OneNet,
+    exported: ExportedDetector,
+    images: list[Tensor],
+    box_tolerance: float,
+    score_tolerance: float,
+) -> list[str]:
+    """Prints how far file and model are apart, and returns what is beyond the tolerances."""
+    total = Difference()
+    print("images                              largest difference: box / longer side   score")
+    for batch in [*([image] for image in images), images[:3]]:
+        difference = compare_on_images(model, exported, batch, score_tolerance)
+        total = total.join(difference)
+        sizes = ", ".join(f"{image.shape[2]}x{image.shape[1]}" for image in batch)
+        print(f"{sizes:<40}{difference.box:>30.1e}{difference.score:>10.1e}", flush=True)
+    failures = []
+    if not total.box <= box_tolerance:
+        failures.append(f"boxes differ by {total.box:.1e} of the image ({box_tolerance} allowed)")
+    if not total.score <= score_tolerance:
+        failures.append(f"scores differ by {total.score:.1e} ({score_tolerance} allowed)")
+    if total.unmatched:
+        failures.append(f"{total.unmatched} detections have no partner")
+    if not total.compared:
+        failures.append("nothing was compared: the model finds nothing, or all with one score")
+    return failures
+
+
+def compare_ap(
+    cfg: CfgNode, model: OneNet, exported: ExportedDetector, tolerance: float
+) -> list[str]:
+    """Evaluates both, prints their AP, and returns what is beyond the tolerance."""
+    failures = []
+    logging.getLogger("detectron2").setLevel(logging.WARNING)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.TEST.END_TO_END.ENABLED = False
+    with tempfile.TemporaryDirectory() as cfg.OUTPUT_DIR:
+        ours, theirs = Trainer.test(cfg, model), Trainer.test(cfg, exported)
+    if len(cfg.DATASETS.TEST) == 1:
+        ours, theirs = ({cfg.DATASETS.TEST[0]: x} for x in (ours, theirs))
+    for name in cfg.DATASETS.TEST:
+        a, b = ours[name]["bbox"]["AP"], theirs[name]["bbox"]["AP"]
+        print(f"AP on {name}: {a:.2f} in torch, {b:.2f} from the file")
+        if not abs(a - b) <= tolerance and not (a != a and b != b):
+            failures.append(f"AP on {name} differs by {abs(a - b):.2f} ({tolerance} allowed)")
+    return failures
+
+
+def main() -> None:
+    args = parse_arguments()
+    if args.output.suffix not in FORMATS:
+        raise ConfigError(f"--output: {args.output} has to end in {', '.join(FORMATS)}.")
+    if not args.output.absolute().parent.is_dir():
+        raise ConfigError(f"--output: there is no folder '{args.output.parent}'.")
+    cfg = load_predictor_config(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
+    if cfg.MODEL.META_ARCHITECTURE != "OneNet":
+        raise ConfigError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; only OneNet is exported:"
+            " a detector with NMS is more than its network."
+        )
+    images = [resize(x, cfg, s) for x, s in zip(load_images(cfg, args.images), SCALES, strict=True)]
+    predictor = Predictor(cfg, args.weights)
+    model, names, thresholds = predictor.model, predictor.class_names, predictor.calibrated
+    if args.thresholds == "auto":
+        print(predictor.calibration_note)
+    elif args.thresholds == "none":
+        thresholds = None
+    else:
+        thresholds = load_thresholds(args.thresholds, names, weights_digest(model))
+    metadata = Metadata.of(cfg, model, names, thresholds, args.half)
+
+    # Under another name until it is certified, so that no file that fails looks like a good one.
+    unproven = args.output.with_name(f".unproven-{os.getpid()}{args.output.suffix}")
+    try:
+        print(f"Exporting {args.weights} as {FORMATS[args.output.suffix]} ...", flush=True)
+        write_exported(ExportableOneNet(model, half=args.half), metadata, unproven)
+        exported = ExportedDetector(open_exported(unproven), metadata.size_divisibility)
+        box, score, ap = TOLERANCES[metadata.precision]
+        if args.box_tolerance is not None:
+            box = args.box_tolerance
+        if args.score_tolerance is not None:
+            score = args.score_tolerance
+        failures = certify(model, exported, images, box, score)
+        if args.evaluate:
+            failures += compare_ap(cfg, model, exported, ap)
+        if failures:
+            sys.exit(f"error: {args.output} was not written: {'; '.join(failures)}.")
+        os.replace(unproven, args.output)
+    finally:
+        unproven.unlink(missing_ok=True)
+    size = args.output.stat().st_size / 2**20
+    known = "thresholds are calibrated" if thresholds else "no calibrated thresholds"
+    print(f"Certified: {args.output}, {size:.1f} MiB, {metadata.precision}, {known}.")
+
+
+if __name__ == "__main__":
+    with exit_with_one_sentence():
+        main()
