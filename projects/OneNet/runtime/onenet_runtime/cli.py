@@ -1,0 +1,452 @@
+"""``onenet-detect``: detects on images, videos and webcams from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+
+from .coco import (
+    find_image_id,
+    image_ids_of_annotations,
+    image_ids_of_names,
+    to_results,
+    write_json,
+)
+from .detector import Detections, Detector, Threshold
+from .draw import draw_detections
+from .errors import AnnotationsError, ImageError, ModelError
+from .images import read_image
+from .sources import Source, UsageError, expand, output_names
+
+__all__ = ["main"]
+
+T = TypeVar("T")
+
+_EPILOG = """\
+inputs:
+  street.jpg           an image, in any format of OpenCV
+  images/              the images of a folder, not those of folders within
+  'images/**/*.jpg'    a pattern, in quotes
+  drive.mp4            a video
+  0, webcam:0          the first webcam; Ctrl-C, or q in the window, ends it
+
+exit code: 0 all done, 1 some inputs failed (listed at the end), 2 nothing done, the command line or
+the model is wrong, 130 interrupted (what was done is kept)
+"""
+_DEVICES = {
+    "auto": None,
+    "cpu": ["CPUExecutionProvider"],
+    "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
+}
+_WINDOW = "onenet-detect"
+_DEFAULT_FPS = 30.0  # of a video that does not tell
+
+
+class _Quit(Exception):
+    """The user closed the window."""
+
+
+@dataclass
+class _Job:
+    """An input, and where its results go."""
+
+    source: Source
+    image_id: int | str  # of a video: its name, which those of its frames begin with
+    output: Path | None
+
+
+@dataclass
+class _Run:
+    """What is to be done with each image or frame, and what has been."""
+
+    detector: Detector
+    batch: int
+    show: bool
+    collect: bool
+    results: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    frames: int = 0
+    objects: int = 0
+    seconds: float = 0.0  # of detection
+
+    def detect(self, images: list[np.ndarray], image_ids: list[int | str]) -> list[Detections]:
+        """Detects on a batch, keeps all detections for the results, returns those to show."""
+        start = time.perf_counter()
+        found = self.detector(images, threshold=0.0)
+        self.seconds += time.perf_counter() - start
+        if self.collect:
+            category_ids = self.detector.metadata.category_ids
+            for detections, image_id in zip(found, image_ids, strict=True):
+                self.results += to_results(detections, image_id, category_ids)
+        shown = [self.detector.select(detections) for detections in found]
+        self.frames += len(shown)
+        self.objects += sum(len(detections.scores) for detections in shown)
+        return shown
+
+    def fail(self, error: Exception) -> None:
+        self.failures.append(str(error))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code.
+
+    Args:
+        argv: arguments, without the program's name; None for the process's.
+    """
+    args = _parser().parse_args(argv)
+    _silence_opencv()
+    try:
+        detector = Detector(args.model, args.threshold, _providers(args.device))
+        jobs, failures = _plan(args)
+    except ValueError as error:  # all errors of this package are
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    run = _Run(detector, args.batch, args.show, args.json is not None, failures=failures)
+    start = time.perf_counter()
+    interrupted = False
+    try:
+        _run_jobs(run, jobs)
+    except _Quit:
+        pass
+    except KeyboardInterrupt:
+        interrupted = True
+        print("interrupted: what was done until now is kept", file=sys.stderr)
+    _finish(run, args.json, time.perf_counter() - start)
+    return 130 if interrupted else int(bool(run.failures))
+
+
+def _silence_opencv() -> None:
+    """Without its log of a bad file: what matters is in the ImageError."""
+    older = getattr(cv2, "setLogLevel", None)  # OpenCV 4.6 has only this one, 5 only the other
+    (older or cv2.utils.logging.setLogLevel)(0)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="onenet-detect",
+        description="Detects objects with an exported OneNet.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", help="the exported model, an ONNX file")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="see below")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="draw the detections there")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write all detections there, whatever the threshold, in COCO's results format",
+    )
+    parser.add_argument(
+        "--annotations", type=Path, metavar="FILE", help="COCO annotations to take image ids from"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=_threshold,
+        help="lowest score that is shown: a number, or auto for each class's calibrated one"
+        " (default: auto where the model has them, else 0.3)",
+    )
+    parser.add_argument(
+        "--batch", type=_positive, default=1, metavar="N", help="images at once (default: 1)"
+    )
+    parser.add_argument("--show", action="store_true", help="show the detections in a window")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="auto, cpu, cuda or an execution provider of ONNX Runtime by name (default: auto)",
+    )
+    return parser
+
+
+def _threshold(text: str) -> Threshold:
+    if text == "auto":
+        return "auto"
+    with _argument_error(text, "a number from 0 to 1, or auto"):
+        value = float(text)
+        if not 0 <= value <= 1:
+            raise ValueError
+    return value
+
+
+def _positive(text: str) -> int:
+    with _argument_error(text, "a whole number from 1"):
+        value = int(text)
+        if value < 1:
+            raise ValueError
+    return value
+
+
+@contextmanager
+def _argument_error(text: str, wanted: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
+
+
+def _providers(device: str) -> list[str] | None:
+    return _DEVICES[device] if device in _DEVICES else [device]
+
+
+def _plan(args: argparse.Namespace) -> tuple[list[_Job], list[str]]:
+    """The jobs, and why some inputs are none; makes the folders of the results.
+
+    Raises:
+        UsageError: the outputs would overwrite something, or cannot be.
+        AnnotationsError: the file of annotations is missing or broken.
+    """
+    if args.annotations and not args.json:
+        raise UsageError("--annotations is for the image ids in --json: give --json too.")
+    sources = expand(args.inputs)
+    outputs = [args.output / n if args.output else None for n in output_names(sources)]
+    image_ids, failures = _image_ids(sources, args.annotations)
+    jobs = [
+        _Job(source, image_ids[source], output)
+        for source, output in zip(sources, outputs, strict=True)
+        if source in image_ids
+    ]
+    _check_outputs(args, sources, jobs)
+    if args.show:
+        _open_window()
+    return jobs, failures
+
+
+def _image_ids(
+    sources: list[Source], annotations: Path | None
+) -> tuple[dict[Source, int | str], list[str]]:
+    """The id of each source, and why some have none."""
+    ids: dict[Source, int | str] = {}
+    failures: list[str] = []
+    images = [source for source in sources if source.is_image]
+    paths = [Path(str(source)) for source in images]
+    if annotations is None:
+        ids.update(zip(images, image_ids_of_names(paths), strict=True))
+    else:
+        known = image_ids_of_annotations(annotations)
+        for source, path in zip(images, paths, strict=True):
+            try:
+                ids[source] = find_image_id(path, known, annotations)
+            except AnnotationsError as error:
+                failures.append(str(error))
+    videos = [source for source in sources if not source.is_image]
+    names = Counter(source.name for source in videos)
+    ids.update({v: v.name if names[v.name] == 1 else str(v) for v in videos})
+    return ids, failures
+
+
+def _check_outputs(args: argparse.Namespace, sources: list[Source], jobs: list[_Job]) -> None:
+    """Raises UsageError where a result would overwrite an input; makes the folders."""
+    read = [Path(args.model), *([args.annotations] if args.annotations else [])]
+    read += [source.location for source in sources if isinstance(source.location, Path)]
+    inputs = {path.resolve() for path in read}
+    written = [job.output for job in jobs if job.output] + ([args.json] if args.json else [])
+    for path in written:
+        if path.resolve() in inputs:
+            raise UsageError(f"{path} is an input and would be overwritten: write elsewhere.")
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder: give another name of a file.")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"The folder {path.parent} cannot be made ({error.strerror}): choose another."
+            ) from None
+
+
+def _open_window() -> None:
+    try:
+        cv2.namedWindow(_WINDOW, cv2.WINDOW_NORMAL)
+    except cv2.error:
+        raise UsageError(
+            "--show needs an OpenCV with windows: replace opencv-python-headless by opencv-python,"
+            " or use --output."
+        ) from None
+
+
+def _run_jobs(run: _Run, jobs: list[_Job]) -> None:
+    """Images in batches, then the videos."""
+    for batch in _batches((job for job in jobs if job.source.is_image), run.batch):
+        _run_images(run, batch)
+    for job in jobs:
+        if not job.source.is_image:
+            try:
+                _run_video(run, job)
+            except (ImageError, ModelError, OSError) as error:
+                run.fail(error)
+
+
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def _run_images(run: _Run, jobs: list[_Job]) -> None:
+    images, readable = [], []
+    for job in jobs:
+        try:
+            image = read_image(str(job.source))
+            run.detector.check(image, str(job.source))
+        except ImageError as error:
+            run.fail(error)
+        else:
+            images.append(image)
+            readable.append(job)
+    try:
+        found = run.detect(images, [job.image_id for job in readable])
+    except ModelError as error:
+        run.fail(ModelError(f"{', '.join(str(job.source) for job in readable)}: {error}"))
+        return
+    for job, image, detections in zip(readable, images, found, strict=True):
+        print(f"{job.source}: {_summary(detections.names)}", flush=True)
+        if job.output or run.show:
+            picture = draw_detections(image, detections)
+            try:
+                _write_image(job.output, picture)
+            except OSError as error:
+                run.fail(error)
+            _show(run, picture, wait=0)
+
+
+def _summary(names: list[str]) -> str:
+    counts = ", ".join(f"{count} {name}" for name, count in Counter(names).most_common())
+    return f"{_plural(len(names), 'detection')}{f' ({counts})' if counts else ''}"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _write_image(path: Path | None, picture: np.ndarray) -> None:
+    if path is None:
+        return
+    encoded, data = cv2.imencode(path.suffix, picture)
+    if not encoded:
+        raise OSError(f"{path} cannot be encoded by OpenCV: rename the input to .png.")
+    try:
+        path.write_bytes(data.tobytes())
+    except OSError as error:
+        raise OSError(
+            f"{path} cannot be written ({error.strerror}): free space or choose another folder."
+        ) from None
+
+
+def _show(run: _Run, picture: np.ndarray, wait: int) -> None:
+    """Shows a picture for some milliseconds, 0 for until a key is pressed."""
+    if run.show:
+        cv2.imshow(_WINDOW, picture)
+        if cv2.waitKey(wait) & 0xFF in (ord("q"), 27):
+            raise _Quit
+
+
+def _run_video(run: _Run, job: _Job) -> None:
+    location = job.source.location
+    if isinstance(location, Path) and not location.is_file():
+        raise ImageError(f"{location} does not exist: check the path.")
+    capture = cv2.VideoCapture(location if isinstance(location, int) else str(location))
+    before, objects = run.frames, run.objects
+    try:
+        if not capture.isOpened():
+            raise ImageError(
+                f"{job.source} cannot be opened: check that it is a video, or a webcam in reach,"
+                " and convert it to .mp4 with H.264 if this OpenCV lacks its codec."
+            )
+        with closing(_VideoWriter(job.output, _fps(capture))) as writer:
+            for batch in _batches(enumerate(_frames(capture)), run.batch):
+                _run_frames(run, job, batch, writer)
+    finally:
+        capture.release()
+        frames = _plural(run.frames - before, "frame")
+        if run.frames > before:
+            print(f"{job.source}: {frames}, {_plural(run.objects - objects, 'detection')}")
+    if run.frames == before:
+        raise ImageError(f"{job.source} has no frame that can be decoded: copy or convert it.")
+
+
+def _fps(capture: cv2.VideoCapture) -> float:
+    fps = capture.get(cv2.CAP_PROP_FPS)
+    return fps if math.isfinite(fps) and 0 < fps <= 1000 else _DEFAULT_FPS
+
+
+def _frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
+    while True:
+        decoded, frame = capture.read()
+        if not decoded:
+            return
+        yield frame
+
+
+def _run_frames(
+    run: _Run, job: _Job, batch: list[tuple[int, np.ndarray]], writer: _VideoWriter
+) -> None:
+    ids: list[int | str] = [f"{job.image_id}:{index}" for index, _ in batch]
+    frames = [frame for _, frame in batch]
+    run.detector.check(frames[0], f"A frame of {job.source}")
+    for frame, detections in zip(frames, run.detect(frames, ids), strict=True):
+        if job.output or run.show:
+            picture = draw_detections(frame, detections)
+            writer.write(picture)
+            _show(run, picture, wait=1)
+
+
+class _VideoWriter:
+    """An .mp4 that is begun with its first frame; without a path, none."""
+
+    def __init__(self, path: Path | None, fps: float) -> None:
+        self._path = path
+        self._fps = fps
+        self._writer: cv2.VideoWriter | None = None
+        self._size = (0, 0)
+
+    def write(self, picture: np.ndarray) -> None:
+        if self._path is None:
+            return
+        if self._writer is None:
+            self._size = (picture.shape[1], picture.shape[0])
+            codec = cv2.VideoWriter.fourcc(*"mp4v")
+            self._writer = cv2.VideoWriter(str(self._path), codec, self._fps, self._size)
+            if not self._writer.isOpened():
+                raise OSError(
+                    f"{self._path} cannot be written: choose another folder, or an OpenCV with"
+                    " FFmpeg."
+                )
+        if picture.shape[1::-1] != self._size:  # OpenCV would leave the frame out
+            picture = cv2.resize(picture, self._size)
+        self._writer.write(picture)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.release()
+
+
+def _finish(run: _Run, json_path: Path | None, elapsed: float) -> None:
+    """Writes the results, prints speed and failures."""
+    if json_path is not None:
+        try:
+            write_json(json_path, run.results)
+        except OSError as error:
+            run.fail(
+                OSError(f"{json_path} cannot be written ({error.strerror}): choose another file.")
+            )
+    if run.frames:
+        print(
+            f"{_plural(run.frames, 'image')}, {_plural(run.objects, 'detection')};"
+            f" {run.frames / run.seconds:.1f} images a second in detection,"
+            f" {run.frames / elapsed:.1f} overall"
+        )
+    if run.failures:
+        print(f"{_plural(len(run.failures), 'input')} failed:", file=sys.stderr)
+        for failure in run.failures:
+            print(f"  {failure}", file=sys.stderr)

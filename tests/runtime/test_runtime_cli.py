@@ -1,0 +1,341 @@
+"""The command line ``onenet-detect``."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from onenet_runtime import Detector, cli, draw_detections
+from onenet_runtime.sources import Source, output_names
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_image) -> Path:
+    """Images 1.png, 2.jpg and 10.png of different sizes."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, size in {"1.png": (40, 60), "2.jpg": (90, 30), "10.png": (64, 64)}.items():
+        cv2.imwrite(str(folder / name), make_image(*size, seed=size[0]))
+    return folder
+
+
+@pytest.fixture
+def video(tmp_path: Path, make_image) -> Path:
+    """Seven frames of 64 x 48 pixels."""
+    path = tmp_path / "drive.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (64, 48))
+    for seed in range(7):
+        writer.write(make_image(48, 64, seed))
+    writer.release()
+    return path
+
+
+@pytest.fixture
+def run(make_model, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Exit code, stdout and stderr of a command line behind the model."""
+    model = str(make_model(thresholds=[0.6, 0.1]))
+
+    def command(*words: str | Path) -> tuple[int, str, str]:
+        code = cli.main([model, *map(str, words)])
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return code, captured.out, captured.err
+
+    return command
+
+
+def usage_error(run, *words: str | Path) -> str:
+    code, out, err = run(*words)
+    assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
+    return err
+
+
+def frames_of(path: Path) -> list[np.ndarray]:
+    capture = cv2.VideoCapture(str(path))
+    frames = []
+    while (read := capture.read())[0]:
+        frames.append(read[1])
+    return frames
+
+
+def test_folder_with_bad_images(run, folder: Path, tmp_path: Path) -> None:
+    (folder / "3.jpg").write_text("no image")
+    (folder / "4.jpg").write_bytes((folder / "2.jpg").read_bytes()[:-90])
+    cv2.imwrite(str(folder / "5.png"), np.zeros((1, 999, 3), np.uint8))
+    (folder / "notes.txt").write_text("not looked at")
+    out = tmp_path / "drawn"
+    code, stdout, stderr = run(folder, "--output", out, "--batch", "2")
+    assert code == 1
+    assert sorted(path.name for path in out.iterdir()) == ["1.png", "10.png", "2.jpg"]
+    # The calibrated thresholds leave the two dogs.
+    assert f"{folder / '1.png'}: 2 detections (2 dog)" in stdout
+    assert "3 images, 6 detections; " in stdout and "images a second in detection" in stdout
+    lines = stderr.splitlines()
+    assert lines[0] == "3 inputs failed:" and len(lines) == 4
+    assert "3.jpg is not an image" in stderr and "4.jpg is cut off" in stderr
+    assert "5.png, of 999 x 1 pixels, is too narrow" in stderr
+
+
+def test_drawing(run, folder: Path, tmp_path: Path, make_model) -> None:
+    assert run(folder / "1.png", "--output", tmp_path / "drawn", "--threshold", "0.4")[0] == 0
+    image = cv2.imread(str(folder / "1.png"))
+    detections = Detector(make_model(), 0.4)(image)
+    drawn = cv2.imread(str(tmp_path / "drawn" / "1.png"))
+    np.testing.assert_array_equal(drawn, draw_detections(image, detections))
+    x0, y0, x1, y1 = detections.boxes[0].round().astype(int)
+    assert (drawn[y1, x0 + 2 : x1 - 2] != image[y1, x0 + 2 : x1 - 2]).any(axis=1).all()
+    np.testing.assert_array_equal(drawn[0, -5:], image[0, -5:])
+    np.testing.assert_array_equal(image, cv2.imread(str(folder / "1.png")))
+
+
+def test_threshold(run, folder: Path) -> None:
+    assert "1.png: 2 detections (2 dog)" in run(folder / "1.png", "--threshold", "auto")[1]
+    assert "1 detection (1 dog)" in run(folder / "1.png", "--threshold", "0.8")[1]
+    assert "1.png: 0 detections\n" in run(folder / "1.png", "--threshold", "0.95")[1]
+
+
+def test_json(run, folder: Path, tmp_path: Path, rows) -> None:
+    path = tmp_path / "new" / "results.json"
+    assert run(folder, "--json", path, "--batch", "3", "--threshold", "0.95")[0] == 0
+    results = json.loads(path.read_text())
+    # All detections whatever the threshold; names that are numbers are the ids.
+    assert [r["image_id"] for r in results] == [1] * 3 + [10] * 3 + [2] * 3
+    assert [r["category_id"] for r in results[:3]] == [18, 17, 18]
+    np.testing.assert_allclose([r["score"] for r in results[:3]], rows.scores[:3])
+    x0, y0, x1, y1 = rows.boxes[0] * [60, 40, 60, 40]
+    np.testing.assert_allclose(results[0]["bbox"], [x0, y0, x1 - x0, y1 - y0], rtol=1e-5)
+    assert [p.name for p in path.parent.iterdir()] == ["results.json"]
+
+
+def _annotations(path: Path, images: list[dict[str, object]]) -> Path:
+    boxes = [[6.0, 8.0, 24.0, 28.0], [30.0, 20.0, 30.0, 20.0], [0.0, 0.0, 15.0, 12.0]]
+    content = {
+        "images": images,
+        "categories": [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}],
+        "annotations": [
+            {
+                "id": i + 1,
+                "image_id": 77,
+                "category_id": 17 if i == 1 else 18,
+                "bbox": box,
+                "area": box[2] * box[3],
+                "iscrowd": 0,
+            }
+            for i, box in enumerate(boxes)
+        ],
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_json_is_scored_by_pycocotools(run, folder: Path, tmp_path: Path) -> None:
+    annotations = _annotations(
+        tmp_path / "set.json",
+        [{"id": 77, "file_name": "images/1.png", "height": 40, "width": 60}],
+    )
+    path = tmp_path / "results.json"
+    words = (folder / "1.png", "--json", path, "--annotations", annotations)
+    assert run(*words)[0] == 0
+    truth = COCO(str(annotations))
+    evaluation = COCOeval(truth, truth.loadRes(str(path)), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert evaluation.stats[0] == pytest.approx(1.0)
+
+
+def test_images_that_the_annotations_lack(run, folder: Path, tmp_path: Path) -> None:
+    images = [{"id": 77, "file_name": "1.png"}, {"id": 78, "file_name": "elsewhere/2.jpg"}]
+    annotations = _annotations(tmp_path / "set.json", images)
+    path = tmp_path / "results.json"
+    code, stdout, stderr = run(folder, "--json", path, "--annotations", annotations)
+    assert code == 1 and "1 image, " in stdout
+    assert {r["image_id"] for r in json.loads(path.read_text())} == {77}
+    assert stderr.startswith("2 inputs failed:")
+    assert "2.jpg is not among the images of" in stderr and "10.png is not among" in stderr
+
+
+def test_bad_annotations(run, folder: Path, tmp_path: Path) -> None:
+    words = (folder, "--json", tmp_path / "results.json", "--annotations")
+    assert "cannot be read" in usage_error(run, *words, tmp_path / "nothing.json")
+    (tmp_path / "list.json").write_text("[]")
+    assert "not in COCO's format" in usage_error(run, *words, tmp_path / "list.json")
+    assert "give --json too" in usage_error(run, folder, "--annotations", tmp_path / "list.json")
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_ids_of_names(run, folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    path = tmp_path / "results.json"
+
+    def ids(*words: Path) -> list[int | str]:
+        assert run(*words, "--json", path)[0] == 0
+        return list(dict.fromkeys(r["image_id"] for r in json.loads(path.read_text())))
+
+    (other / "0001.png").write_bytes((folder / "1.png").read_bytes())
+    assert ids(other) == [1]
+    assert ids(folder / "1.png", other) == ["1.png", "0001.png"]  # both would be 1
+    (other / "0001.png").rename(other / "1.png")
+    assert ids(folder / "1.png", other) == [str(folder / "1.png"), str(other / "1.png")]
+    (other / "1.png").rename(other / "street.png")
+    assert ids(folder / "1.png", other) == ["1.png", "street.png"]
+
+
+def test_pattern_and_repeated_inputs(run, folder: Path) -> None:
+    code, stdout, _ = run(folder / "1*.png", folder / "10.png", folder)
+    assert code == 0
+    names = [Path(line.split(": ")[0]).name for line in stdout.splitlines()[:-1]]
+    assert names == ["1.png", "10.png", "2.jpg"]
+    assert "10.png: " in run(folder.parent / "**" / "10.*")[1]
+
+
+def test_usage_errors(run, folder: Path, tmp_path: Path) -> None:
+    assert "No file matches the pattern" in usage_error(run, folder / "*.gif")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "has no images" in usage_error(run, empty)
+    assert "would be overwritten" in usage_error(run, folder, "--output", folder)
+    assert "would be overwritten" in usage_error(run, folder, "--json", folder / "2.jpg")
+    assert "is a folder" in usage_error(run, folder, "--json", folder)
+    assert "cannot be made" in usage_error(run, folder, "--output", folder / "1.png")
+    assert "not available" in usage_error(run, folder, "--device", "TurboExecutionProvider")
+    assert len(list(folder.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    "words", [("--threshold", "2"), ("--threshold", "high"), ("--batch", "0"), ("--batch", "x")]
+)
+def test_bad_values(words, run, folder: Path, capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(folder, *words)
+    assert caught.value.code == 2
+    assert f"{words[1]!r} is not a" in capsys.readouterr().err
+
+
+def test_model_errors(make_model, folder: Path, capsys) -> None:
+    assert cli.main([str(folder / "1.png"), str(folder)]) == 2
+    assert "is not an ONNX file" in capsys.readouterr().err
+    assert cli.main([str(make_model()), str(folder), "--threshold", "auto"]) == 2
+    assert "has no calibrated thresholds" in capsys.readouterr().err
+
+
+def test_missing_files(run, folder: Path, tmp_path: Path) -> None:
+    code, stdout, stderr = run(tmp_path / "a.jpg", tmp_path / "b.mp4", folder / "1.png")
+    assert code == 1 and "1 image, 2 detections" in stdout
+    assert "a.jpg does not exist" in stderr and "b.mp4 does not exist" in stderr
+
+
+def test_webcam_that_is_not_there(run, folder: Path) -> None:
+    code, stdout, stderr = run("webcam:99", folder / "1.png")
+    assert code == 1 and "1 image, 2 detections" in stdout
+    assert "webcam99 cannot be opened" in stderr
+
+
+def test_equal_names_of_two_folders(run, folder: Path, tmp_path: Path, make_image) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    cv2.imwrite(str(other / "1.png"), make_image(50, 50, 9))
+    out = tmp_path / "drawn"
+    assert run(folder / "1.png", other / "1.png", "--output", out)[0] == 0
+    assert cv2.imread(str(out / "1.png")).shape == (40, 60, 3)
+    assert cv2.imread(str(out / "1_2.png")).shape == (50, 50, 3)
+
+
+def test_output_names() -> None:
+    paths = ["a/x.jpg", "x_2.jpg", "b/X.JPG", "b/x.heic", "x.avi", "c/x.mp4"]
+    assert output_names([*(Source(Path(p)) for p in paths), Source(0)]) == [
+        *("x.jpg", "x_2.jpg", "X_3.JPG", "x.heic.png", "x.mp4", "x_2.mp4", "webcam0.mp4")
+    ]
+
+
+def test_video(run, video: Path, tmp_path: Path, rows) -> None:
+    out, path = tmp_path / "drawn", tmp_path / "results.json"
+    words = (video, "--output", out, "--json", path, "--batch", "3")
+    code, stdout, _ = run(*words)
+    assert code == 0
+    assert f"{video}: 7 frames, 14 detections\n" in stdout
+    frames = frames_of(out / "drive.mp4")
+    assert len(frames) == 7 and frames[0].shape == (48, 64, 3)
+    results = json.loads(path.read_text())
+    assert [r["image_id"] for r in results[::3]] == [f"drive.avi:{i}" for i in range(7)]
+    x0, y0, x1, y1 = rows.boxes[1] * [64, 48, 64, 48]
+    np.testing.assert_allclose(results[-2]["bbox"], [x0, y0, x1 - x0, y1 - y0], rtol=1e-5)
+
+
+def test_bad_video(run, video: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.mp4"
+    bad.write_text("no video")
+    code, stdout, stderr = run(bad, video)
+    assert code == 1 and "7 frames" in stdout and "bad.mp4 cannot be opened" in stderr
+
+
+def test_interrupted_video_is_finalised(make_model, video: Path, tmp_path: Path, capsys) -> None:
+    class Interrupted(Detector):
+        calls = 0
+
+        def __call__(self, images, *, threshold=None):
+            self.calls += 1
+            if self.calls == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().__call__(images, threshold=threshold)
+
+    out, path = tmp_path / "drawn", tmp_path / "results.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "Detector", Interrupted)
+        words = [str(make_model()), str(video), "--output", str(out), "--json", str(path)]
+        assert cli.main(words) == 130
+    captured = capsys.readouterr()
+    assert "interrupted" in captured.err and f"{video}: 4 frames" in captured.out
+    assert len(frames_of(out / "drive.mp4")) == 4
+    assert len({r["image_id"] for r in json.loads(path.read_text())}) == 4
+
+
+def test_json_is_whole_or_absent(run, folder: Path, tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "out" / "results.json"
+    path.parent.mkdir()
+    path.write_text("[1]")
+
+    def full(self, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    code, stdout, stderr = run(folder, "--json", path)
+    assert code == 1 and "3 images" in stdout
+    assert "results.json cannot be written (No space left on device)" in stderr
+    assert path.read_text() == "[1]" and len(list(path.parent.iterdir())) == 1
+
+
+def test_show_with_and_without_windows(run, folder: Path, monkeypatch) -> None:
+    shown, keys = [], iter([ord("a"), ord("q")])
+    monkeypatch.setattr(cv2, "namedWindow", lambda *args: None)
+    monkeypatch.setattr(cv2, "imshow", lambda name, picture: shown.append(picture.shape))
+    monkeypatch.setattr(cv2, "waitKey", lambda wait: next(keys))
+    code, stdout, _ = run(folder, "--show")
+    assert code == 0 and shown == [(40, 60, 3), (64, 64, 3)]  # q at the second of three
+
+    def headless(*args):
+        raise cv2.error("The function is not implemented.")
+
+    monkeypatch.setattr(cv2, "namedWindow", headless)
+    assert "replace opencv-python-headless" in usage_error(run, folder, "--show")
+
+
+def test_as_a_module(make_model, folder: Path, runtime_folder: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "onenet_runtime", str(make_model()), str(folder), "--device", "cpu"],
+        env={**os.environ, "PYTHONPATH": str(runtime_folder)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0 and result.stderr == "" and "3 images" in result.stdout

@@ -1,0 +1,246 @@
+"""The detector on small graphs of the exporter's format."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+import torch
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes, Instances
+from onenet_runtime import Detections, Detector, ModelError, resize_bilinear, resized_shape
+from onenet_runtime.detector import DEFAULT_THRESHOLD
+from onnx import TensorProto, helper
+
+
+def assert_same(a: Detections, b: Detections) -> None:
+    for x, y in zip(a[:3], b[:3], strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert a.names == b.names
+
+
+def test_single_image(make_model, make_image, rows) -> None:
+    found = Detector(make_model())(make_image(40, 60))
+    assert isinstance(found, Detections)
+    # Default threshold 0.3: the first two; corners in pixels of the original image.
+    expected = rows.boxes[:2] * np.array([60, 40, 60, 40], dtype=np.float32)
+    np.testing.assert_allclose(found.boxes, expected, rtol=1e-6)
+    assert found.boxes.dtype == np.float32 and found.scores.dtype == np.float32
+    assert found.classes.dtype == np.int64
+    np.testing.assert_array_equal(found.scores, rows.scores[:2])
+    assert found.classes.tolist() == [1, 0] and found.names == ["dog", "cat"]
+
+
+def test_padding_rows_infinite_and_empty_boxes_are_dropped(make_model, make_image, rows) -> None:
+    found = Detector(make_model(), threshold=0)(make_image())
+    np.testing.assert_array_equal(found.scores, rows.scores[:3])
+
+
+def test_nothing_found(make_model, make_image) -> None:
+    found = Detector(make_model(), threshold=0.95)(make_image())
+    assert found.boxes.shape == (0, 4) and found.scores.shape == (0,) and found.names == []
+
+
+@pytest.mark.parametrize("size", [(40, 60), (61, 37), (333, 97), (7, 9), (64, 100)])
+def test_boxes_equal_detector_postprocess(size, make_model, make_image, rows) -> None:
+    height, width = size
+    resized = resized_shape(height, width, 64, 100)
+    scale = np.array([resized[1], resized[0]] * 2, dtype=np.float32)
+    valid = np.isfinite(rows.boxes).all(axis=1) & (rows.scores > 0)
+    instances = Instances(
+        resized,
+        pred_boxes=Boxes(torch.from_numpy((rows.boxes * scale)[valid])),
+        scores=torch.from_numpy(rows.scores[valid]),
+    )
+    expected = detector_postprocess(instances, height, width)
+    found = Detector(make_model(), threshold=0)(make_image(height, width))
+    np.testing.assert_array_equal(found.boxes, expected.pred_boxes.tensor.numpy())
+    np.testing.assert_array_equal(found.scores, expected.scores.numpy())
+
+
+def test_batch_equals_single(make_model, make_image, tmp_path: Path) -> None:
+    images = [make_image(40, 60, 1), make_image(90, 30, 2), make_image(64, 64, 3)]
+    detector = Detector(make_model("pixel"), threshold=0)
+    path = tmp_path / "image.png"
+    cv2.imwrite(str(path), images[1])
+    batch = detector([images[0], path, str(path), images[2]])
+    assert isinstance(batch, list) and len(batch) == 4
+    assert_same(batch[0], detector(images[0]))
+    assert_same(batch[1], detector(images[1]))
+    assert_same(batch[1], batch[2])
+    assert_same(batch[3], detector(images[2]))
+    assert batch[0].scores.tolist() != batch[3].scores.tolist()
+    assert detector([]) == []
+
+
+def test_batch_is_padded_to_a_multiple(make_model) -> None:
+    # The model's scores are the batch's height and width, divided by 1000.
+    detector = Detector(make_model("shape", min_size=0, size_divisibility=32), threshold=0)
+    images = [np.zeros((33, 40, 3), np.uint8), np.zeros((20, 65, 3), np.uint8)]
+    for found in detector(images):
+        np.testing.assert_allclose(found.scores, [0.064, 0.096], rtol=1e-6)
+    np.testing.assert_allclose(detector(images[0]).scores, [0.064, 0.064], rtol=1e-6)
+    exact = np.zeros((32, 64, 3), np.uint8)
+    np.testing.assert_allclose(detector(exact).scores, [0.032, 0.064], rtol=1e-6)
+
+
+@pytest.mark.parametrize("channel_order", ["BGR", "RGB"])
+@pytest.mark.parametrize("input_format", ["BGR", "RGB"])
+def test_channels(channel_order, input_format, make_model, tmp_path: Path) -> None:
+    # The model's scores are the first pixel's channels as the network sees them.
+    blue_green_red = np.full((64, 64, 3), (51, 102, 204), dtype=np.uint8)
+    expected = np.array([0.2, 0.4, 0.8] if input_format == "BGR" else [0.8, 0.4, 0.2])
+    path = tmp_path / "image.png"
+    cv2.imwrite(str(path), blue_green_red)
+    detector = Detector(
+        make_model("pixel", input_format=input_format), threshold=0, channel_order=channel_order
+    )
+    array = blue_green_red if channel_order == "BGR" else blue_green_red[:, :, ::-1]
+    for found in (detector(path), detector(array)):
+        np.testing.assert_allclose(found.scores, expected, rtol=1e-6)
+
+
+def test_network_sees_the_resized_image(make_model, make_image) -> None:
+    image = make_image(333, 200)
+    found = Detector(make_model("pixel", input_format="BGR"), threshold=0)(image)
+    pixel = resize_bilinear(image, *resized_shape(333, 200, 64, 100))[0, 0]
+    assert pixel.tolist() != image[0, 0].tolist()
+    np.testing.assert_allclose(found.scores, pixel / 255, rtol=1e-6)
+
+
+def test_thresholds(make_model, make_image) -> None:
+    image = make_image()
+    calibrated, plain = make_model(thresholds=[0.6, 0.1]), make_model()
+
+    def scores(model: Path, limit=None, **call) -> list[float]:
+        found = Detector(model, limit)(image, **call)
+        assert len(found.names) == len(found.boxes) == len(found.classes)
+        return [round(float(score), 2) for score in found.scores]
+
+    assert DEFAULT_THRESHOLD == 0.3
+    assert scores(plain) == [0.9, 0.5]
+    assert scores(plain, 0.2) == [0.9, 0.5, 0.2]  # the threshold itself counts
+    assert scores(calibrated) == scores(calibrated, "auto") == [0.9, 0.2]
+    assert scores(calibrated, 0.5) == [0.9, 0.5]
+    assert scores(calibrated, 0.5, threshold="auto") == [0.9, 0.2]
+    assert scores(plain, threshold=0.0) == [0.9, 0.5, 0.2]
+    detector = Detector(calibrated)
+    everything = detector(image, threshold=0)
+    assert_same(detector.select(everything), detector(image))
+    assert_same(detector.select(everything, 0.5), detector(image, threshold=0.5))
+
+
+def test_bad_thresholds(make_model, make_image) -> None:
+    with pytest.raises(ValueError, match="has no calibrated thresholds"):
+        Detector(make_model(), threshold="auto")
+    for wrong in (-0.1, 1.5, float("nan"), "high"):
+        with pytest.raises(ValueError, match="from 0 to 1"):
+            Detector(make_model(), threshold=wrong)
+    detector = Detector(make_model())
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        detector(make_image(), threshold=2)
+    with pytest.raises(ValueError, match="channel_order"):
+        Detector(make_model(), channel_order="GRB")
+
+
+def error_of(path: Path | str, **kwargs) -> str:
+    with pytest.raises(ModelError) as caught:
+        Detector(path, **kwargs)
+    text = str(caught.value)
+    assert text.endswith(".") and "\n" not in text
+    return text
+
+
+def test_model_errors(make_model, tmp_path: Path) -> None:
+    assert "nothing.onnx does not exist" in error_of(tmp_path / "nothing.onnx")
+    assert "does not exist or is no file" in error_of(str(tmp_path))
+    text = tmp_path / "text.onnx"
+    text.write_text("no model")
+    assert "text.onnx is not an ONNX file" in error_of(text)
+    cut = make_model()
+    cut.write_bytes(cut.read_bytes()[:-400])
+    assert "is not an ONNX file" in error_of(cut)
+    assert "no exported OneNet" in error_of(make_model(onenet_format=None))
+    assert "has the export format 2, newer than 1" in error_of(make_model(onenet_format=2))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("class_names", None),
+        ("class_names", []),
+        ("category_ids", [1]),
+        ("thresholds", [0.1, 0.2, 0.3]),
+        ("thresholds", "high"),
+        ("input_format", "GBR"),
+        ("min_size", "small"),
+        ("max_size", 0),
+        ("size_divisibility", 0),
+        ("onenet_format", "new"),
+    ],
+)
+def test_broken_metadata(key: str, value, make_model) -> None:
+    assert f"lacks a valid value of {key} " in error_of(make_model(**{key: value}))
+
+
+def test_another_models_inputs(make_model) -> None:
+    path = make_model()
+    model = onnx.load(str(path))
+    model.graph.output[1].name = model.graph.node[-1].output[0] = "confidences"
+    onnx.save(model, str(path))
+    assert "'confidences'" in error_of(path)
+
+
+def test_unavailable_provider(make_model) -> None:
+    assert "NoSuchExecutionProvider is not available" in error_of(
+        make_model(), providers=["NoSuchExecutionProvider", "CPUExecutionProvider"]
+    )
+    assert Detector(make_model(), providers=["CPUExecutionProvider"]).providers == [
+        "CPUExecutionProvider"
+    ]
+
+
+def test_failing_run(make_model, make_image) -> None:
+    path = make_model()
+    model = onnx.load(str(path))
+    for node in model.graph.node:  # a table that cannot be expanded to the batch
+        if node.output[0] == "k":
+            node.attribute[0].t.CopyFrom(helper.make_tensor("", TensorProto.INT64, [1], [5]))
+    onnx.save(model, str(path))
+    with pytest.raises(ModelError, match="cannot run .* on a batch of shape"):
+        Detector(path)(make_image())
+
+
+def test_metadata(make_model) -> None:
+    metadata = Detector(make_model(thresholds=[0.25, 0.5])).metadata
+    assert metadata.class_names == ("cat", "dog") and metadata.category_ids == (17, 18)
+    assert metadata.thresholds == (0.25, 0.5) and metadata.input_format == "RGB"
+    assert metadata.precision == "float32" and metadata.max_detections == 6
+
+
+def test_imports_neither_torch_nor_detectron2_nor_pillow(
+    make_model, make_image, tmp_path: Path, runtime_folder: Path
+) -> None:
+    cv2.imwrite(str(tmp_path / "image.png"), make_image())
+    code = (
+        "import sys, json, onenet_runtime, onenet_runtime.cli\n"
+        f"n = len(onenet_runtime.Detector({str(make_model())!r})("
+        f"{str(tmp_path / 'image.png')!r}).scores)\n"
+        "print(json.dumps([n, sorted({name.partition('.')[0] for name in sys.modules})]))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(runtime_folder)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    count, modules = json.loads(result.stdout)
+    assert count == 2 and {"cv2", "numpy", "onnxruntime"} <= set(modules)
+    assert not {"torch", "detectron2", "PIL", "onenet", "scipy"} & set(modules)

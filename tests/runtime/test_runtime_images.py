@@ -1,0 +1,154 @@
+"""Files are read as by Detectron2, and bad images give one clear sentence."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from detectron2.data.detection_utils import read_image as detectron2_read_image
+from onenet_runtime import Detector, ImageError, read_image
+from PIL import Image
+
+
+def message(function, *args) -> str:
+    with pytest.raises(ImageError) as caught:
+        function(*args)
+    text = str(caught.value)
+    assert text.endswith(".") and "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "LA", "RGBA"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".tif", ".webp"])
+def test_modes(mode: str, suffix: str, tmp_path: Path, make_image) -> None:
+    if (mode in ("P", "LA", "RGBA") and suffix == ".jpg") or (mode == "LA" and suffix == ".bmp"):
+        pytest.skip("the format has no such mode")
+    path = tmp_path / f"image{suffix}"
+    Image.fromarray(make_image()).convert(mode).save(path)
+    np.testing.assert_array_equal(read_image(path), detectron2_read_image(str(path), "BGR"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation: int, tmp_path: Path, make_image) -> None:
+    path = tmp_path / "image.jpg"
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(make_image(40, 60)).save(path, exif=exif)
+    image = read_image(path)
+    assert image.shape == ((40, 60, 3) if orientation < 5 else (60, 40, 3))
+    np.testing.assert_array_equal(image, detectron2_read_image(str(path), "BGR"))
+
+
+def test_missing_and_folder(tmp_path: Path) -> None:
+    assert "nothing.jpg does not exist" in message(read_image, tmp_path / "nothing.jpg")
+    assert f"{tmp_path} is a folder" in message(read_image, str(tmp_path))
+
+
+def test_empty_file(tmp_path: Path) -> None:
+    path = tmp_path / "empty.jpg"
+    path.write_bytes(b"")
+    assert "empty.jpg is empty, it has 0 bytes" in message(read_image, path)
+
+
+def test_text_called_jpg(tmp_path: Path) -> None:
+    path = tmp_path / "text.jpg"
+    path.write_text("<html>404 not found</html>")
+    assert "text.jpg is not an image" in message(read_image, path)
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.99])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_cut_off(suffix: str, part: float, tmp_path: Path, make_image) -> None:
+    path = tmp_path / f"image{suffix}"
+    Image.fromarray(make_image(200, 300)).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * part)])
+    assert "cut off" in message(read_image, path)
+    with pytest.raises(OSError):
+        detectron2_read_image(str(path), "BGR")
+
+
+def _jpeg_with_thumbnail(image: np.ndarray) -> bytes:
+    thumbnail, whole = io.BytesIO(), io.BytesIO()
+    Image.fromarray(image).resize((16, 16)).save(thumbnail, "JPEG")
+    Image.fromarray(image).save(whole, "JPEG")
+    segment = b"Exif\0\0" + thumbnail.getvalue()
+    marker = b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment
+    return whole.getvalue()[:2] + marker + whole.getvalue()[2:]
+
+
+def test_cut_off_jpeg_whose_thumbnail_is_whole(tmp_path: Path, make_image) -> None:
+    # The message of the marker's check: OpenCV 4 itself would give half an image.
+    path = tmp_path / "image.jpg"
+    data = _jpeg_with_thumbnail(make_image(200, 300))
+    path.write_bytes(data)
+    assert read_image(path).shape == (200, 300, 3)
+    path.write_bytes(data[:-200])
+    assert "its end of image is missing" in message(read_image, path)
+    path.write_bytes(data[:25])
+    assert "its end of image is missing" in message(read_image, path)
+
+
+def test_progressive_jpeg_and_what_cameras_append(tmp_path: Path, make_image) -> None:
+    path = tmp_path / "image.jpg"
+    Image.fromarray(make_image()).save(path, progressive=True)
+    expected = read_image(path)
+    path.write_bytes(path.read_bytes() + b"\0" * 5000)
+    np.testing.assert_array_equal(read_image(path), expected)
+
+
+def test_too_many_pixels(tmp_path: Path) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", 40000, 40000, 8, 2, 0, 0, 0)
+    path = tmp_path / "huge.png"
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(100)))
+        + chunk(b"IEND", b"")
+    )
+    assert "huge.png has more pixels than OpenCV reads" in message(read_image, path)
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (np.zeros((40, 60), np.uint8), "cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)"),
+        (np.zeros((40, 60, 1), np.uint8), "cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)"),
+        (np.zeros((40, 60, 4), np.uint8), "image[:, :, :3]"),
+        (np.zeros((3, 40, 60), np.uint8), "transpose(1, 2, 0)"),
+        (np.zeros((2, 40, 60, 3), np.uint8), "as a list of images"),
+        (np.zeros((40,), np.uint8), "(height, width, 3)"),
+        (np.zeros((0, 60, 3), np.uint8), "is empty"),
+        (np.zeros((40, 0, 3), np.uint8), "is empty"),
+        (np.zeros((40, 60, 3), np.float32), "pass uint8"),
+        (np.zeros((40, 60, 3), np.uint16), "array of uint16"),
+        (None, "is None"),
+        (Image.new("RGB", (60, 40)), "is of type Image"),
+    ],
+)
+def test_bad_arrays(image, expected: str, make_model, make_image) -> None:
+    detector = Detector(make_model())
+    text = message(detector, image)
+    assert text.startswith("The image ") and expected in text
+    text = message(detector, [make_image(), image])
+    assert text.startswith("Image 1 of the batch ") and expected in text
+
+
+def test_too_narrow(tmp_path: Path, make_model) -> None:
+    detector = Detector(make_model(min_size=64, max_size=100))
+    assert detector(np.zeros((1, 200, 3), np.uint8)).boxes.shape[1] == 4  # half a pixel is one
+    panorama = np.zeros((1, 201, 3), np.uint8)
+    assert "of 201 x 1 pixels, is too narrow" in message(detector, panorama)
+    path = tmp_path / "panorama.png"
+    cv2.imwrite(str(path), panorama)
+    assert message(detector, path).startswith(str(path))
