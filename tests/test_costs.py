@@ -234,9 +234,6 @@ def test_quality_cost_from_config() -> None:
         build_cost(cfg)
     matcher.PRIOR = "box"
     assert build_cost(cfg) == SpatialPrior(QualityCost(iou_exponent=0.5))
-    matcher.NAME = "HungarianMatcher"
-    with pytest.raises(ConfigError, match="PRIOR 'box' does not go with 'HungarianMatcher'"):
-        build_cost(cfg)
     with pytest.raises(ConfigError, match=r"IOU_EXPONENT is 1\.5; give one from 0 to 1"):
         QualityCost(iou_exponent=1.5)
 

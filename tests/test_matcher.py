@@ -73,20 +73,29 @@ def test_hungarian_is_one_to_one_and_optimal(table: np.ndarray) -> None:
     assert table[samples, objects].sum() == pytest.approx(best)
 
 
+def poison(table: np.ndarray, bad: np.ndarray, data) -> np.ndarray:
+    return np.where(bad, data.draw(st.sampled_from([np.nan, np.inf, -np.inf])), table)
+
+
 @given(tables(), st.data())
 @settings(max_examples=100, deadline=None)
-def test_non_finite_costs_are_the_last_resort(table: np.ndarray, data) -> None:
+def test_min_cost_takes_a_non_finite_cost_as_the_last_resort(table: np.ndarray, data) -> None:
     bad = data.draw(npst.arrays(bool, table.shape))
-    poisoned = np.where(bad, data.draw(st.sampled_from([np.nan, np.inf, -np.inf])), table)
-    samples, objects = match_table(MinCostMatcher, poisoned)
+    samples, objects = match_table(MinCostMatcher, poison(table, bad, data))
     assert (~bad[samples, objects] | bad.all(axis=0)[objects]).all()
-    samples, objects = match_table(HungarianMatcher, poisoned)
-    # As few bad pairs as possible, and of those assignments the cheapest.
-    fewest = bad[linear_sum_assignment(bad.astype(float))].sum()
-    assert bad[samples, objects].sum() == fewest
+
+
+@given(tables(), st.data())
+@settings(max_examples=200, deadline=None)
+def test_hungarian_leaves_out_what_has_no_finite_cost(table: np.ndarray, data) -> None:
+    bad = data.draw(npst.arrays(bool, table.shape))
+    samples, objects = match_table(HungarianMatcher, poison(table, bad, data))
+    assert not bad[samples, objects].any()
+    # As many objects as possible, and of those assignments the cheapest.
     large = np.where(bad, 1e4, table)
-    best = large[linear_sum_assignment(large)].sum()
-    assert large[samples, objects].sum() == pytest.approx(best)
+    best = linear_sum_assignment(large)
+    assert len(samples) == (~bad[best]).sum()
+    assert table[samples, objects].sum() == pytest.approx(large[best][~bad[best]].sum())
 
 
 def test_hungarian_equals_brute_force() -> None:
@@ -103,13 +112,32 @@ def test_hungarian_equals_brute_force() -> None:
 @pytest.mark.slow
 def test_hungarian_equals_scipy_on_many_problems() -> None:
     rng = np.random.default_rng(1)
-    for _ in range(3000):
-        shape = rng.integers(1, 60), rng.integers(0, 40)
+    for _ in range(5000):
+        shape = rng.integers(1, 60), rng.integers(0, 40)  # more objects than samples too
         table = rng.normal(size=shape) if rng.random() < 0.5 else rng.integers(0, 5, size=shape)
         table = table.astype(np.float32)
-        samples, objects = match_table(HungarianMatcher, table)
-        best = table[linear_sum_assignment(table)].sum(dtype=np.float64)
-        assert table[samples, objects].sum(dtype=np.float64) == pytest.approx(best, abs=1e-5)
+        if rng.random() < 0.3:  # duplicate objects
+            table = table[:, rng.integers(0, shape[1], size=shape[1])] if shape[1] else table
+        infinite = rng.random(shape) < rng.choice([0.0, 0.0, 0.3, 0.9])
+        samples, objects = match_table(HungarianMatcher, np.where(infinite, np.inf, table))
+        assert len(set(samples.tolist())) == len(samples) and (np.diff(objects) > 0).all()
+        large = np.where(infinite, 1e4, table)  # the sums stay exact enough in float64
+        best = linear_sum_assignment(large)
+        kept = ~infinite[best]
+        assert not infinite[samples, objects].any() and len(samples) == kept.sum()
+        ours = table[samples, objects].sum(dtype=np.float64)
+        assert ours == pytest.approx(large[best][kept].sum(dtype=np.float64), abs=1e-5)
+
+
+def test_hungarian_waits_for_the_device_once_a_batch(make_gt, monkeypatch) -> None:
+    transfers = []
+    cpu = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda x: transfers.append(x.shape) or cpu(x))
+    counts = [3, 0, 5]
+    batch = predictions(torch.randn(3, 20, 5), make_gt(60).gt_boxes.tensor.view(3, 20, 4))
+    matches = HungarianMatcher()(batch, [make_gt(n) for n in counts])
+    assert [len(samples) for samples, _ in matches] == counts
+    assert transfers == [(2 * (3 * 3 + 5 * 5),)]
 
 
 @BOTH

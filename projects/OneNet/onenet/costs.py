@@ -338,7 +338,7 @@ def build_cost(cfg: CfgNode) -> MatchingCost | SpatialPrior:
 
     Raises:
         ConfigError: no cost of that name is registered, it is not for the config's head, or there
-            is no such prior, or it does not go with the cost or the matcher.
+            is no such prior, or it does not go with the cost.
     """
     name, head = cfg.MODEL.ONENET.MATCHER.COST, cfg.MODEL.ONENET.HEAD.NAME
     # Heads that are not ours pass: they know what their anchors are.
@@ -357,11 +357,6 @@ def build_cost(cfg: CfgNode) -> MatchingCost | SpatialPrior:
                 " overlap the object: set MODEL.ONENET.MATCHER.PRIOR, to 'box' or 'center'."
             )
         return cost
-    if matcher.NAME == "HungarianMatcher":
-        raise ConfigError(
-            f"MODEL.ONENET.MATCHER.PRIOR '{matcher.PRIOR}' does not go with 'HungarianMatcher': an"
-            " object whose candidates are taken would get a sample anywhere; set PRIOR to ''."
-        )
     if matcher.PRIOR == "box":
         return SpatialPrior(cost)
     if matcher.PRIOR == "center" and matcher.PRIOR_RADIUS > 0:

@@ -187,51 +187,103 @@ class HungarianMatcher(Matcher):
     """The one-to-one assignment of minimum total cost, exactly (DETR, arXiv 2005.12872).
 
     No two objects share a sample. With more objects than samples M objects are matched, those of
-    least total cost, and the others are left out.
+    least total cost, and the others are left out. So are objects for which no sample of finite cost
+    is left; there are as few of them as can be.
 
-    Only each object's n cheapest samples reach the solver. That loses nothing: were an object
+    Only each object's n cheapest samples leave the device. That loses nothing: were an object
     assigned outside its n cheapest in some optimum, at least one of these would be free, since the
-    other n - 1 objects cannot hold them all, and moving there costs no more.
+    other n - 1 objects cannot hold them all, and moving there costs no more. Where no two objects
+    want the same sample most, these are the optimum, since no object can have a cheaper one, and
+    nothing is solved. The device is waited for once a batch.
     """
 
-    def match_image(
-        self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
-    ) -> Pairs:
-        """Matches one image; min(n, M) objects are matched."""
-        num_samples, num_gt = len(pred_logits), len(gt)
-        if num_gt == 0:
-            empty = torch.arange(0, device=pred_logits.device)
-            return empty, empty
-        k = min(num_gt, num_samples)
-        costs, samples = self._cheapest(pred_logits, pred_boxes, anchors, gt, k)
-        # (n, k), object by object
-        costs, samples = costs.T.double().cpu().numpy(), samples.T.cpu().numpy()
-        costs = _replace_infinite(costs)
-        if num_gt > num_samples:
-            dense = np.empty_like(costs)
-            np.put_along_axis(dense, samples, costs, axis=1)
-            gt_indices, sample_indices = linear_sum_assignment(dense)
-        else:
-            # The sparse solver takes a stored zero for a missing edge: shift, which changes no
-            # optimum, since every full matching has n edges.
-            graph = csr_matrix(
-                (
-                    (costs - costs.min() + 1.0).ravel(),
-                    samples.ravel(),
-                    np.arange(0, num_gt * k + 1, k),
-                ),
-                shape=(num_gt, num_samples),
+    @torch.no_grad()
+    def __call__(self, predictions: DensePredictions, gt_instances: list[Instances]) -> list[Pairs]:
+        """See :meth:`Matcher.__call__`; at most min(n, M) objects of an image are matched."""
+        num_samples, device = predictions.pred_logits.shape[1], predictions.pred_logits.device
+        cheapest = [
+            self._cheapest(logits, boxes, predictions.anchors, gt, len(gt))
+            for logits, boxes, gt in zip(
+                predictions.pred_logits, predictions.pred_boxes, gt_instances, strict=True
             )
-            gt_indices, sample_indices = min_weight_full_bipartite_matching(graph)
-        device = pred_logits.device
-        return (
-            torch.as_tensor(sample_indices, dtype=torch.int64, device=device),
-            torch.as_tensor(gt_indices, dtype=torch.int64, device=device),
-        )
+            if len(gt) > 0
+        ]
+        solved = iter([_assign(*table, num_samples) for table in _to_host(cheapest)])
+        nothing = (np.zeros(0, np.int64), np.zeros(0, np.int64))
+        return [
+            tuple(
+                torch.as_tensor(indices, dtype=torch.int64, device=device)
+                for indices in (next(solved) if len(gt) > 0 else nothing)
+            )
+            for gt in gt_instances
+        ]
+
+
+def _to_host(tables: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Costs and samples, both (k, n) on a device, as arrays (n, k), in one transfer for all."""
+    if not tables:
+        return
+    flat = []
+    for costs, samples in tables:
+        flat += [costs.T.reshape(-1).float().view(torch.int32), samples.T.reshape(-1).int()]
+    packed = torch.cat(flat).cpu().numpy()
+    start = 0
+    for costs, _ in tables:
+        k, n = costs.shape
+        both = packed[start : start + 2 * n * k].reshape(2, n, k)
+        yield both[0].view(np.float32), both[1]
+        start += 2 * n * k
+
+
+def _assign(
+    costs: np.ndarray, samples: np.ndarray, num_samples: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The assignment of minimum total cost.
+
+    Args:
+        costs: (n, k) of each object's k = min(n, M) cheapest samples, ascending.
+        samples: (n, k) their indices.
+        num_samples: M.
+
+    Returns:
+        sample_indices, gt_indices; the latter ascend.
+    """
+    num_gt = len(costs)
+    gt_indices, sample_indices = np.arange(num_gt), samples[:, 0]
+    if len(np.unique(sample_indices)) < num_gt:
+        solve = _solve_dense if num_gt > num_samples else _solve_sparse
+        gt_indices, sample_indices = solve(_replace_infinite(costs), samples, num_samples)
+    column = (samples[gt_indices] == sample_indices[:, None]).argmax(axis=1)
+    finite = np.isfinite(costs[gt_indices, column])
+    return sample_indices[finite], gt_indices[finite]
+
+
+def _solve_dense(
+    costs: np.ndarray, samples: np.ndarray, num_samples: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where each object has all samples. Object and sample of each pair, by object."""
+    dense = np.empty_like(costs)
+    np.put_along_axis(dense, samples.astype(np.int64), costs, axis=1)
+    return linear_sum_assignment(dense)
+
+
+def _solve_sparse(
+    costs: np.ndarray, samples: np.ndarray, num_samples: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where all objects get a sample. Object and sample of each pair, by object."""
+    num_gt, k = costs.shape
+    # The sparse solver takes a stored zero for a missing edge: shift, which changes no optimum,
+    # since every full matching has n edges.
+    graph = csr_matrix(
+        ((costs - costs.min() + 1.0).ravel(), samples.ravel(), np.arange(0, num_gt * k + 1, k)),
+        shape=(num_gt, num_samples),
+    )
+    return min_weight_full_bipartite_matching(graph)
 
 
 def _replace_infinite(costs: np.ndarray) -> np.ndarray:
-    """Gives +inf a number so large that no optimum has one more of them than it must."""
+    """Gives +inf a number so large that no optimum has one more of them than it must; float64."""
+    costs = costs.astype(np.float64)
     finite = costs[np.isfinite(costs)]
     if len(finite) == 0:
         return np.zeros_like(costs)
