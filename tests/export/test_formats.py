@@ -75,7 +75,7 @@ def test_all_heads_and_formats(build, tmp_path: Path, config: str, suffix: str) 
     cfg, model = build(config)
     path = tmp_path / f"model{suffix}"
     export(cfg, model, path)
-    check_sizes(model, path, least={".onnx": 32, ".pt2": 64, ".ts": 64}[suffix])
+    check_sizes(model, path, least={".onnx": 32, ".pt2": 96, ".ts": 64}[suffix])
 
 
 @pytest.mark.slow

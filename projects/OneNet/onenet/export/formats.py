@@ -34,8 +34,8 @@ def write_exported(network: ExportableOneNet, metadata: Metadata, path: str | Pa
     """Writes a detector to a file, in the format that its ending tells.
 
     The files take any number of images, and any height and width that are multiples of
-    ``metadata.size_divisibility``; torch.export's programs from the second multiple on, TorchScript
-    where an image holds k samples.
+    ``metadata.size_divisibility``; torch.export's programs beyond the coarsest map's stride,
+    TorchScript where an image holds k samples.
 
     Args:
         network: on the CPU.
@@ -166,7 +166,10 @@ def _check_operators(model: object) -> None:
 
 
 def _write_program(network: ExportableOneNet, metadata: Metadata, path: str) -> None:
-    shapes = _dynamic_shapes(metadata, least_cells=2)  # it specialises on sides of one cell
+    # It specialises on maps of one cell: even the coarsest map has to have two.
+    strides = [network.backbone.output_shape()[name].stride for name in network.in_features]
+    side = metadata.size_divisibility
+    shapes = _dynamic_shapes(metadata, least_cells=max([*strides, side]) // side + 1)
     program = torch.export.export(network, _example(metadata), dynamic_shapes=shapes, strict=False)
     torch.export.save(program, path, extra_files={"metadata.json": json.dumps(metadata.entries())})
 
