@@ -25,7 +25,7 @@ from onenet.errors import ConfigError, DataError, exit_with_one_sentence
 from onenet.evaluation import carries_nms, without_nms
 from onenet.meta_arch import OneNet
 from onenet.predictor import Predictor, keep, load_predictor_config
-from onenet.visualization import draw_detections
+from onenet.visualization import draw_detections, enlarged_height
 
 SMALLEST_PICTURE = 640  # pixels of height; the page scales it to its width
 HINT = "Drop an image into the field, or click on it to choose one."
@@ -135,7 +135,7 @@ class Demo:
         if isinstance(found, str):
             return None, found
         shown, text = self.select(found, threshold, nms)
-        height = max(found.image.shape[0], SMALLEST_PICTURE)
+        height = enlarged_height(found.image, SMALLEST_PICTURE)
         return draw_detections(found.image, shown, self.predictor.class_names, height), text
 
 

@@ -26,19 +26,18 @@ from detectron2.structures import Instances
 from PIL import Image
 
 from onenet.errors import ConfigError, DataError, exit_with_one_sentence
-from onenet.predictor import Predictor, keep, load_predictor_config
-from onenet.visualization import draw_detections
+from onenet.predictor import IMAGE_SUFFIXES, Predictor, keep, load_predictor_config
+from onenet.visualization import draw_detections, enlarged_height
 
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 CODECS = {".mp4": "mp4v", ".avi": "MJPG"}  # those that OpenCV's own packages can write
-SMALLEST_PICTURE = 384  # pixels; below, labels would hide the image
+SMALLEST_PICTURE = 384  # pixels of height; below, labels would hide the image
 WINDOW = "OneNet"
 
 
-def score_threshold(text: str) -> float | None:
-    """A number in [0, 1], or None for "auto"."""
+def score_threshold(text: str) -> float | str:
+    """A number in [0, 1], or "auto"."""
     if text == "auto":
-        return None
+        return text
     try:
         value = float(text)
     except ValueError:
@@ -68,8 +67,8 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
         type=score_threshold,
         default=None,
         metavar="auto|SCORE",
-        help="lowest score shown; auto (default): for each class that of best F1, where the"
-        " evaluation of these weights found it, else 0.3",
+        help="lowest score shown; auto: for each class that of best F1, which the evaluation of"
+        " these weights found (default: auto where it did, else 0.3)",
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY value ...")
     args = parser.parse_args(words)
@@ -115,12 +114,13 @@ def plan_outputs(images: Sequence[Path], output: str | None) -> list[Path | None
     if output is None:
         return [None] * len(images)
     target = Path(output)
-    if is_file_name(target):
+    known = target.suffix.lower() in IMAGE_SUFFIXES
+    if is_file_name(target) and (known or len(images) == 1):
         if len(images) > 1:
             raise ConfigError(
                 f"--output {output} is one file, but there are {len(images)} images; name a folder."
             )
-        if target.suffix.lower() not in IMAGE_SUFFIXES:
+        if not known:
             raise ConfigError(
                 f"--output {output}: '{target.suffix}' is no type of image; use .png."
             )
@@ -189,7 +189,7 @@ def detect_and_draw(
     detections = predictor(image)
     seconds = time.perf_counter() - start
     shown = keep(detections, thresholds)
-    height = max(image.shape[0], SMALLEST_PICTURE)
+    height = enlarged_height(image, SMALLEST_PICTURE)
     return draw_detections(image, shown, predictor.class_names, height), shown, seconds
 
 
@@ -214,13 +214,14 @@ def run_on_images(
             continue
         print(f"{path}: {summary(shown, seconds)}")
         if output is not None:
-            Image.fromarray(picture).save(output)
+            try:
+                Image.fromarray(picture).save(output)
+            except OSError as error:
+                failures.append(f"{path}: cannot write {output} ({error.strerror or error})")
         elif not show(picture, 0):
             break
     if failures:
-        raise DataError(
-            f"{len(failures)} of {len(images)} images were left out:\n" + "\n".join(failures)
-        )
+        raise DataError(f"{len(failures)} of {len(images)} images failed:\n" + "\n".join(failures))
 
 
 def frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
@@ -313,8 +314,11 @@ def main(words: list[str] | None = None) -> None:
         make_folder(first_output.parent)
 
     predictor = Predictor(load_predictor_config(args.config_file, args.opts), args.weights)
-    if args.threshold is None:
+    if args.threshold == "auto" and predictor.calibrated is None:
+        raise ConfigError(f"--threshold auto: {predictor.calibration_note}")
+    if args.threshold in (None, "auto"):
         print(predictor.calibration_note)
+        args.threshold = None
     thresholds = predictor.thresholds(args.threshold)
     if args.input is not None:
         run_on_images(predictor, images, outputs, thresholds)

@@ -208,7 +208,7 @@ def test_a_folder_with_bad_images(demo, weights: Path, photo: Path, tmp_path, ca
     with pytest.raises(SystemExit) as exit_info, exit_with_one_sentence():
         run(demo, weights, *words)
     message = exit_info.value.code  # a text makes Python's exit code 1
-    assert "3 of 5 images were left out" in message
+    assert "3 of 5 images failed" in message
     for bad, reason in {
         "text.png": "Pillow knows no",
         "cut.jpg": "truncated",
@@ -227,11 +227,13 @@ def test_a_folder_with_bad_images(demo, weights: Path, photo: Path, tmp_path, ca
 def test_thresholds_of_the_command_line(demo, photo: Path, tmp_path: Path, capsys) -> None:
     path = save_model(tmp_path / "run" / "model_final.pth")
     words = ["--input", str(photo), "--output", str(tmp_path / "out.png")]
-    for choice, number in (("0", count(path, photo)), ("1", 0), ("auto", 0)):
-        run(demo, path, "--threshold", choice, *words, *OPTS)
+    for choice, number in ((("0",), count(path, photo)), (("1",), 0), ((), 0)):
+        run(demo, path, *(("--threshold", *choice) if choice else ()), *words, *OPTS)
         printed = capsys.readouterr().out
         assert f": {number} detections in" in printed
-        assert ("No calibrated thresholds lie beside" in printed) == (choice == "auto")
+        assert ("No calibrated thresholds lie beside" in printed) == (not choice)
+    with pytest.raises(ConfigError, match="--threshold auto: No calibrated"):
+        run(demo, path, "--threshold", "auto", *words, *OPTS)
     predictor = Predictor(load_predictor_config(ONENET, OPTS), str(path))
     digest = weights_digest(predictor.model)
     calibrate(tmp_path / "run", [0.0] * 10, digest, [str(i) for i in range(10)])

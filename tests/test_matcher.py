@@ -129,6 +129,16 @@ def test_hungarian_equals_scipy_on_many_problems() -> None:
         assert ours == pytest.approx(large[best][kept].sum(dtype=np.float64), abs=1e-5)
 
 
+@BOTH
+def test_one_image_as_in_a_batch(matcher_class: type[Matcher], make_gt) -> None:
+    batch = predictions(torch.randn(2, 20, 5), make_gt(40).gt_boxes.tensor.view(2, 20, 4))
+    gt = [make_gt(4), make_gt(7)]
+    matcher = matcher_class()
+    for i, pairs in enumerate(matcher(batch, gt)):
+        alone = matcher.match_image(batch.pred_logits[i], batch.pred_boxes[i], batch.anchors, gt[i])
+        assert all(torch.equal(a, b) for a, b in zip(pairs, alone, strict=True))
+
+
 def test_hungarian_waits_for_the_device_once_a_batch(make_gt, monkeypatch) -> None:
     transfers = []
     cpu = torch.Tensor.cpu

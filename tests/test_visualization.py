@@ -7,7 +7,13 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 from onenet.inspection import Assignment, Move, Sample
-from onenet.visualization import draw_assignment, draw_detections, draw_moves, tile
+from onenet.visualization import (
+    draw_assignment,
+    draw_detections,
+    draw_moves,
+    enlarged_height,
+    tile,
+)
 
 
 def test_detections(make_gt) -> None:
@@ -99,3 +105,9 @@ def test_tile_joins_rows_of_different_length() -> None:
     picture = tile([[black, black], [black]], gap=2)
     assert picture.shape == (2 * 12 + 2, 2 * 22 + 2, 3)
     assert (picture[:2] == 255).all() and (picture[14:, 24:] == 255).all()
+
+
+def test_small_images_are_enlarged_but_no_panorama() -> None:
+    assert enlarged_height(np.zeros((100, 50, 3)), 384) == 384
+    assert enlarged_height(np.zeros((500, 50, 3)), 384) == 500
+    assert enlarged_height(np.zeros((20, 12000, 3)), 384) == 20

@@ -17,6 +17,7 @@ import argparse
 import itertools
 import logging
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -43,11 +44,11 @@ from onenet.export import (
     write_exported,
 )
 from onenet.meta_arch import OneNet
-from onenet.predictor import Predictor, load_predictor_config
+from onenet.predictor import IMAGE_SUFFIXES, Predictor, load_predictor_config
 
 SCALES = (0.6, 0.8, 1.0, 1.25, 1.5)  # of INPUT.MIN_SIZE_TEST, for the check
 # In float32 what rounding may do; in float16, which keeps 3 decimals, what is still of use.
-TOLERANCES = {"float32": (1e-3, 1e-4, 0.1), "float16": (2e-2, 2e-2, 0.5)}
+TOLERANCES = {"float32": (1e-3, 1e-4, 0.1), "float16": (5e-3, 1e-2, 0.3)}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -78,9 +79,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--box-tolerance",
         type=float,
-        help="share of an image's longer side (default: 0.001; in float16 0.02)",
+        help="share of an image's longer side (default: 0.001; in float16 0.005)",
     )
-    parser.add_argument("--score-tolerance", type=float, help="(default: 0.0001; in float16 0.02)")
+    parser.add_argument("--score-tolerance", type=float, help="(default: 0.0001; in float16 0.01)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY value ...")
     return parser.parse_args()
 
@@ -104,7 +105,8 @@ def load_images(cfg: CfgNode, folder: str | None) -> list[np.ndarray]:
     if folder is not None:
         if not os.path.isdir(folder):
             raise ConfigError(f"--images: there is no folder '{folder}'.")
-        files = sorted(str(path) for path in Path(folder).iterdir() if path.is_file())
+        found = sorted(Path(folder).iterdir())
+        files = [str(path) for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
     else:
         files = [record["file_name"] for record in find_records(cfg)]
     images = []
@@ -150,6 +152,7 @@ def certify(
         failures.append(f"scores differ by {total.score:.1e} ({score_tolerance} allowed)")
     if total.unmatched:
         failures.append(f"{total.unmatched} detections have no partner")
+    print(f"{total.compared} detections compared")
     if not total.compared:
         failures.append("nothing was compared: the model finds nothing, or all with one score")
     return failures
@@ -169,25 +172,53 @@ def compare_ap(
     if len(cfg.DATASETS.TEST) == 1:
         ours, theirs = ({cfg.DATASETS.TEST[0]: x} for x in (ours, theirs))
     for name in cfg.DATASETS.TEST:
-        a, b = ours[name]["bbox"]["AP"], theirs[name]["bbox"]["AP"]
+        a, b = (_ap(results[name]) for results in (ours, theirs))
         print(f"AP on {name}: {a:.2f} in torch, {b:.2f} from the file")
-        if not abs(a - b) <= tolerance and not (a != a and b != b):
+        if not abs(a - b) <= tolerance:  # nan, where there is nothing to find, neither
             failures.append(f"AP on {name} differs by {abs(a - b):.2f} ({tolerance} allowed)")
     return failures
 
 
+def _ap(tasks: dict[str, dict[str, float]]) -> float:
+    """AP, or AP50 where the evaluator has that alone; nan where it has neither."""
+    for metrics in tasks.values():
+        for metric in ("AP", "AP50"):
+            if metric in metrics:
+                return metrics[metric]
+    return float("nan")
+
+
+def check_output(path: Path) -> None:
+    """Raises ConfigError if no exported file can be written there."""
+    if path.suffix not in FORMATS:
+        raise ConfigError(f"--output: {path} has to end in {', '.join(FORMATS)}.")
+    if path.is_dir():
+        raise ConfigError(f"--output: {path} is a folder.")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise ConfigError(f"--output: there is no folder '{path.parent}'.")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--output: cannot write in {path.parent} ({error.strerror}).") from error
+
+
 def main() -> None:
     args = parse_arguments()
-    if args.output.suffix not in FORMATS:
-        raise ConfigError(f"--output: {args.output} has to end in {', '.join(FORMATS)}.")
-    if not args.output.absolute().parent.is_dir():
-        raise ConfigError(f"--output: there is no folder '{args.output.parent}'.")
+    check_output(args.output)
     cfg = load_predictor_config(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
     if cfg.MODEL.META_ARCHITECTURE != "OneNet":
         raise ConfigError(
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; only OneNet is exported:"
             " a detector with NMS is more than its network."
         )
+    if cfg.MODEL.ONENET.NMS_TEST:
+        raise ConfigError(
+            "MODEL.ONENET.NMS_TEST is True; exported files have no NMS: set it False."
+        )
+    if args.evaluate and not cfg.DATASETS.TEST:
+        raise ConfigError("--evaluate needs DATASETS.TEST, which is empty or not there.")
     images = [resize(x, cfg, s) for x, s in zip(load_images(cfg, args.images), SCALES, strict=True)]
     predictor = Predictor(cfg, args.weights)
     model, names, thresholds = predictor.model, predictor.class_names, predictor.calibrated
@@ -198,19 +229,25 @@ def main() -> None:
     else:
         thresholds = load_thresholds(args.thresholds, names, weights_digest(model))
     metadata = Metadata.of(cfg, model, names, thresholds, args.half)
+    if metadata.category_ids is None:
+        print("Without the dataset's ids of the classes, since the dataset is not at hand.")
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: so that `finally` is run
     # Under another name until it is certified, so that no file that fails looks like a good one.
     unproven = args.output.with_name(f".unproven-{os.getpid()}{args.output.suffix}")
     try:
         print(f"Exporting {args.weights} as {FORMATS[args.output.suffix]} ...", flush=True)
         write_exported(ExportableOneNet(model, half=args.half), metadata, unproven)
-        exported = ExportedDetector(open_exported(unproven), metadata.size_divisibility)
+        run, entries = open_exported(unproven)
+        exported = ExportedDetector(run, metadata.size_divisibility)
         box, score, ap = TOLERANCES[metadata.precision]
         if args.box_tolerance is not None:
             box = args.box_tolerance
         if args.score_tolerance is not None:
             score = args.score_tolerance
         failures = certify(model, exported, images, box, score)
+        if entries != metadata.entries():
+            failures.append("its metadata is not what was written")
         if args.evaluate:
             failures += compare_ap(cfg, model, exported, ap)
         if failures:

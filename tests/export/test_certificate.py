@@ -42,7 +42,7 @@ def changed(index: int, **change) -> list:
 def test_equal_results_do_not_differ() -> None:
     difference = compare_detections(detections(ROWS), detections(ROWS), TOLERANCE)
     assert (difference.box, difference.score, difference.unmatched) == (0, 0, 0)
-    assert difference.compared == 4  # two either way: the last may be another's in its place
+    assert difference.compared == 2  # the last may be another's in its place
 
 
 def test_a_moved_box_counts_by_the_longer_side() -> None:
@@ -64,7 +64,7 @@ def test_nearly_equal_scores_may_change_places() -> None:
     ours = [(0.5, 0, [0.0, 0.0, 9.0, 9.0]), (0.49999, 0, [40.0, 40.0, 60.0, 60.0]), ROWS[2]]
     theirs = [ours[1], ours[0], ours[2]]
     difference = compare_detections(detections(ours), detections(theirs), TOLERANCE)
-    assert difference.box == 0 and difference.unmatched == 0 and difference.compared == 4
+    assert difference.box == 0 and difference.unmatched == 0 and difference.compared == 2
 
 
 def test_the_last_ranks_may_differ() -> None:
@@ -73,9 +73,23 @@ def test_the_last_ranks_may_differ() -> None:
 
 
 def test_missing_detections_count() -> None:
-    assert compare_detections(detections(ROWS), detections(ROWS)[:2], TOLERANCE).unmatched > 0
-    nothing = detections(ROWS)[:0]
+    ours = detections(ROWS)
+    assert compare_detections(ours, ours[1:], TOLERANCE).unmatched == 1
+    assert compare_detections(ours[1:], ours, TOLERANCE).unmatched == 1
+    nothing = ours[:0]
+    assert compare_detections(ours, nothing, TOLERANCE).unmatched == 2
     assert compare_detections(nothing, nothing, TOLERANCE).compared == 0
+
+
+def test_no_partner_at_all() -> None:
+    theirs = detections([(0.95, 0, ROWS[0][2]), (0.5, 1, ROWS[1][2]), (0.4999, 1, ROWS[2][2])])
+    assert compare_detections(detections(ROWS), theirs, TOLERANCE).unmatched == 3
+
+
+def test_nan_is_no_agreement() -> None:
+    assert compare_detections(
+        detections(ROWS), detections(changed(1, score=float("nan"))), TOLERANCE
+    ).score == float("inf")
 
 
 def test_padding_goes_to_the_lower_right() -> None:

@@ -33,12 +33,14 @@ def export(cfg, model, path: Path, half: bool = False) -> Metadata:
     names = [str(i) for i in range(model.head.num_classes)]
     metadata = Metadata.of(cfg, model, names, thresholds=None, half=half)
     write_exported(ExportableOneNet(model, half=half), metadata, path)
+    assert open_exported(path)[1] == metadata.entries()
     return metadata
 
 
 def check_sizes(model, path: Path, least: int) -> None:
     """Batches of one and of three."""
-    exported = ExportedDetector(open_exported(path), 32)
+    run, _ = open_exported(path)
+    exported = ExportedDetector(run, 32)
     for sizes in ([(least, least)], [(100, 130)], [(96, 64), (70, 130), (64, 64)]):
         images = [torch.randint(256, (3, *size), dtype=torch.uint8) for size in sizes]
         difference = compare_on_images(model, exported, images, 1e-4)
@@ -86,8 +88,8 @@ def test_half(build, tmp_path: Path) -> None:
     assert export(cfg, model, half, half=True).precision == "float16"
     assert half.stat().st_size < 0.55 * whole.stat().st_size
     images, sizes = np.full((1, 64, 64, 3), 99, np.uint8), np.array([[64, 64]])
-    _, scores, _ = open_exported(half)(images, sizes)
-    _, expected, _ = open_exported(whole)(images, sizes)
+    _, scores, _ = open_exported(half)[0](images, sizes)
+    _, expected, _ = open_exported(whole)[0](images, sizes)
     assert scores.dtype == np.float32 and np.abs(scores - expected).max() < 0.01
 
 

@@ -51,9 +51,12 @@ def exit_with_one_sentence() -> Iterator[None]:
     and a :class:`LimitError` into a line for each limit.
 
     For command-line programs, whose users gain nothing from a traceback. Library users get the
-    exception itself.
+    exception itself. Ctrl-C ends with exit code 130, without a traceback too.
     """
     try:
         yield
     except (ConfigError, DataError, LimitError) as error:
         sys.exit(f"error: {_sentence(error)}")
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(130)

@@ -218,6 +218,13 @@ class HungarianMatcher(Matcher):
             for gt in gt_instances
         ]
 
+    def match_image(
+        self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
+    ) -> Pairs:
+        """Matches one image, as a batch of one."""
+        batch = DensePredictions(pred_logits[None], pred_boxes[None], anchors, (len(anchors),))
+        return self(batch, [gt])[0]
+
 
 def _to_host(tables: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Costs and samples, both (k, n) on a device, as arrays (n, k), in one transfer for all."""

@@ -35,7 +35,10 @@ from .evaluation.thresholds import (
 )
 from .meta_arch import OneNet
 
-__all__ = ["Predictor", "keep", "load_predictor_config"]
+__all__ = ["IMAGE_SUFFIXES", "Predictor", "keep", "load_predictor_config"]
+
+IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+"""Of the files in a folder that are taken for images."""
 
 # Settings of training and evaluation that can be wrong where a detector is only used.
 _WITHOUT_TRAINING = ["SOLVER.AMP.ENABLED", "False", "TEST.LIMITS", "[]"]

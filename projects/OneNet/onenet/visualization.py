@@ -12,7 +12,7 @@ from detectron2.utils.colormap import colormap
 from .errors import ConfigError
 from .inspection import Assignment, Move
 
-__all__ = ["draw_assignment", "draw_detections", "draw_moves", "tile"]
+__all__ = ["draw_assignment", "draw_detections", "draw_moves", "enlarged_height", "tile"]
 
 _COLORS = colormap(rgb=True, maximum=1)[[0, 2, 4, 6, 8, 13, 16, 22, 38, 45]]
 
@@ -49,6 +49,21 @@ def draw_detections(
         alpha=1.0,
     )
     return picture.get_output().get_image()
+
+
+def enlarged_height(image: np.ndarray, least: int, widest: int = 4096) -> int:
+    """A height for :func:`draw_detections` at which labels do not hide a small image.
+
+    Args:
+        image: (H, W, 3).
+        least: wanted height in pixels.
+        widest: to what width in pixels an image may be enlarged, lest a panorama fill the memory.
+
+    Returns:
+        ``least`` or what ``widest`` leaves of it, and at least H.
+    """
+    height, width = image.shape[:2]
+    return max(height, min(least, height * widest // width))
 
 
 def draw_assignment(

@@ -69,10 +69,8 @@ class Difference:
     Attributes:
         box: largest difference of a coordinate, divided by the image's longer side.
         score: largest difference of the scores of equal rank.
-        unmatched: detections without a partner in the other result.
-        compared: detections that boxes and partners were compared of: those with a score clearly
-            above the last one's, where others may have taken the place. With 0 the rest says
-            nothing.
+        unmatched: detections of either without a partner in the other.
+        compared: detections of the first that have a partner. With 0 the rest says nothing.
     """
 
     box: float = 0.0
@@ -94,7 +92,9 @@ def compare_detections(ours: Instances, theirs: Instances, score_tolerance: floa
     """Compares two results on one image.
 
     A detection's partner is the nearest box among those of its class whose score differs by at most
-    the tolerance, since nearly equal scores may change places.
+    the tolerance, since nearly equal scores may change places. Partners and boxes are looked at for
+    those detections whose score is clearly above the last one's, where others may have taken
+    the place.
 
     Args:
         ours, theirs: results for an image, best first.
@@ -102,23 +102,34 @@ def compare_detections(ours: Instances, theirs: Instances, score_tolerance: floa
     """
     ranks = min(len(ours), len(theirs))
     score = (ours.scores[:ranks].float() - theirs.scores[:ranks].float()).abs()
-    side = max(ours.image_size)
-    box, unmatched, compared = 0.0, abs(len(ours) - len(theirs)), 0
-    for a, b in ((ours, theirs), (theirs, ours)):
-        if not len(a) or not len(b):
-            continue
-        distance = (a.pred_boxes.tensor[:, None] - b.pred_boxes.tensor[None]).abs().amax(dim=2)
-        related = (a.pred_classes[:, None] == b.pred_classes[None]) & (
-            (a.scores[:, None] - b.scores[None]).abs() <= score_tolerance
-        )
-        nearest = distance.masked_fill(~related, torch.inf).amin(dim=1)
-        certain = a.scores > a.scores[-1] + 2 * score_tolerance
-        unmatched += int((certain & nearest.isinf()).sum())
-        nearest = nearest[certain & nearest.isfinite()]
-        compared += len(nearest)
-        if compared:
-            box = max(box, nearest.max().item() / side)
-    return Difference(box, score.max().item() if ranks else 0.0, unmatched, compared)
+    score = score.nan_to_num(nan=torch.inf)  # max() of Python would lose it
+    distances, missing = _partners(ours, theirs, score_tolerance)
+    _, missing_of_theirs = _partners(theirs, ours, score_tolerance)
+    return Difference(
+        box=distances.max().item() / max(ours.image_size) if len(distances) else 0.0,
+        score=score.max().item() if ranks else 0.0,
+        unmatched=missing + missing_of_theirs,
+        compared=len(distances),
+    )
+
+
+def _partners(a: Instances, b: Instances, score_tolerance: float) -> tuple[Tensor, int]:
+    """Of the certain detections of ``a``: distances in pixels to partners, and how many have none.
+
+    The distance is the largest of the four coordinates'.
+    """
+    if not len(a):
+        return torch.zeros(0), 0
+    certain = a.scores > a.scores[-1] + 2 * score_tolerance
+    if not len(b):
+        return torch.zeros(0), int(certain.sum())
+    a = a[certain]
+    distance = (a.pred_boxes.tensor[:, None] - b.pred_boxes.tensor[None]).abs().amax(dim=2)
+    related = (a.pred_classes[:, None] == b.pred_classes[None]) & (
+        (a.scores[:, None] - b.scores[None]).abs() <= score_tolerance
+    )
+    nearest = distance.masked_fill(~related, torch.inf).amin(dim=1)
+    return nearest[nearest.isfinite()], int((~nearest.isfinite()).sum())
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ FORMATS = {".onnx": "ONNX", ".pt2": "torch.export", ".ts": "TorchScript"}
 _OPSET = 20  # DeformConv is standard since 19
 _INPUTS, _OUTPUTS = ["images", "image_sizes"], ["boxes", "scores", "classes"]
 _MAX_BATCH, _MAX_SIDE = 1024, 16384
+_METADATA_FILE = "metadata.json"  # within .pt2 and .ts
 
 
 def write_exported(network: ExportableOneNet, metadata: Metadata, path: str | Path) -> None:
@@ -58,11 +59,14 @@ def write_exported(network: ExportableOneNet, metadata: Metadata, path: str | Pa
         writers[suffix](network, metadata, str(path))
 
 
-def open_exported(path: str | Path) -> Runner:
+def open_exported(path: str | Path) -> tuple[Runner, dict[str, str]]:
     """Loads what :func:`write_exported` wrote, to be run on the CPU.
 
     Args:
         path: with an ending of :data:`FORMATS`.
+
+    Returns:
+        The detector, and the metadata: each value as json.
     """
     suffix = Path(path).suffix
     if suffix == ".onnx":
@@ -77,17 +81,19 @@ def open_exported(path: str | Path) -> Runner:
         def run_onnx(images: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, ...]:
             return tuple(session.run(_OUTPUTS, dict(zip(_INPUTS, (images, sizes), strict=True))))
 
-        return run_onnx
+        return run_onnx, dict(session.get_modelmeta().custom_metadata_map)
+    extra_files = {_METADATA_FILE: ""}
     if suffix == ".pt2":
-        module = torch.export.load(str(path)).module()
+        module = torch.export.load(str(path), extra_files=extra_files).module()
     else:
-        module = torch.jit.load(str(path), map_location="cpu")
+        module = torch.jit.load(str(path), map_location="cpu", _extra_files=extra_files)
+    content = json.loads(extra_files[_METADATA_FILE])
 
     @torch.no_grad()
     def run_torch(images: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, ...]:
         return tuple(x.numpy() for x in module(torch.from_numpy(images), torch.from_numpy(sizes)))
 
-    return run_torch
+    return run_torch, {key: json.dumps(value) for key, value in content.items()}
 
 
 def _example(metadata: Metadata) -> tuple[Tensor, Tensor]:
@@ -171,9 +177,9 @@ def _write_program(network: ExportableOneNet, metadata: Metadata, path: str) -> 
     side = metadata.size_divisibility
     shapes = _dynamic_shapes(metadata, least_cells=max([*strides, side]) // side + 1)
     program = torch.export.export(network, _example(metadata), dynamic_shapes=shapes, strict=False)
-    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(metadata.entries())})
+    torch.export.save(program, path, extra_files={_METADATA_FILE: metadata.to_json()})
 
 
 def _write_torchscript(network: ExportableOneNet, metadata: Metadata, path: str) -> None:
     traced = torch.jit.trace(network, _example(metadata), check_trace=False)
-    torch.jit.save(traced, path, _extra_files={"metadata.json": json.dumps(metadata.entries())})
+    torch.jit.save(traced, path, _extra_files={_METADATA_FILE: metadata.to_json()})
