@@ -1,0 +1,300 @@
+"""A detector in two stages, as tensors between them: the network, and what makes detections."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import get_detection_dataset_dicts
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import read_image
+from detectron2.modeling import build_model
+from detectron2.modeling.meta_arch.fcos import FCOS
+from detectron2.modeling.meta_arch.retinanet import RetinaNet
+from detectron2.structures import ImageList, Instances
+from torch import Tensor, nn
+
+from ..checkpoint import load_weights
+from ..errors import ConfigError, DataError
+from ..heads.parts import DenseHead
+from ..meta_arch import OneNet
+from ..predictor import load_predictor_config
+
+__all__ = [
+    "Detector",
+    "Network",
+    "Postprocess",
+    "build_detector",
+    "count_candidates",
+    "load_batches",
+    "without_threshold",
+]
+
+
+@dataclass(frozen=True)
+class Detector:
+    """One of the detectors that are compared.
+
+    Attributes:
+        name: in the tables.
+        config: path of its config.
+        cfg: the config.
+        model: in evaluation mode, without parts that only training uses.
+        network: the first stage, on the same weights.
+        weights: path of the checkpoint; "" for random weights.
+    """
+
+    name: str
+    config: str
+    cfg: CfgNode
+    model: nn.Module
+    network: Network
+    weights: str = ""
+
+    @property
+    def has_nms(self) -> bool:
+        """Whether it is one of Detectron2's detectors with NMS."""
+        return not isinstance(self.model, OneNet)
+
+
+def build_detector(
+    name: str,
+    config: str,
+    weights: str = "",
+    opts: Sequence[str] = (),
+    device: str = "cpu",
+    half: bool = False,
+) -> Detector:
+    """Builds the model of a config, whose datasets need not be there.
+
+    Args:
+        name: in the tables.
+        config: path of a yaml file, of a OneNet, FCOSBaseline or RetinaNet.
+        weights: path of a checkpoint of this model; "" for random weights.
+        opts: overrides, ``["KEY", "value", ...]``.
+        device: "cpu" or "cuda".
+        half: whether backbone and head compute in float16.
+
+    Raises:
+        ConfigError: config or weights are wrong, or the detector is another one.
+    """
+    cfg = load_predictor_config(config, [*opts, "MODEL.DEVICE", device, "MODEL.WEIGHTS", ""])
+    model = build_model(cfg).eval()
+    if not isinstance(model, (OneNet, FCOS, RetinaNet)):
+        raise ConfigError(
+            f"{config} has MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}; this can time"
+            " OneNet, FCOSBaseline and RetinaNet."
+        )
+    if isinstance(model, OneNet):
+        model.remove_training_parts()
+    if weights:
+        load_weights(model, weights)
+    return Detector(name, config, cfg, model, Network(model, half), weights)
+
+
+class Network(nn.Module):
+    """Normalisation, backbone and head, up to the raw outputs of the last convolutions."""
+
+    def __init__(self, model: nn.Module, half: bool = False) -> None:
+        """
+        Args:
+            model: of a :class:`Detector`; with ``half`` its backbone and head become float16.
+            half: whether these two compute in float16.
+        """
+        super().__init__()
+        self.dtype = torch.float16 if half else torch.float32
+        self.register_buffer("mean", model.pixel_mean)
+        self.register_buffer("std", model.pixel_std)
+        self.backbone = model.backbone.to(self.dtype)
+        self.head = model.head.to(self.dtype)
+        self.in_features = model.head_in_features
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """
+        Args:
+            images: (N, 3, H, W) uint8; H and W are multiples of the backbone's size_divisibility.
+
+        Returns:
+            float32 (N, C, H', W'): class logits of every level, then boxes of every level, then
+            (FCOS) centre-ness of every level.
+        """
+        pixels = ((images.float() - self.mean) / self.std).to(self.dtype)
+        features = self.backbone(pixels)
+        outputs = _raw_outputs(self.head, [features[name] for name in self.in_features])
+        return tuple(level.float() for levels in outputs for level in levels)
+
+
+def _raw_outputs(head: nn.Module, features: list[Tensor]) -> Sequence[list[Tensor]]:
+    if not isinstance(head, DenseHead):
+        return head(features)  # Detectron2's heads decode nothing
+    cls_features, box_features = head.towers(features)
+    logits = [head.cls_score(x) for x in cls_features]
+    if head.max_filter is not None:
+        joined = cls_features
+        if head.has_two_towers:
+            joined = [torch.cat(x, dim=1) for x in zip(cls_features, box_features, strict=True)]
+        logits = head.max_filter(logits, joined)
+    return logits, [head.bbox_pred(x) for x in box_features]
+
+
+class _BoxesAreThere:
+    """A head whose box predictor has been applied: the first argument of DenseHead.predict."""
+
+    def __init__(self, head: DenseHead) -> None:
+        self._head = head
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._head, name)
+
+    @staticmethod
+    def bbox_pred(boxes: Tensor) -> Tensor:
+        return boxes
+
+
+class Postprocess:
+    """From the outputs of :class:`Network` to Instances, with the model's own code.
+
+    OneNet: decoding of all boxes, top-k. FCOS and RetinaNet: Detectron2's forward_inference, that
+    is, on each level scores above the threshold and the best 1,000 of them, their boxes, then
+    class-wise NMS over all levels. Coordinates are those of the network's input.
+    """
+
+    def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
+        """
+        Args:
+            model: of a :class:`Detector`.
+            size: height and width of the images in pixels.
+        """
+        self.model, self.size = model, size
+
+    def __call__(self, outputs: Sequence[Tensor]) -> list[Instances]:
+        """
+        Args:
+            outputs: see :meth:`Network.forward`; not to be used again, since Detectron2 computes
+                some scores in place.
+
+        Returns:
+            The detections of each image, best first.
+        """
+        model = self.model
+        levels = len(model.head_in_features)
+        groups = [list(outputs[i : i + levels]) for i in range(0, len(outputs), levels)]
+        # Of the images the sizes alone are looked at, and of the features too.
+        images = ImageList(outputs[0], [self.size] * len(outputs[0]))
+        predictions: Any = groups
+        if isinstance(model, OneNet):
+            predictions = model.head.predict(_BoxesAreThere(model.head), *groups)
+        return model.forward_inference(images, groups[0], predictions)
+
+
+def without_threshold(model: nn.Module) -> nn.Module:
+    """FCOS or RetinaNet on the same weights, but with a score threshold of 0."""
+    model = copy.copy(model)
+    model.test_score_thresh = 0.0
+    return model
+
+
+@torch.inference_mode()
+def count_candidates(
+    detector: Detector, batches: Sequence[Tensor], every_candidate: bool = False
+) -> list[int]:
+    """How many boxes enter NMS, for each image.
+
+    Args:
+        detector: one with NMS; is run on all batches.
+        batches: (N, 3, H, W) uint8 each, of one size, on the detector's device.
+        every_candidate: whether to count without the score threshold.
+    """
+    model = without_threshold(detector.model) if every_candidate else detector.model
+    counts: list[int] = []
+    with _observed_candidates(model, counts):
+        postprocess = Postprocess(model, tuple(batches[0].shape[2:]))
+        for batch in batches:
+            postprocess(detector.network(batch))
+    return counts
+
+
+@contextmanager
+def _observed_candidates(model: nn.Module, counts: list[int]) -> Iterator[None]:
+    decode = model._decode_multi_level_predictions
+
+    def observed(*args: Any) -> Instances:
+        candidates = decode(*args)
+        counts.append(len(candidates))
+        return candidates
+
+    model._decode_multi_level_predictions = observed
+    try:
+        yield
+    finally:
+        del model._decode_multi_level_predictions
+
+
+def load_batches(
+    cfg: CfgNode, folder: str | None, size: tuple[int, int], batch: int, count: int = 4
+) -> list[Tensor]:
+    """Batches of real images, stretched to one size; with too few images they repeat.
+
+    Args:
+        cfg: whose DATASETS.TEST and INPUT.FORMAT are taken.
+        folder: with images, in place of DATASETS.TEST; None for the latter.
+        size: height and width in pixels.
+        batch: images a batch.
+        count: of batches.
+
+    Returns:
+        (batch, 3, H, W) uint8 each, on the CPU.
+
+    Raises:
+        ConfigError: there is no such folder.
+        DataError: there is no image, or one cannot be read.
+    """
+    files = _image_files(cfg, folder)
+    resize = T.Resize(size)
+    images = []
+    for file in files[: batch * count]:
+        try:
+            image = read_image(file, format=cfg.INPUT.FORMAT)
+        except Exception as error:  # Pillow raises anything
+            raise DataError(f"The image {file} cannot be read ({error}).") from error
+        resized = resize.get_transform(image).apply_image(image)
+        images.append(torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1))))
+    endless = itertools.cycle(images)
+    return [torch.stack(list(itertools.islice(endless, batch))) for _ in range(count)]
+
+
+def _image_files(cfg: CfgNode, folder: str | None) -> list[str]:
+    if folder is not None:
+        if not Path(folder).is_dir():
+            raise ConfigError(f"--images: there is no folder '{folder}'.")
+        files = sorted(str(path) for path in Path(folder).iterdir() if path.is_file())
+    else:
+        files = _dataset_files(cfg.DATASETS.TEST)
+    if not files:
+        raise DataError(
+            f"Real images are needed, and {folder or 'DATASETS.TEST'} has none: name a folder of"
+            " images with --images."
+        )
+    return files
+
+
+def _dataset_files(names: Sequence[str]) -> list[str]:
+    if not names:
+        return []
+    try:
+        records = get_detection_dataset_dicts(list(names), filter_empty=False)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"Real images are needed, but the dataset's file {error.filename} is missing: name a"
+            " folder of images with --images, or the datasets' folder in the environment variable"
+            " DETECTRON2_DATASETS."
+        ) from error
+    return [record["file_name"] for record in records]

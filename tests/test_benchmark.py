@@ -1,0 +1,352 @@
+"""Benchmark: order, statistics, the stages, the table. No test asserts a time."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling.postprocessing import detector_postprocess
+from PIL import Image
+
+from onenet.benchmark import (
+    COMPLETE,
+    EVERY_CANDIDATE,
+    NETWORK,
+    RUNTIMES,
+    Detector,
+    Key,
+    Postprocess,
+    Quartiles,
+    Setting,
+    Subject,
+    Times,
+    build_detector,
+    count_candidates,
+    keys_of,
+    load_batches,
+    measure,
+    prepare,
+    results,
+    round_order,
+    to_markdown,
+)
+from onenet.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+DIGITS = ROOT / "configs" / "digits"
+ONENET, RECOMMENDED, ONENET_RETINANET, POINT, FCOS, RETINANET = (
+    str(DIGITS / name)
+    for name in (
+        "onenet_fcos_R18_FPN.yaml",
+        "recommended_R18_FPN.yaml",
+        "onenet_retinanet_R18_FPN.yaml",
+        "onenet_point_R18.yaml",
+        "baseline_fcos_R18_FPN.yaml",
+        "baseline_retinanet_R18_FPN.yaml",
+    )
+)
+SIZE = (64, 96)
+
+
+def shaken(config: str) -> Detector:
+    """A detector whose random weights give scores that differ from place to place."""
+    torch.manual_seed(0)
+    detector = build_detector(Path(config).stem, config)
+    with torch.no_grad():
+        head = detector.model.head
+        head.cls_score.weight.normal_(std=0.2)
+        head.cls_score.bias.fill_(-2.0)
+        if getattr(head, "max_filter", None) is not None:
+            head.max_filter.out.weight.normal_()  # is zero at first
+    return detector
+
+
+def images(batch: int = 2) -> torch.Tensor:
+    return torch.randint(256, (batch, 3, *SIZE), dtype=torch.uint8)
+
+
+def test_quartiles() -> None:
+    assert Quartiles.of([4.0, 1.0, 2.0, 3.0, 5.0]) == Quartiles(2.0, 3.0, 4.0)
+    assert Quartiles.of([7.0]) == Quartiles(7.0, 7.0, 7.0)
+
+
+def test_rounds_visit_all_in_changing_order() -> None:
+    orders = [round_order("abcdef", i) for i in range(20)]
+    assert all(sorted(order) == list("abcdef") for order in orders)
+    assert len({tuple(order) for order in orders}) > 10
+    assert orders == [round_order("abcdef", i) for i in range(20)]
+
+
+class FakeMachine:
+    """A clock that calls of fake subjects move; all is twice as slow from some call on."""
+
+    def __init__(self) -> None:
+        self.now, self.slowness, self.calls = 0.0, 1.0, []
+
+    def subject(self, name: str, network: float, postprocess: float | None) -> Subject:
+        def run_network(batch: int) -> str:
+            self.calls.append((name, batch))
+            self.now += self.slowness * network
+            return name
+
+        def run_postprocess(outputs: str) -> None:
+            assert outputs == name
+            self.now += self.slowness * postprocess
+
+        def convert(batch: int) -> int:
+            self.now += 100.0  # must not be in any time
+            return batch
+
+        return Subject(convert, run_network, None if postprocess is None else run_postprocess)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.slowness = 2.0 if len(self.calls) >= 12 else 1.0
+
+
+def test_measure_splits_the_stages_and_leaves_out_what_does_not_count() -> None:
+    machine = FakeMachine()
+    subjects = {
+        "a": machine.subject("a", 0.003, 0.001),
+        "b": machine.subject("b", 0.001, None),
+    }
+    times = measure(
+        subjects,
+        batches=[0, 1],
+        rounds=4,
+        warm_up=1,
+        clock=lambda: machine.now,
+        sleep=machine.sleep,
+    )
+    # 12 calls are 3 rounds of two subjects, each called untimed before: the warm-up and two more
+    assert times["a"].network == pytest.approx([3.0, 3.0, 6.0, 6.0])
+    assert times["a"].postprocessing == pytest.approx([1.0, 1.0, 2.0, 2.0])
+    assert times["a"].share == pytest.approx([0.25] * 4)
+    assert times["b"].total == times["b"].network == pytest.approx([1.0, 1.0, 2.0, 2.0])
+    by_round = [set(machine.calls[i : i + 4]) for i in range(0, 20, 4)]
+    assert by_round == [{("a", i % 2), ("b", i % 2)} for i in range(5)]
+
+
+def report_of(times: dict[Key, Times], failures: dict[Key, str], order: list[Key]) -> dict:
+    setting = Setting(SIZE, batch=2, threads=1)
+    return {
+        "command": "python tools/benchmark.py",
+        "environment": {"CPU": "some", "GPU": "none"},
+        "load": [0.1, 0.9],
+        "rounds": 3,
+        "warm_up": 1,
+        "reference": "fcos",
+        "detectors": [
+            {"name": "fcos", "config": "f.yaml", "weights": "random", "nms": True, "parameters": 1},
+            {"name": "one", "config": "o.yaml", "weights": "random", "nms": False, "parameters": 2},
+        ],
+        "settings": [results(times, failures, order, setting, "fcos", {"fcos": [3, 1, 5]})],
+    }
+
+
+def test_ratios_are_those_of_the_rounds_in_the_same_runtime() -> None:
+    fcos, one = Key("fcos", "eager", NETWORK), Key("one", "eager", NETWORK)
+    other = Key("one", "openvino", COMPLETE)
+    times = {
+        fcos: Times(network=[1.0, 2.0, 4.0], total=[2.0, 4.0, 8.0]),
+        one: Times(network=[3.0, 1.0, 2.0], total=[4.0, 2.0, 6.0]),
+        other: Times(network=[1.0, 1.0, 1.0], total=[1.0, 1.0, 1.0]),
+    }
+    report = report_of(times, {}, [fcos, one, other])
+    rows = report["settings"][0]["rows"]
+    assert [row["detector"] for row in rows] == ["fcos", "one", "one"]
+    # The rounds' are 2, 0.5, 0.75 and 3, 0.5, 0.5; the quotients of the medians would be 1.
+    assert rows[1]["total_ratio"] == pytest.approx([0.625, 0.75, 1.375])
+    assert rows[1]["network_ratio"] == pytest.approx([0.5, 0.5, 1.75])
+    assert rows[0]["total_ratio"] == [1.0, 1.0, 1.0]
+    assert rows[1]["share"] == pytest.approx(0.5)
+    assert rows[1]["images_per_second"] == pytest.approx(500.0)
+    assert "total_ratio" not in rows[2]  # FCOS was not timed in this runtime
+    assert "network" not in rows[2]
+
+
+def test_table_has_every_row_and_says_what_is_random_or_failed() -> None:
+    fcos, one = Key("fcos", "eager", NETWORK), Key("one", "compile", COMPLETE)
+    times = {fcos: Times(network=[1.0] * 3, total=[2.0] * 3)}
+    text = to_markdown(report_of(times, {one: "failed: no | compiler"}, [fcos, one]))
+    lines = text.splitlines()
+    (header,) = [line for line in lines if "its share" in line]
+    rows = [line for line in lines if line.startswith(("| fcos | eager", "| one | compile"))]
+    assert [line.count("|") for line in rows] == [header.count("|")] * 2
+    assert "| 1.00 (1.00 to 1.00) | 1.00 (1.00 to 1.00) | 50 % | 2.00 (2.00 to 2.00) |" in rows[0]
+    assert "failed: no / compiler" in rows[1]
+    assert "**Random weights: fcos, one.**" in text
+    assert "What enters the NMS of fcos " in text
+    assert "fcos 3 (1 to 5)" in text
+
+
+@pytest.mark.parametrize(
+    "config", [ONENET, RECOMMENDED, ONENET_RETINANET, POINT, FCOS, RETINANET], ids=Path
+)
+def test_the_stages_are_the_model(config: str) -> None:
+    detector, batch = shaken(config), images()
+    with torch.inference_mode():
+        expected = detector.model([{"image": image} for image in batch])
+        found = Postprocess(detector.model, SIZE)(detector.network(batch))
+        found = [detector_postprocess(image, *SIZE) for image in found]  # is not timed
+    for ours, theirs in zip(found, expected, strict=True):
+        theirs = theirs["instances"]
+        assert len(ours) == len(theirs) > 0
+        torch.testing.assert_close(ours.scores, theirs.scores)
+        assert ours.pred_classes.equal(theirs.pred_classes)
+        torch.testing.assert_close(ours.pred_boxes.tensor, theirs.pred_boxes.tensor)
+
+
+def test_candidates_are_counted() -> None:
+    detector, batch = shaken(FCOS), images()
+    used = count_candidates(detector, [batch])
+    every = count_candidates(detector, [batch], every_candidate=True)
+    # Levels of 16 x 24, 8 x 12, 4 x 6, 2 x 3 locations, 10 classes, at most 1,000 each
+    assert every == [1000 + 960 + 240 + 60] * 2
+    assert all(0 < a < b for a, b in zip(used, every, strict=True))
+    assert detector.model.test_score_thresh == 0.05
+    assert "_decode_multi_level_predictions" not in vars(detector.model)
+
+
+def test_keys() -> None:
+    detectors = [build_detector("one", ONENET), build_detector("fcos", FCOS)]
+    keys = keys_of(detectors, ["eager", "openvino"], every_candidate=True)
+    assert keys == [
+        Key("one", "eager", NETWORK),
+        Key("fcos", "eager", NETWORK),
+        Key("fcos", "eager", EVERY_CANDIDATE),
+        Key("one", "openvino", NETWORK),
+        Key("one", "openvino", COMPLETE),
+        Key("fcos", "openvino", NETWORK),
+    ]
+
+
+def test_a_runtime_that_is_missing_or_breaks_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("no\ncompiler")
+
+    def wrong(module: torch.nn.Module, **kwargs: object) -> object:
+        return lambda x: [y + 1 for y in module(x)]
+
+    detectors, batch = [shaken(FCOS)], images(1)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    arguments = (["eager", "compile", "onnxruntime"], Setting(SIZE, 1, 1), batch, tmp_path)
+    name = detectors[0].name
+    for compiler, reason in ((broken, "failed: no compiler"), (wrong, "off that of eager mode")):
+        monkeypatch.setattr(torch, "compile", compiler)
+        subjects, failures = prepare(detectors, *arguments)
+        assert list(subjects) == [Key(name, "eager", NETWORK)]
+        assert failures[Key(name, "onnxruntime", NETWORK)] == "not installed: onnxruntime"
+        assert reason in failures[Key(name, "compile", NETWORK)]
+
+
+@pytest.mark.slow
+def test_compiled_and_exported_detectors_find_the_same(tmp_path: Path) -> None:
+    for name in ("onnx", "onnxscript", "onnxruntime", "openvino"):
+        pytest.importorskip(name)
+    detectors, batch = [shaken(RECOMMENDED), shaken(FCOS)], images(1)
+    setting = Setting(SIZE, batch=1, threads=1)
+    subjects, failures = prepare(detectors, RUNTIMES, setting, batch, tmp_path)
+    assert not failures
+    assert list(subjects) == keys_of(detectors, RUNTIMES, every_candidate=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three images of unlike sizes."""
+    path = tmp_path / "images"
+    path.mkdir()
+    for i in range(3):
+        pixels = np.full((40 + i, 50, 3), 10 * i, dtype=np.uint8)
+        Image.fromarray(pixels).save(path / f"{i}.png")
+    return path
+
+
+def test_batches_are_the_images_in_turn(folder: Path) -> None:
+    cfg = build_detector("fcos", FCOS).cfg
+    batches = load_batches(cfg, str(folder), SIZE, batch=2, count=2)
+    assert [tuple(batch.shape) for batch in batches] == [(2, 3, *SIZE)] * 2
+    values = [int(image.float().mean()) for batch in batches for image in batch]
+    assert values == [0, 10, 20, 0]
+    with pytest.raises(ConfigError, match="no folder"):
+        load_batches(cfg, str(folder / "absent"), SIZE, batch=2)
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    """tools/benchmark.py as a module."""
+    spec = importlib.util.spec_from_file_location(
+        "benchmark_script", ROOT / "tools" / "benchmark.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def start(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(sys, "argv", ["tools/benchmark.py", *words])
+    monkeypatch.setattr(script.logging, "disable", lambda level: None)
+    try:
+        script.main()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_run_in_eager_mode(
+    script: ModuleType,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    weights = tmp_path / "fcos.pth"
+    torch.save({"model": shaken(FCOS).model.state_dict()}, weights)
+    output = tmp_path / "out"
+    start(
+        *(script, monkeypatch, ONENET, FCOS, "--weights", f"{FCOS}={weights}"),
+        *("--images", str(folder), "--sizes", "64x96", "--batch", "1", "2", "--rounds", "2"),
+        *("--warm-up", "0", "--runtimes", "eager", "--output", str(output)),
+    )
+    report = json.loads((output / "benchmark.json").read_text())
+    assert [(s["size"], s["batch"]) for s in report["settings"]] == [([64, 96], 1), ([64, 96], 2)]
+    for setting in report["settings"]:
+        assert [(r["detector"], r["failure"]) for r in setting["rows"]] == [
+            ("onenet_fcos_R18_FPN", None),
+            ("baseline_fcos_R18_FPN", None),
+        ]
+        assert all(len(row["samples"]["total"]) == 2 for row in setting["rows"])
+        assert len(setting["candidates"]["baseline_fcos_R18_FPN"]) == 4 * setting["batch"]
+    text = (output / "benchmark.md").read_text()
+    assert text in capsys.readouterr().out
+    assert "**Random weights: onenet_fcos_R18_FPN.**" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--sizes", "12x8x9"], "'12x8x9' is no size"),
+        (["--sizes", "100"], "100x100 is no multiple of 32"),
+        (["--weights", "other.yaml=x.pth"], "'other.yaml=x.pth' is not CONFIG=FILE"),
+        (["--weights", f"{ONENET}=absent.pth"], "there is no file 'absent.pth'"),
+        (["--reference", "other.yaml"], "'other.yaml' is not among the configs"),
+        ([], "no FCOSBaseline is among the configs"),
+        (["--half"], "--half needs --device cuda"),
+        (["--rounds", "0"], "--rounds is 0"),
+        (["--batch", "1", "0"], "--batch is 0"),
+    ],
+)
+def test_errors_name_the_cure(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as error:
+        start(script, monkeypatch, ONENET, *words)
+    assert message in str(error.value)
