@@ -172,6 +172,73 @@ def test_bad_annotations(run, folder: Path, tmp_path: Path) -> None:
     assert "not in COCO's format" in usage_error(run, *words, tmp_path / "list.json")
     assert "give --json too" in usage_error(run, folder, "--annotations", tmp_path / "list.json")
     assert not (tmp_path / "results.json").exists()
+    for categories in (None, 5, [{"id": 17}], [{"id": float("inf"), "name": "cat"}]):
+        content = {"images": [], "categories": categories}
+        (tmp_path / "set.json").write_text(json.dumps(content))
+        assert "not in COCO's format" in usage_error(run, *words, tmp_path / "set.json")
+
+
+@pytest.fixture
+def run_without_ids(make_model, capsys) -> Callable[..., tuple[int, str, str]]:
+    """As ``run``, with a model that was exported without its data set at hand."""
+    model = str(make_model(category_ids=None))
+
+    def command(*words: str | Path) -> tuple[int, str, str]:
+        return cli.main([model, *map(str, words)]), *capsys.readouterr()
+
+    return command
+
+
+def _categories(path: Path, **ids: int) -> Path:
+    """Annotations of the image 1.png with these categories."""
+    categories = [{"id": i, "name": name.rstrip("_")} for name, i in ids.items()]
+    images = [{"id": 77, "file_name": "1.png"}]
+    path.write_text(json.dumps({"images": images, "categories": categories}))
+    return path
+
+
+def test_category_ids_of_annotations(run_without_ids, folder: Path, tmp_path: Path) -> None:
+    annotations = _categories(tmp_path / "set.json", dog=5, bird=1, cat=9)
+    path = tmp_path / "results.json"
+    words = (folder / "1.png", "--json", path, "--annotations", annotations)
+    assert run_without_ids(*words)[0] == 0
+    results = json.loads(path.read_text())
+    assert [r["category_id"] for r in results] == [5, 9, 5]
+    assert {r["image_id"] for r in results} == {77}
+
+
+def test_category_ids_that_nothing_tells(run_without_ids, folder: Path, tmp_path: Path) -> None:
+    words = (folder / "1.png", "--json", tmp_path / "results.json")
+    assert "with --annotations, or export it again" in usage_error(run_without_ids, *words)
+    assert run_without_ids(folder / "1.png")[0] == 0
+    annotations = _categories(tmp_path / "set.json", dog=5)
+    error = usage_error(run_without_ids, *words, "--annotations", annotations)
+    assert "class 'cat' is not among the categories of" in error
+    _categories(annotations, cat=1, dog=5, dog_=6)
+    error = usage_error(run_without_ids, *words, "--annotations", annotations)
+    assert "'dog' is the name of 1 of the model's classes and 2 of the categories" in error
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_equal_class_names(make_model, folder: Path, tmp_path: Path, capsys) -> None:
+    model = make_model(category_ids=None, class_names=["cat", "cat"])
+    annotations = _categories(tmp_path / "set.json", cat=1)
+    words = [model, folder, "--json", tmp_path / "results.json", "--annotations", annotations]
+    assert cli.main(list(map(str, words))) == 2
+    assert "'cat' is the name of 2 of the model's classes" in capsys.readouterr().err
+
+
+def test_category_ids_of_model_and_annotations(run, folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    # The names have other ids, but the model's are nobody else's.
+    annotations = _categories(tmp_path / "set.json", cat=1, dog=2)
+    words = (folder / "1.png", "--json", path, "--annotations", annotations)
+    assert run(*words)[0] == 0
+    assert [r["category_id"] for r in json.loads(path.read_text())] == [18, 17, 18]
+    path.unlink()
+    _categories(annotations, cat=17, bird=18, dog=2)
+    assert "category 18 is 'dog' in the model, but 'bird' in" in usage_error(run, *words)
+    assert not path.exists()
 
 
 def test_ids_of_names(run, folder: Path, tmp_path: Path) -> None:
@@ -213,6 +280,35 @@ def test_usage_errors(run, folder: Path, tmp_path: Path) -> None:
     assert len(list(folder.iterdir())) == 3
 
 
+def test_pattern_of_folders(run, folder: Path) -> None:
+    (folder / "2.folder").mkdir()
+    assert "No file matches the pattern" in usage_error(run, folder.parent / "image*")
+    assert "No file matches the pattern" in usage_error(run, folder / "1.png", folder / "*.folder")
+    code, stdout, stderr = run(folder / "2.*")
+    assert code == 0 and stderr == "" and "1 image, " in stdout
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that root cannot fill")
+def test_folders_that_cannot_be_written(run, folder: Path, tmp_path: Path) -> None:
+    for words in (("--output", "/proc/self"), ("--json", "/proc/self/p.json")):
+        assert "No file can be written in the folder /proc/self (" in usage_error(
+            run, folder, *words
+        )
+    out = tmp_path / "drawn"
+    assert run(folder / "1.png", "--output", out, "--json", tmp_path / "json" / "p.json")[0] == 0
+    assert [path.name for path in out.iterdir()] == ["1.png"]
+    assert [path.name for path in (tmp_path / "json").iterdir()] == ["p.json"]
+
+
+def test_json_that_is_a_folder(run, folder: Path, tmp_path: Path, capsys) -> None:
+    drawn = tmp_path / "drawn"
+    assert "is a folder" in usage_error(run, folder, "--output", drawn, "--json", drawn)
+    with pytest.raises(SystemExit) as caught:
+        run(folder, "--json", f"{tmp_path}/new/")
+    assert caught.value.code == 2 and "is not the name of a file" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(
     "words", [("--threshold", "2"), ("--threshold", "high"), ("--batch", "0"), ("--batch", "x")]
 )
@@ -234,6 +330,17 @@ def test_missing_files(run, folder: Path, tmp_path: Path) -> None:
     code, stdout, stderr = run(tmp_path / "a.jpg", tmp_path / "b.mp4", folder / "1.png")
     assert code == 1 and "1 image, 2 detections" in stdout
     assert "a.jpg does not exist" in stderr and "b.mp4 does not exist" in stderr
+
+
+def test_exit_codes_are_as_told(run, tmp_path: Path, runtime_folder: Path, capsys) -> None:
+    assert run(tmp_path / "nosuch.jpg")[0] == 1
+    assert run("webcam:99")[0] == 1
+    with pytest.raises(SystemExit):
+        run("--help")
+    for text in (capsys.readouterr().out, (runtime_folder / "README.md").read_text()):
+        words = " ".join(text.split())
+        assert "some or all inputs failed" in words and "nothing was done" not in words
+        assert "the command line or the model is wrong" in words and "141" in words
 
 
 def test_webcam_that_is_not_there(run, folder: Path) -> None:
@@ -339,3 +446,53 @@ def test_as_a_module(make_model, folder: Path, runtime_folder: Path) -> None:
         text=True,
     )
     assert result.returncode == 0 and result.stderr == "" and "3 images" in result.stdout
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(("kind", "kept"), [("images", 3), ("drive.avi", 21)])
+def test_broken_pipe(
+    kind: str, kept: int, unbuffered: str, make_model, folder: Path, video: Path, runtime_folder
+) -> None:
+    path = folder.parent / "results.json"
+    words = [str(make_model()), str(folder.parent / kind), "--json", str(path)]
+    reader, writer = os.pipe()
+    os.close(reader)  # the first line that is printed finds nobody
+    result = subprocess.run(
+        [sys.executable, "-m", "onenet_runtime", *words, "--device", "cpu"],
+        env={**os.environ, "PYTHONPATH": str(runtime_folder), "PYTHONUNBUFFERED": unbuffered},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writer)
+    assert result.returncode == 141 and result.stderr == ""
+    assert len(json.loads(path.read_text())) == kept
+
+
+def test_broken_pipe_of_stderr(make_model, folder: Path, runtime_folder: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [str(make_model()), str(folder / "nosuch.jpg"), str(folder / "1.png")]
+    result = subprocess.run(
+        [sys.executable, "-m", "onenet_runtime", *words, "--device", "cpu"],
+        env={**os.environ, "PYTHONPATH": str(runtime_folder)},
+        stdout=subprocess.PIPE,
+        stderr=writer,
+        text=True,
+    )
+    os.close(writer)
+    assert result.returncode == 141 and "1 image, " in result.stdout
+
+
+def test_json_is_written_whatever_ends_the_run(
+    make_model, folder: Path, tmp_path: Path, monkeypatch
+) -> None:
+    def fail(*args):
+        raise MemoryError
+
+    path = tmp_path / "results.json"
+    monkeypatch.setattr(cli, "draw_detections", fail)
+    with pytest.raises(MemoryError):
+        words = [make_model(), folder, "--json", path, "--output", tmp_path / "drawn"]
+        cli.main(list(map(str, words)))
+    assert len(json.loads(path.read_text())) == 3

@@ -170,23 +170,60 @@ def test_model_errors(make_model, tmp_path: Path) -> None:
     assert "has the export format 2, newer than 1" in error_of(make_model(onenet_format=2))
 
 
+@pytest.mark.parametrize("suffix", [".ts", ".pt2"])
+def test_models_of_pytorch(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"model{suffix}"
+    torch.jit.save(torch.jit.script(torch.nn.ReLU()), str(path))
+    text = error_of(path)
+    assert "is a model for PyTorch, not ONNX" in text and "a name that ends in .onnx" in text
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("class_names", None),
         ("class_names", []),
+        ("class_names", "ab"),
+        ("class_names", ["cat", 2]),
         ("category_ids", [1]),
+        ("category_ids", [1, 2.5]),
+        ("category_ids", [1, True]),
+        ("category_ids", 17),
         ("thresholds", [0.1, 0.2, 0.3]),
+        ("thresholds", [0.1, float("nan")]),
+        ("thresholds", [0.1, 1.5]),
+        ("thresholds", [-0.1, 0.5]),
+        ("thresholds", ["0.1", "0.2"]),
         ("thresholds", "high"),
         ("input_format", "GBR"),
         ("min_size", "small"),
+        ("min_size", -1),
+        ("min_size", float("inf")),
+        pytest.param("min_size", 10**400, id="min_size-huge"),
         ("max_size", 0),
+        ("max_size", True),
         ("size_divisibility", 0),
+        ("max_detections", 0),
+        ("precision", 32),
         ("onenet_format", "new"),
+        ("onenet_format", 0),
+        ("onenet_format", 1.5),
     ],
 )
 def test_broken_metadata(key: str, value, make_model) -> None:
     assert f"lacks a valid value of {key} " in error_of(make_model(**{key: value}))
+
+
+def test_class_without_a_name(make_model, make_image) -> None:
+    detector = Detector(make_model(class_names=["cat"], category_ids=[17]))
+    with pytest.raises(ModelError, match="has found the class 1, but .* export it again"):
+        detector(make_image())
+
+
+def test_unknown_category_ids(make_model, make_image) -> None:
+    detector = Detector(make_model(category_ids=None))
+    assert detector.metadata.category_ids is None
+    assert detector(make_image()).names == ["dog", "cat"]
 
 
 def test_another_models_inputs(make_model) -> None:

@@ -102,6 +102,38 @@ def test_progressive_jpeg_and_what_cameras_append(tmp_path: Path, make_image) ->
     np.testing.assert_array_equal(read_image(path), expected)
 
 
+def _with_fill_bytes(jpeg: bytes) -> bytes:
+    """A JPEG with three bytes 0xFF ahead of each marker up to the pixels."""
+    parts, position = [jpeg[:2]], 2
+    while jpeg[position + 1] != 0xDA:
+        end = position + 2 + int.from_bytes(jpeg[position + 2 : position + 4], "big")
+        parts.append(jpeg[position:end])
+        position = end
+    return (b"\xff" * 3).join([*parts, jpeg[position:]])
+
+
+def test_jpeg_with_fill_bytes(tmp_path: Path, make_image) -> None:
+    path = tmp_path / "image.jpg"
+    path.write_bytes(_jpeg_with_thumbnail(make_image(200, 300)))
+    expected = read_image(path)
+    data = _with_fill_bytes(path.read_bytes())
+    path.write_bytes(data)
+    np.testing.assert_array_equal(read_image(path), expected)
+    path.write_bytes(data[:-200])
+    assert "its end of image is missing" in message(read_image, path)
+
+
+@pytest.mark.parametrize(("suffix", "needed"), [(".gif", (4, 12)), (".webp", (4, 11))])
+def test_animation(suffix: str, needed: tuple[int, int], tmp_path: Path) -> None:
+    path = tmp_path / f"animation{suffix}"
+    first, *others = (Image.new("RGB", (20, 20), color) for color in ("red", "lime", "blue"))
+    first.save(path, save_all=True, append_images=others)
+    if tuple(map(int, cv2.__version__.split(".")[:2])) < needed:
+        message(read_image, path)
+    else:
+        np.testing.assert_allclose(read_image(path)[10, 10], (0, 0, 255), atol=5)
+
+
 def test_too_many_pixels(tmp_path: Path) -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (

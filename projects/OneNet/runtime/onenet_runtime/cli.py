@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -17,17 +19,12 @@ from typing import Any, TypeVar
 import cv2
 import numpy as np
 
-from .coco import (
-    find_image_id,
-    image_ids_of_annotations,
-    image_ids_of_names,
-    to_results,
-    write_json,
-)
+from .coco import Annotations, image_ids_of_names, to_results, write_json
 from .detector import Detections, Detector, Threshold
 from .draw import draw_detections
 from .errors import AnnotationsError, ImageError, ModelError
 from .images import read_image
+from .metadata import ModelMetadata
 from .sources import Source, UsageError, expand, output_names
 
 __all__ = ["main"]
@@ -42,8 +39,8 @@ inputs:
   drive.mp4            a video
   0, webcam:0          the first webcam; Ctrl-C, or q in the window, ends it
 
-exit code: 0 all done, 1 some inputs failed (listed at the end), 2 nothing done, the command line or
-the model is wrong, 130 interrupted (what was done is kept)
+exit code: 0 all done, 1 some or all inputs failed (listed at the end), 2 the command line or the
+model is wrong, 130 interrupted, 141 nobody reads the output any more; what was done is kept
 """
 _DEVICES = {
     "auto": None,
@@ -52,6 +49,7 @@ _DEVICES = {
 }
 _WINDOW = "onenet-detect"
 _DEFAULT_FPS = 30.0  # of a video that does not tell
+_INTERRUPTED, _BROKEN_PIPE = 130, 141  # 128 and the number of the signal, as in a shell
 
 
 class _Quit(Exception):
@@ -74,7 +72,7 @@ class _Run:
     detector: Detector
     batch: int
     show: bool
-    collect: bool
+    category_ids: Sequence[int] | None  # for the results; None for no results
     results: list[dict[str, Any]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     frames: int = 0
@@ -86,10 +84,9 @@ class _Run:
         start = time.perf_counter()
         found = self.detector(images, threshold=0.0)
         self.seconds += time.perf_counter() - start
-        if self.collect:
-            category_ids = self.detector.metadata.category_ids
+        if self.category_ids is not None:
             for detections, image_id in zip(found, image_ids, strict=True):
-                self.results += to_results(detections, image_id, category_ids)
+                self.results += to_results(detections, image_id, self.category_ids)
         shown = [self.detector.select(detections) for detections in found]
         self.frames += len(shown)
         self.objects += sum(len(detections.scores) for detections in shown)
@@ -109,22 +106,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     _silence_opencv()
     try:
         detector = Detector(args.model, args.threshold, _providers(args.device))
-        jobs, failures = _plan(args)
+        run, jobs = _plan(args, detector)
     except ValueError as error:  # all errors of this package are
         print(f"error: {error}", file=sys.stderr)
         return 2
-    run = _Run(detector, args.batch, args.show, args.json is not None, failures=failures)
-    start = time.perf_counter()
-    interrupted = False
     try:
-        _run_jobs(run, jobs)
-    except _Quit:
-        pass
-    except KeyboardInterrupt:
-        interrupted = True
-        print("interrupted: what was done until now is kept", file=sys.stderr)
-    _finish(run, args.json, time.perf_counter() - start)
-    return 130 if interrupted else int(bool(run.failures))
+        interrupted = _execute(run, jobs, args.json)
+        _report_failures(run)
+    except BrokenPipeError:  # the reader of stdout or stderr has gone, as in "| head -1"
+        with suppress(BrokenPipeError):
+            _report_failures(run)
+        _drop_output()
+        return _BROKEN_PIPE
+    return _INTERRUPTED if interrupted else int(bool(run.failures))
 
 
 def _silence_opencv() -> None:
@@ -145,12 +139,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="draw the detections there")
     parser.add_argument(
         "--json",
-        type=Path,
+        type=_file,
         metavar="FILE",
         help="write all detections there, whatever the threshold, in COCO's results format",
     )
     parser.add_argument(
-        "--annotations", type=Path, metavar="FILE", help="COCO annotations to take image ids from"
+        "--annotations",
+        type=Path,
+        metavar="FILE",
+        help="COCO annotations to take image ids from, and category ids where the model has none",
     )
     parser.add_argument(
         "--threshold",
@@ -168,6 +165,13 @@ def _parser() -> argparse.ArgumentParser:
         help="auto, cpu, cuda or an execution provider of ONNX Runtime by name (default: auto)",
     )
     return parser
+
+
+def _file(text: str) -> Path:
+    with _argument_error(text, "the name of a file"):
+        if text.endswith(("/", os.sep)):  # which Path would leave out
+            raise ValueError
+    return Path(text)
 
 
 def _threshold(text: str) -> Threshold:
@@ -200,18 +204,20 @@ def _providers(device: str) -> list[str] | None:
     return _DEVICES[device] if device in _DEVICES else [device]
 
 
-def _plan(args: argparse.Namespace) -> tuple[list[_Job], list[str]]:
-    """The jobs, and why some inputs are none; makes the folders of the results.
+def _plan(args: argparse.Namespace, detector: Detector) -> tuple[_Run, list[_Job]]:
+    """The jobs, and the run with the failures of inputs that are none; makes the folders.
 
     Raises:
         UsageError: the outputs would overwrite something, or cannot be.
-        AnnotationsError: the file of annotations is missing or broken.
+        AnnotationsError: the file of annotations is missing or broken, or not of this model.
     """
     if args.annotations and not args.json:
-        raise UsageError("--annotations is for the image ids in --json: give --json too.")
+        raise UsageError("--annotations is for the ids in --json: give --json too.")
     sources = expand(args.inputs)
     outputs = [args.output / n if args.output else None for n in output_names(sources)]
-    image_ids, failures = _image_ids(sources, args.annotations)
+    annotations = Annotations.read(args.annotations) if args.annotations else None
+    category_ids = _category_ids(detector.metadata, annotations, args) if args.json else None
+    image_ids, failures = _image_ids(sources, annotations)
     jobs = [
         _Job(source, image_ids[source], output)
         for source, output in zip(sources, outputs, strict=True)
@@ -220,11 +226,28 @@ def _plan(args: argparse.Namespace) -> tuple[list[_Job], list[str]]:
     _check_outputs(args, sources, jobs)
     if args.show:
         _open_window()
-    return jobs, failures
+    return _Run(detector, args.batch, args.show, category_ids, failures=failures), jobs
+
+
+def _category_ids(
+    metadata: ModelMetadata, annotations: Annotations | None, args: argparse.Namespace
+) -> Sequence[int]:
+    """The ids of the model's classes; without any in the model, those of the annotations."""
+    ids = metadata.category_ids
+    if ids is None:
+        if annotations is None:
+            raise UsageError(
+                f"{args.model} does not have the category ids that --json needs: give annotations"
+                " of its data set with --annotations, or export it again where the data set is."
+            )
+        return annotations.find_category_ids(metadata.class_names)
+    if annotations is not None:
+        annotations.check_category_ids(metadata.class_names, ids)
+    return ids
 
 
 def _image_ids(
-    sources: list[Source], annotations: Path | None
+    sources: list[Source], annotations: Annotations | None
 ) -> tuple[dict[Source, int | str], list[str]]:
     """The id of each source, and why some have none."""
     ids: dict[Source, int | str] = {}
@@ -234,10 +257,9 @@ def _image_ids(
     if annotations is None:
         ids.update(zip(images, image_ids_of_names(paths), strict=True))
     else:
-        known = image_ids_of_annotations(annotations)
         for source, path in zip(images, paths, strict=True):
             try:
-                ids[source] = find_image_id(path, known, annotations)
+                ids[source] = annotations.find_image_id(path)
             except AnnotationsError as error:
                 failures.append(str(error))
     videos = [source for source in sources if not source.is_image]
@@ -247,7 +269,7 @@ def _image_ids(
 
 
 def _check_outputs(args: argparse.Namespace, sources: list[Source], jobs: list[_Job]) -> None:
-    """Raises UsageError where a result would overwrite an input; makes the folders."""
+    """Makes the folders; raises UsageError where a result would overwrite an input or cannot be."""
     read = [Path(args.model), *([args.annotations] if args.annotations else [])]
     read += [source.location for source in sources if isinstance(source.location, Path)]
     inputs = {path.resolve() for path in read}
@@ -255,14 +277,30 @@ def _check_outputs(args: argparse.Namespace, sources: list[Source], jobs: list[_
     for path in written:
         if path.resolve() in inputs:
             raise UsageError(f"{path} is an input and would be overwritten: write elsewhere.")
+    if args.output:
+        _make_folder(args.output)
+    if args.json:
+        _make_folder(args.json.parent)
+    for path in written:
         if path.is_dir():
             raise UsageError(f"{path} is a folder: give another name of a file.")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(
-                f"The folder {path.parent} cannot be made ({error.strerror}): choose another."
-            ) from None
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes a folder unless it is there, and tries to write a file in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"The folder {folder} cannot be made ({error.strerror}): choose another."
+        ) from None
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".onenet-detect-") as file:
+            file.write(b"a full disk refuses this")
+    except OSError as error:
+        raise UsageError(
+            f"No file can be written in the folder {folder} ({error.strerror}): choose another."
+        ) from None
 
 
 def _open_window() -> None:
@@ -283,6 +321,8 @@ def _run_jobs(run: _Run, jobs: list[_Job]) -> None:
         if not job.source.is_image:
             try:
                 _run_video(run, job)
+            except BrokenPipeError:  # an OSError, but of stdout
+                raise
             except (ImageError, ModelError, OSError) as error:
                 run.fail(error)
 
@@ -370,7 +410,8 @@ def _run_video(run: _Run, job: _Job) -> None:
         capture.release()
         frames = _plural(run.frames - before, "frame")
         if run.frames > before:
-            print(f"{job.source}: {frames}, {_plural(run.objects - objects, 'detection')}")
+            detections = _plural(run.objects - objects, "detection")
+            print(f"{job.source}: {frames}, {detections}", flush=True)
     if run.frames == before:
         raise ImageError(f"{job.source} has no frame that can be decoded: copy or convert it.")
 
@@ -431,22 +472,58 @@ class _VideoWriter:
             self._writer.release()
 
 
-def _finish(run: _Run, json_path: Path | None, elapsed: float) -> None:
-    """Writes the results, prints speed and failures."""
-    if json_path is not None:
-        try:
-            write_json(json_path, run.results)
-        except OSError as error:
-            run.fail(
-                OSError(f"{json_path} cannot be written ({error.strerror}): choose another file.")
-            )
+def _execute(run: _Run, jobs: list[_Job], json_path: Path | None) -> bool:
+    """Runs the jobs, writes the results however that ends, prints the speed.
+
+    Returns:
+        Whether the user has interrupted it.
+    """
+    start = time.perf_counter()
+    interrupted = False
+    try:
+        _run_jobs(run, jobs)
+    except _Quit:
+        pass
+    except KeyboardInterrupt:
+        interrupted = True
+        print("interrupted: what was done until now is kept", file=sys.stderr)
+    finally:
+        _write_results(run, json_path)
+    _report_speed(run, time.perf_counter() - start)
+    return interrupted
+
+
+def _write_results(run: _Run, path: Path | None) -> None:
+    if path is None:
+        return
+    try:
+        write_json(path, run.results)
+    except OSError as error:
+        run.fail(OSError(f"{path} cannot be written ({error.strerror}): choose another file."))
+
+
+def _report_speed(run: _Run, elapsed: float) -> None:
     if run.frames:
         print(
             f"{_plural(run.frames, 'image')}, {_plural(run.objects, 'detection')};"
             f" {run.frames / run.seconds:.1f} images a second in detection,"
-            f" {run.frames / elapsed:.1f} overall"
+            f" {run.frames / elapsed:.1f} overall",
+            flush=True,
         )
+
+
+def _report_failures(run: _Run) -> None:
     if run.failures:
         print(f"{_plural(len(run.failures), 'input')} failed:", file=sys.stderr)
         for failure in run.failures:
             print(f"  {failure}", file=sys.stderr)
+
+
+def _drop_output() -> None:
+    """Sends stdout and stderr nowhere where nobody reads them: Python's last flush would fail."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,7 @@ from .detector import Detections
 from .errors import AnnotationsError
 
 __all__ = [
-    "find_image_id",
-    "image_ids_of_annotations",
+    "Annotations",
     "image_ids_of_names",
     "to_results",
     "write_json",
@@ -44,46 +44,94 @@ def to_results(
     return results
 
 
-def image_ids_of_annotations(path: Path) -> dict[str, int]:
-    """The id of each ``file_name`` in a file of COCO annotations.
+@dataclass(frozen=True)
+class Annotations:
+    """What a file of COCO annotations says of its images and categories.
 
-    Raises:
-        AnnotationsError: the file is missing or not in COCO's format.
+    Attributes:
+        path: of the file, for messages.
+        image_ids: the id of each ``file_name``.
+        categories: id and name of each category.
     """
-    try:
-        images = json.loads(path.read_text(encoding="utf-8"))["images"]
-        return {str(image["file_name"]): image["id"] for image in images}
-    except OSError as error:
+
+    path: Path
+    image_ids: dict[str, int]
+    categories: list[tuple[int, str]]
+
+    @classmethod
+    def read(cls, path: Path) -> Annotations:
+        """Reads a file.
+
+        Raises:
+            AnnotationsError: the file is missing or not in COCO's format.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            image_ids = {str(image["file_name"]): image["id"] for image in content["images"]}
+            categories = [(int(c["id"]), str(c["name"])) for c in content.get("categories", [])]
+        except OSError as error:
+            raise AnnotationsError(
+                f"{path} cannot be read ({error.strerror}): check the path of the annotations."
+            ) from None
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+            raise AnnotationsError(
+                f"{path} is not in COCO's format: it needs a list 'images', each with 'file_name'"
+                " and 'id', and a list 'categories', each with 'name' and 'id'."
+            ) from None
+        return cls(path, image_ids, categories)
+
+    def find_image_id(self, path: Path) -> int:
+        """The id of an image, whose path ends in the ``file_name`` of the annotations.
+
+        Raises:
+            AnnotationsError: the annotations have no such image.
+        """
+        parts = path.absolute().parts
+        for start in range(len(parts)):
+            name = "/".join(parts[start:])
+            if name in self.image_ids:
+                return self.image_ids[name]
         raise AnnotationsError(
-            f"{path} cannot be read ({error.strerror}): check the path of the annotations."
-        ) from None
-    except (ValueError, KeyError, TypeError):
-        raise AnnotationsError(
-            f"{path} is not in COCO's format: it needs a list 'images', each with 'file_name' and"
-            " 'id'."
-        ) from None
+            f"{path} is not among the images of {self.path}: leave it out, or give the annotations"
+            " of its data set."
+        )
 
+    def find_category_ids(self, class_names: Sequence[str]) -> list[int]:
+        """The ids of the categories that have the names of a model's classes.
 
-def find_image_id(path: Path, ids: dict[str, int], annotations: Path) -> int:
-    """The id of an image, whose path ends in the ``file_name`` of the annotations.
+        Raises:
+            AnnotationsError: a name has no category, or several, or several classes have it.
+        """
+        return [self._find_category_id(name, class_names.count(name)) for name in class_names]
 
-    Args:
-        path: of the image.
-        ids: see :func:`image_ids_of_annotations`.
-        annotations: path of the annotations, for the message.
+    def _find_category_id(self, name: str, classes: int) -> int:
+        ids = [category_id for category_id, other in self.categories if other == name]
+        if not ids:
+            raise AnnotationsError(
+                f"The model's class {name!r} is not among the categories of {self.path}: give the"
+                " annotations of the data set that it was trained on."
+            )
+        if len(ids) > 1 or classes > 1:
+            raise AnnotationsError(
+                f"{name!r} is the name of {classes} of the model's classes and {len(ids)} of the"
+                f" categories of {self.path}: give annotations and a model with one of each."
+            )
+        return ids[0]
 
-    Raises:
-        AnnotationsError: the annotations have no such image.
-    """
-    parts = path.absolute().parts
-    for start in range(len(parts)):
-        name = "/".join(parts[start:])
-        if name in ids:
-            return ids[name]
-    raise AnnotationsError(
-        f"{path} is not among the images of {annotations}: leave it out, or give the annotations"
-        " of its data set."
-    )
+    def check_category_ids(self, class_names: Sequence[str], category_ids: Sequence[int]) -> None:
+        """Checks that a model's ids are not those of other categories; one may be absent.
+
+        Raises:
+            AnnotationsError: the category of an id has another name than the class.
+        """
+        names = dict(self.categories)
+        for name, category_id in zip(class_names, category_ids, strict=True):
+            other = names.get(category_id, name)
+            if other != name:
+                raise AnnotationsError(
+                    f"The category {category_id} is {name!r} in the model, but {other!r} in"
+                    f" {self.path}: give the annotations of the data set that it was trained on."
+                )
 
 
 def image_ids_of_names(paths: Sequence[Path]) -> list[int | str]:

@@ -24,6 +24,7 @@ Provider: TypeAlias = str | tuple[str, dict[str, Any]]
 DEFAULT_THRESHOLD = 0.3
 _INPUTS = {"images", "image_sizes"}
 _OUTPUTS = ["boxes", "scores", "classes"]
+_TORCH_SUFFIXES = {".pt", ".pt2", ".pth", ".ts"}
 
 
 class Detections(NamedTuple):
@@ -115,7 +116,8 @@ class Detector:
 
         Raises:
             ImageError: an image is missing, damaged or of the wrong kind.
-            ModelError: ONNX Runtime cannot run the batch, for want of memory for instance.
+            ModelError: ONNX Runtime cannot run the batch, for want of memory for instance; or a
+                class has no name.
             ValueError: the threshold is none.
         """
         limits = self._thresholds if threshold is None else self._per_class(threshold)
@@ -216,8 +218,17 @@ class Detector:
         corners = np.clip(corners, 0, np.array((width, height) * 2, dtype=np.float32))
         filled = (corners[:, 2:] > corners[:, :2]).all(axis=1)
         classes = classes[filled]
-        names = [self.metadata.class_names[c] for c in classes]
-        return Detections(corners[filled], scores[filled], classes, names)
+        return Detections(corners[filled], scores[filled], classes, self._names(classes))
+
+    def _names(self, classes: np.ndarray) -> list[str]:
+        names = self.metadata.class_names
+        wrong = classes[(classes < 0) | (classes >= len(names))]
+        if len(wrong):
+            raise ModelError(
+                f"{self._path} has found the class {wrong[0]}, but its metadata names the classes"
+                f" 0 to {len(names) - 1} only: export it again."
+            )
+        return [names[c] for c in classes]
 
 
 def _load(path: str, providers: Sequence[Provider] | None) -> onnxruntime.InferenceSession:
@@ -236,6 +247,11 @@ def _load(path: str, providers: Sequence[Provider] | None) -> onnxruntime.Infere
     try:
         session = onnxruntime.InferenceSession(path, options, providers=list(providers))
     except Exception as error:  # ONNX Runtime's own have no other common class
+        if Path(path).suffix.lower() in _TORCH_SUFFIXES:
+            raise ModelError(
+                f"{path} is a model for PyTorch, not ONNX: export it again, with a name that ends"
+                " in .onnx."
+            ) from None
         raise ModelError(
             f"{path} is not an ONNX file that ONNX Runtime {onnxruntime.__version__} can load"
             f" ({first_line(error)}): copy or export it again, or update onnxruntime."

@@ -12,7 +12,7 @@ class ModelError(ValueError):
 
 
 class AnnotationsError(ValueError):
-    """A file of COCO annotations is missing or broken, or lacks an image."""
+    """A file of COCO annotations is missing or broken, or not that of the images or the model."""
 
 
 def first_line(error: BaseException) -> str:

@@ -76,10 +76,18 @@ def _lacks_end(jpeg: bytes) -> bool:
     The segments ahead of the pixels are skipped: a thumbnail in one has an end of its own. Within
     the pixels' data the marker's bytes do not occur.
     """
-    position = 2
+    position = _skip_fill(jpeg, 2)
     while jpeg[position : position + 1] == b"\xff" and jpeg[position + 1 : position + 2] != b"\xda":
-        position += 2 + int.from_bytes(jpeg[position + 2 : position + 4], "big")
+        length = int.from_bytes(jpeg[position + 2 : position + 4], "big")
+        position = _skip_fill(jpeg, position + 2 + length)
     return jpeg.find(b"\xff\xd9", position) < 0
+
+
+def _skip_fill(jpeg: bytes, position: int) -> int:
+    """Where a marker begins, behind the bytes 0xFF that may fill up the space ahead of it."""
+    while jpeg[position : position + 2] == b"\xff\xff":
+        position += 1
+    return position
 
 
 def check_array(image: Any, name: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,13 @@ from .errors import ModelError
 __all__ = ["FORMAT", "ModelMetadata"]
 
 FORMAT = 1  # newest ``onenet_format`` that this package knows
+_OPTIONAL = {"category_ids", "thresholds"}
+_RANGES = {  # lowest and highest; a max_size may be as good as none
+    "min_size": (0, 1 << 16),
+    "max_size": (1, sys.maxsize),
+    "size_divisibility": (1, 1 << 16),
+    "max_detections": (1, sys.maxsize),
+}
 
 
 @dataclass(frozen=True)
@@ -20,7 +28,8 @@ class ModelMetadata:
 
     Attributes:
         class_names: of the K classes.
-        category_ids: the data set's id of each class.
+        category_ids: the data set's id of each class; None where the file has none, as the data set
+            was not at hand when it was exported.
         thresholds: calibrated score threshold of each class; None where the file has none.
         input_format: order of the channels that the network wants, "RGB" or "BGR".
         min_size: what the shorter side of an image is resized to, in pixels; 0 for no resize.
@@ -33,7 +42,7 @@ class ModelMetadata:
     """
 
     class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
+    category_ids: tuple[int, ...] | None
     thresholds: tuple[float, ...] | None
     input_format: str
     min_size: int
@@ -60,24 +69,26 @@ class ModelMetadata:
                 f"{path} is an ONNX file but no exported OneNet (it lacks the metadata):"
                 " export the model with OneNet's exporter, and keep its metadata in later steps."
             )
-        try:
-            version = int(properties["onenet_format"])
-        except ValueError:
-            raise _broken(path, "onenet_format") from None
+        version = _decode(properties, "onenet_format", path)
+        if not _is_int(version) or version < 1:
+            raise _broken(path, "onenet_format")
         if version > FORMAT:
             raise ModelError(
                 f"{path} has the export format {version}, newer than {FORMAT}, the newest that"
                 " this onenet-runtime knows: update onenet-runtime, or export the model again with"
                 " the OneNet of this version."
             )
-        values = {
-            key: _decode(properties, key, path)
-            for key in cls.__dataclass_fields__
-            if key != "thresholds" or key in properties
-        }
-        metadata = _build(cls, values, path)
-        _check(metadata, path)
-        return metadata
+        values: dict[str, Any] = {}
+        for key in cls.__dataclass_fields__:
+            absent = key in _OPTIONAL and key not in properties
+            value = None if absent else _decode(properties, key, path)
+            if not _is_valid(key, value):
+                raise _broken(path, key)
+            values[key] = tuple(value) if isinstance(value, list) else value
+        for key in ("category_ids", "thresholds"):
+            if values[key] is not None and len(values[key]) != len(values["class_names"]):
+                raise _broken(path, key)
+        return cls(**values)
 
 
 def _decode(properties: Mapping[str, str], key: str, path: str) -> Any:
@@ -87,39 +98,31 @@ def _decode(properties: Mapping[str, str], key: str, path: str) -> Any:
         raise _broken(path, key) from None
 
 
-def _build(cls: type[ModelMetadata], values: dict[str, Any], path: str) -> ModelMetadata:
-    """Values in the types of the attributes."""
-    converters: dict[str, Callable[[Any], Any]] = {
-        "class_names": lambda names: tuple(str(name) for name in names),
-        "category_ids": lambda ids: tuple(int(i) for i in ids),
-        "thresholds": lambda limits: None if limits is None else tuple(map(float, limits)),
-        "min_size": int,
-        "max_size": int,
-        "size_divisibility": int,
-        "max_detections": int,
-    }
-    converted: dict[str, Any] = {"thresholds": None}
-    for key, value in values.items():
-        try:
-            converted[key] = converters.get(key, str)(value)
-        except (TypeError, ValueError):
-            raise _broken(path, key) from None
-    return cls(**converted)
+def _is_valid(key: str, value: Any) -> bool:
+    """Whether a value has the type and the range of its attribute."""
+    if key in _OPTIONAL and value is None:
+        return True
+    if key in _RANGES:
+        lowest, highest = _RANGES[key]
+        return _is_int(value) and lowest <= value <= highest
+    if key in _ITEMS:
+        return isinstance(value, list) and len(value) > 0 and all(map(_ITEMS[key], value))
+    return isinstance(value, str) and (key != "input_format" or value in ("RGB", "BGR"))
 
 
-def _check(metadata: ModelMetadata, path: str) -> None:
-    num_classes = len(metadata.class_names)
-    if num_classes == 0:
-        raise _broken(path, "class_names")
-    if len(metadata.category_ids) != num_classes:
-        raise _broken(path, "category_ids")
-    if metadata.thresholds is not None and len(metadata.thresholds) != num_classes:
-        raise _broken(path, "thresholds")
-    if metadata.input_format not in ("RGB", "BGR"):
-        raise _broken(path, "input_format")
-    for key, lowest in (("min_size", 0), ("max_size", 1), ("size_divisibility", 1)):
-        if getattr(metadata, key) < lowest:
-            raise _broken(path, key)
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_threshold(value: Any) -> bool:
+    return (_is_int(value) or isinstance(value, float)) and 0 <= value <= 1  # NaN is not
+
+
+_ITEMS: dict[str, Callable[[Any], bool]] = {
+    "class_names": lambda value: isinstance(value, str),
+    "category_ids": _is_int,
+    "thresholds": _is_threshold,
+}
 
 
 def _broken(path: str, key: str) -> ModelError:

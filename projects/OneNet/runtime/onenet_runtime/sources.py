@@ -20,7 +20,7 @@ _WEBCAM = re.compile(r"(?:webcam:)?(\d{1,3})")
 
 
 class UsageError(ValueError):
-    """The command line asks for what cannot be; nothing has been done."""
+    """The command line asks for what cannot be; no input has been looked into."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def expand(inputs: Sequence[str]) -> list[Source]:
             "images/*.jpg", numbers of webcams such as "0" or "webcam:0".
 
     Raises:
-        UsageError: a folder or pattern has no files.
+        UsageError: a folder has no images, or no file matches a pattern.
     """
     sources: dict[Path | int, Source] = {}
     for text in inputs:
@@ -77,12 +77,14 @@ def _locations(text: str) -> Iterator[Path | int]:
     elif webcam and not path.exists():
         yield int(webcam[1])
     elif glob.has_magic(text) and not path.exists():
-        matches = sorted(glob.glob(text, recursive=True))
-        if not matches:
-            raise UsageError(f"No file matches the pattern {text}: check the pattern.")
-        for match in map(Path, matches):
-            if match.is_file():
-                yield match
+        matches = map(Path, sorted(glob.glob(text, recursive=True)))
+        files = [match for match in matches if match.is_file()]
+        if not files:
+            raise UsageError(
+                f"No file matches the pattern {text}: check the pattern (for the files of folders"
+                " that it matches, add /*)."
+            )
+        yield from files
     else:
         yield path  # one that does not exist is reported when it is read
 
