@@ -28,13 +28,9 @@ def name_of(path: Path) -> str:
 
 
 def load(path: Path, *opts: str):
-    no_data = ["DATASETS.TRAIN", "()", "DATASETS.TEST", "()"]
-    # The CrowdHuman datasets are not registered yet; own data have no name.
-    datasets = {
-        "crowdhuman": no_data,
-        "own_data": ["MODEL.ONENET.NUM_CLASSES", "1"],
-    }.get(path.parent.name, [])
-    return load_config(str(path), ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", *datasets, *opts])
+    # Own data have no name
+    classes = ["MODEL.ONENET.NUM_CLASSES", "1"] if path.parent.name == "own_data" else []
+    return load_config(str(path), ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", *classes, *opts])
 
 
 def small_batch(make_gt, num_classes: int = 1) -> list[dict]:

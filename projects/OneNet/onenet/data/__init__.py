@@ -4,6 +4,12 @@ import os
 
 from .bccd import load_voc_boxes, register_all_bccd
 from .coco_json import check_images_exist, check_same_classes, register_coco_json
+from .crowdhuman import (
+    convert_odgt,
+    make_crowdhuman,
+    register_all_crowdhuman,
+    register_crowdhuman,
+)
 from .digits import make_digits, register_all_digits, register_digits
 from .digits_drawing import (
     CROWDED_DIGITS,
@@ -20,17 +26,22 @@ __all__ = [
     "DigitsLayout",
     "check_images_exist",
     "check_same_classes",
+    "convert_odgt",
     "digit_image",
     "load_glyphs",
     "load_voc_boxes",
+    "make_crowdhuman",
     "make_digits",
     "place_digits",
     "register_all_bccd",
+    "register_all_crowdhuman",
     "register_all_digits",
     "register_coco_json",
+    "register_crowdhuman",
     "register_digits",
 ]
 
 _root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
 register_all_digits(_root)
 register_all_bccd(_root)
+register_all_crowdhuman(_root)

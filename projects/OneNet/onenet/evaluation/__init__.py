@@ -1,14 +1,21 @@
-"""How end-to-end a detector is: duplicates, score gap, what NMS would change; score thresholds."""
+"""How end-to-end a detector is: duplicates, score gap, what NMS would change; score thresholds.
 
+And CrowdHuman's own metrics.
+"""
+
+from .crowdhuman import CrowdHumanEvaluator, CrowdImage, crowdhuman_report
 from .end_to_end import EndToEndEvaluator, record_weights
 from .matching import Status, match_detections
 from .nms import carries_nms, without_nms
 from .thresholds import find_thresholds, load_thresholds, weights_digest
 
 __all__ = [
+    "CrowdHumanEvaluator",
+    "CrowdImage",
     "EndToEndEvaluator",
     "Status",
     "carries_nms",
+    "crowdhuman_report",
     "find_thresholds",
     "load_thresholds",
     "match_detections",

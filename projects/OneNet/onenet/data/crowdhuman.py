@@ -1,0 +1,246 @@
+"""CrowdHuman: its .odgt annotations as COCO's format, made on first use, and its registration.
+
+The format is that of https://www.crowdhuman.org/download.html (arXiv 1805.00123): one image a line,
+as json. It does not tell the images' sizes, which are read from the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.coco import load_coco_json
+from iopath.common.file_io import file_lock
+from PIL import Image
+from tqdm import tqdm
+
+from ..errors import DataError
+from .coco_json import _is_box, check_images_exist
+from .digits import _write_whole
+
+__all__ = ["convert_odgt", "make_crowdhuman", "register_all_crowdhuman", "register_crowdhuman"]
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "val")
+CONVERSION_VERSION = 1  # raise it with every change that alters the json
+
+_FOLDER = "crowdhuman"
+_CLASS_NAMES = ["person"]
+_HOW_TO_GET = (
+    "get annotation_train.odgt, annotation_val.odgt and the images from CrowdHuman's website, put"
+    " all images into one folder Images beside the two files, and set DETECTRON2_DATASETS to the"
+    f" folder that holds their folder '{_FOLDER}'"
+)
+_EXIF_ORIENTATION = 0x0112
+_EXIF_QUARTER_TURNS = (5, 6, 7, 8)
+
+
+def _paths(folder: str, split: str) -> tuple[str, str, str]:
+    """The .odgt file, the image folder, and the json file of a split."""
+    stem = os.path.join(folder, f"annotation_{split}")
+    return f"{stem}.odgt", os.path.join(folder, "Images"), f"{stem}.json"
+
+
+def _check_gtbox(place: str, gtbox: Any) -> None:
+    if not isinstance(gtbox, dict) or not isinstance(gtbox.get("tag"), str):
+        raise DataError(f"{place} has a box without 'tag': mend or remove the line")
+    for key in ("fbox", "vbox"):
+        if key in gtbox and not _is_box(gtbox[key]):
+            raise DataError(
+                f"{place} has the '{key}' {gtbox[key]!r}: it must be four finite numbers, "
+                "[x, y, width, height] in pixels"
+            )
+    if "fbox" not in gtbox:
+        raise DataError(f"{place} has a box without 'fbox', the full box: add it")
+    if not isinstance(gtbox.get("extra", {}), dict):
+        raise DataError(f"{place} has the 'extra' {gtbox['extra']!r}, which is no object: mend it")
+
+
+def _read_odgt(odgt_file: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yields each image's name, without suffix, and its boxes, checked."""
+    seen = set()
+    with open(odgt_file, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            place = f"line {number} of {odgt_file}"
+            try:
+                record = json.loads(line)
+            except ValueError as error:  # no json, or no text
+                raise DataError(
+                    f"{place} is not valid json ({error}): get the file again, or mend the line"
+                ) from error
+            if not isinstance(record, dict) or not isinstance(record.get("ID"), str):
+                raise DataError(f"{place} has no 'ID', the image's name: mend or remove it")
+            if not isinstance(record.get("gtboxes"), list):
+                raise DataError(f"{place} has no list 'gtboxes': mend or remove it")
+            if record["ID"] in seen:
+                raise DataError(f"{place} has the ID '{record['ID']}' again: remove one of the two")
+            seen.add(record["ID"])
+            for gtbox in record["gtboxes"]:
+                _check_gtbox(place, gtbox)
+            yield record["ID"], record["gtboxes"]
+
+
+def _image_size(path: str) -> tuple[int, int]:
+    """Width and height as Detectron2 will see the image, from its header."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            orientation = image.getexif().get(_EXIF_ORIENTATION)
+    except Exception as error:  # Pillow raises anything, by the way it breaks
+        raise DataError(
+            f"the size of the image {path} cannot be read ({error}): get the image again"
+        ) from error
+    if orientation in _EXIF_QUARTER_TURNS:  # Detectron2 turns it upright
+        return height, width
+    return width, height
+
+
+def _annotation(gtbox: dict[str, Any]) -> dict[str, Any]:
+    """COCO's entry for a box, without the ids."""
+    is_ignore = gtbox["tag"] != "person" or gtbox.get("extra", {}).get("ignore", 0) != 0
+    width, height = gtbox["fbox"][2:]
+    return {
+        "category_id": 1,
+        "bbox": gtbox["fbox"],
+        **({"vis_bbox": gtbox["vbox"]} if "vbox" in gtbox else {}),
+        "area": max(width, 0) * max(height, 0),
+        # Not COCO's 'ignore', which Detectron2 refuses.
+        "iscrowd": int(is_ignore),
+    }
+
+
+def convert_odgt(odgt_file: str, image_dir: str) -> dict[str, Any]:
+    """Converts an .odgt file to COCO's format.
+
+    Boxes stay as they are, also where they leave the image: training and evaluation cut them.
+    ``bbox`` is the full box, ``vis_bbox`` the visible one where there is one, both as x, y, width,
+    height in pixels; ``iscrowd`` is 1 for ignore regions: boxes that are no person, or have
+    ``extra.ignore`` set.
+
+    Args:
+        odgt_file: one image a line.
+        image_dir: folder with ``<ID>.jpg`` for each line.
+
+    Returns:
+        The content of a json file in COCO's format, with the one category "person". Ids count from
+        1, in the order of the lines.
+
+    Raises:
+        DataError: a line is broken, or an image missing or broken; with file and line.
+    """
+    lines = list(_read_odgt(odgt_file))
+    if not lines:
+        raise DataError(f"{odgt_file} is empty: get the file again")
+    file_names = [f"{name}.jpg" for name, _ in lines]
+    check_images_exist(odgt_file, image_dir, file_names)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    described = f"reading image sizes for {os.path.basename(odgt_file)}"
+    for file_name, (_, gtboxes) in zip(tqdm(file_names, desc=described), lines, strict=True):
+        width, height = _image_size(os.path.join(image_dir, file_name))
+        image_id = len(images) + 1
+        images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
+        for gtbox in gtboxes:
+            ids = {"id": len(annotations) + 1, "image_id": image_id}  # COCOeval takes 0 for none
+            annotations.append({**ids, **_annotation(gtbox)})
+    return {
+        "info": {"description": f"converted from {os.path.basename(odgt_file)}"},
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": name} for name in _CLASS_NAMES],
+    }
+
+
+def _recipe(odgt_file: str) -> str:
+    """Names what a json is made from: it changes with the .odgt file and the conversion."""
+    digest = hashlib.sha256()
+    with open(odgt_file, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return json.dumps({"version": CONVERSION_VERSION, "sha256": digest.hexdigest()})
+
+
+def make_crowdhuman(folder: str, split: str) -> str:
+    """Makes ``annotation_<split>.json`` beside ``annotation_<split>.odgt``, if it is not there.
+
+    Safe to call from several processes at once, and again after an interruption or with another
+    .odgt file.
+
+    Args:
+        folder: with the .odgt file, and the images in ``Images``.
+        split: "train" or "val".
+
+    Returns:
+        Path of the annotation file in COCO's format.
+
+    Raises:
+        DataError: a file is missing or broken, or the folder cannot be written.
+    """
+    odgt_file, image_dir, json_file = _paths(folder, split)
+    for path, is_there in ((odgt_file, os.path.isfile), (image_dir, os.path.isdir)):
+        if not is_there(path):
+            raise DataError(f"CrowdHuman has no {path}: {_HOW_TO_GET}")
+    recipe, recipe_file = _recipe(odgt_file), f"{json_file}.recipe"
+
+    def is_made() -> bool:
+        if not (os.path.isfile(json_file) and os.path.isfile(recipe_file)):
+            return False
+        with open(recipe_file, encoding="utf-8") as file:
+            return file.read() == recipe
+
+    # What is made needs no lock, and so may lie in a folder that cannot be written.
+    if is_made():
+        return json_file
+    try:
+        with file_lock(json_file):
+            if not is_made():  # another process may have made it by now
+                logger.info(f"Converting {odgt_file} to {json_file} ...")
+                _write_whole(json_file, json.dumps(convert_odgt(odgt_file, image_dir)).encode())
+                _write_whole(recipe_file, recipe.encode())  # last: it vouches for the json
+    except OSError as error:
+        raise DataError(
+            f"{json_file} cannot be made ({error}): let the folder {folder} be written for the"
+            " first use, or link its content into one that can be"
+        ) from error
+    return json_file
+
+
+def register_crowdhuman(name: str, folder: str, split: str) -> None:
+    """Registers a split with Detectron2; it is converted when first loaded.
+
+    Args:
+        name: name of the dataset.
+        folder: see :func:`make_crowdhuman`.
+        split: "train" or "val".
+    """
+    odgt_file, image_dir, json_file = _paths(folder, split)
+
+    def load() -> list[dict[str, Any]]:
+        make_crowdhuman(folder, split)
+        records = load_coco_json(json_file, image_dir, name)
+        file_names = [os.path.relpath(record["file_name"], image_dir) for record in records]
+        check_images_exist(odgt_file, image_dir, file_names)  # they may be gone since
+        return records
+
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(
+        thing_classes=_CLASS_NAMES,
+        thing_dataset_id_to_contiguous_id={1: 0},
+        evaluator_type="crowdhuman",
+        json_file=json_file,
+        image_root=image_dir,
+    )
+
+
+def register_all_crowdhuman(root: str) -> None:
+    """Registers ``crowdhuman_train`` and ``crowdhuman_val`` below the folder of all datasets."""
+    for split in SPLITS:
+        register_crowdhuman(f"crowdhuman_{split}", os.path.join(root, _FOLDER), split)

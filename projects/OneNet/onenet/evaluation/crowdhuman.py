@@ -1,0 +1,444 @@
+"""CrowdHuman's metrics: AP50, log-average miss rate, recall and Jaccard index.
+
+Definitions, down to their quirks, are those of the evaluators that published numbers come from: the
+toolkit that CrowdDet (arXiv 2003.09163) and OneNet share for AP, miss rate and recall, and
+CrowdDet's for the Jaccard index. The code is this project's own, for all images at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import BoxMode
+from detectron2.utils import comm
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from tabulate import tabulate
+
+from ..errors import DataError
+from .end_to_end import _write_json
+
+__all__ = ["CrowdHumanEvaluator", "CrowdImage", "crowdhuman_report"]
+
+logger = logging.getLogger(__name__)
+
+FPPI_POINTS = (0.01, 0.0178, 0.0316, 0.0562, 0.1, 0.1778, 0.3162, 0.5623, 1.0)
+"""False positives an image at which miss rates are averaged: Caltech's, rounded as published."""
+
+SCORE_THRESHOLDS = tuple(0.1 * i for i in range(10))
+"""Scores above which detections count for the Jaccard index; unrounded, as in CrowdDet."""
+
+_OVERLAP = 0.5  # IoU with an object, or share on an ignore region, that a detection has to exceed
+_EPSILON = 1e-6  # the public evaluators', in every denominator
+
+
+@dataclass(frozen=True)
+class CrowdImage:
+    """Detections and ground truth of one image.
+
+    Attributes:
+        boxes: (D, 4) corners in pixels, may leave the image.
+        scores: (D,).
+        gt_boxes: (G, 4) corners in pixels, may leave the image.
+        is_ignore: (G,) bool, regions where detections count neither way.
+        height: of the image in pixels.
+        width: of the image in pixels.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    gt_boxes: np.ndarray
+    is_ignore: np.ndarray
+    height: int
+    width: int
+
+    def clip(self, boxes: np.ndarray) -> np.ndarray:
+        """(n, 4) boxes cut to the image as the public evaluators do, which leave a box on the far
+        side of the right or lower edge one pixel.
+        """
+        limits = [self.width - 1, self.height - 1, self.width, self.height]
+        return np.clip(np.asarray(boxes, dtype=np.float64), 0, limits)
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """All images' detections (D), objects (G), and the pairs (E) of an IoU > 0.5.
+
+    Attributes:
+        num_images: N.
+        scores: (D,) float64.
+        det_image: (D,) the image's index.
+        det_ignored: (D,) bool, lies on an ignore region.
+        gt_image: (G,) the image's index.
+        gt_ignored: (G,) bool, an object that lies on an ignore region.
+        det: (E,) index of the detection.
+        gt: (E,) index of the object.
+        iou: (E,), falling for each object: pairs are in the order of their objects.
+    """
+
+    num_images: int
+    scores: np.ndarray
+    det_image: np.ndarray
+    det_ignored: np.ndarray
+    gt_image: np.ndarray
+    gt_ignored: np.ndarray
+    det: np.ndarray
+    gt: np.ndarray
+    iou: np.ndarray
+
+
+def _areas(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+def _intersections(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(n, m) areas that (n, 4) and (m, 4) boxes share."""
+    x0, y0, x1, y1 = (boxes[:, i, None] for i in range(4))
+    width = np.minimum(x1, others[:, 2]) - np.maximum(x0, others[:, 0])
+    height = np.minimum(y1, others[:, 3]) - np.maximum(y0, others[:, 1])
+    return width.clip(min=0) * height.clip(min=0)
+
+
+def _lies_on(boxes: np.ndarray, regions: np.ndarray) -> np.ndarray:
+    """(n,) bool: more than half of the box's own area is on one of the regions."""
+    if not len(regions):
+        return np.zeros(len(boxes), dtype=bool)
+    share = _intersections(boxes, regions) / (_areas(boxes)[:, None] + _EPSILON)
+    return (share > _OVERLAP).any(axis=1)
+
+
+def _pair_up(images: Sequence[CrowdImage]) -> _Pairs:
+    """Finds who overlaps whom in each image, and numbers all through."""
+    parts: list[dict[str, np.ndarray]] = []
+    num_dets = num_objects = 0
+    for index, image in enumerate(images):
+        boxes, gt_boxes = image.clip(image.boxes), image.clip(image.gt_boxes)
+        objects, regions = gt_boxes[~image.is_ignore], gt_boxes[image.is_ignore]
+        shared = _intersections(boxes, objects)
+        iou = shared / (_areas(boxes)[:, None] + _areas(objects) - shared + _EPSILON)
+        det, gt = np.nonzero(iou > _OVERLAP)
+        parts.append(
+            {
+                "scores": np.asarray(image.scores, dtype=np.float64),
+                "det_image": np.full(len(boxes), index),
+                "det_ignored": _lies_on(boxes, regions),
+                "gt_image": np.full(len(objects), index),
+                "gt_ignored": _lies_on(objects, regions),
+                "det": det + num_dets,
+                "gt": gt + num_objects,
+                "iou": iou[det, gt],
+            }
+        )
+        num_dets += len(boxes)
+        num_objects += len(objects)
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    order = np.lexsort((-joined["iou"], joined["gt"]))
+    joined.update({name: joined[name][order] for name in ("det", "gt", "iou")})
+    return _Pairs(num_images=len(images), **joined)
+
+
+def _claims(pairs: _Pairs) -> np.ndarray:
+    """Which detections find an object, by Caltech's greedy matching.
+
+    By falling score (ties: as given) each detection takes the object of largest IoU (ties: the
+    first) among those that no better one has taken. That is the stable matching of detections that
+    prefer IoU with objects that prefer score, and so can be reached for all images at once: whoever
+    is refused or ousted asks for the next object (Gale and Shapley, 1962).
+
+    Returns:
+        (D,) bool.
+    """
+    num_dets = len(pairs.scores)
+    by_rank = np.argsort(-pairs.scores, kind="stable")
+    rank = np.empty(num_dets, dtype=np.int64)
+    rank[by_rank] = np.arange(num_dets)
+    order = np.lexsort((pairs.gt, -pairs.iou, pairs.det))
+    wishes, owners = pairs.gt[order], pairs.det[order]
+    wish = np.searchsorted(owners, np.arange(num_dets))  # each detection's next one in `wishes`
+    end = np.searchsorted(owners, np.arange(num_dets), side="right")
+    holder = np.full(len(pairs.gt_image), num_dets)  # by rank; num_dets for nobody
+    asking = np.flatnonzero(wish < end)
+    while len(asking):
+        before = holder.copy()
+        wanted = wishes[wish[asking]]
+        np.minimum.at(holder, wanted, rank[asking])
+        refused = asking[rank[asking] > holder[wanted]]
+        ousted = by_rank[before[(before != holder) & (before < num_dets)]]
+        asking = np.concatenate([refused, ousted])
+        wish[asking] += 1
+        asking = asking[wish[asking] < end[asking]]
+    claims = np.zeros(num_dets, dtype=bool)
+    claims[by_rank[holder[holder < num_dets]]] = True
+    return claims
+
+
+def _rank_within(group: np.ndarray, node: np.ndarray) -> np.ndarray:
+    """Numbers the nodes of each group from 0; both (n,), and so the result."""
+    stride = node.max() + 1
+    keys, inverse = np.unique(group * stride + node, return_inverse=True)
+    return inverse - np.searchsorted(keys // stride, group)
+
+
+def _heaviest_by_group(
+    group: np.ndarray, det: np.ndarray, gt: np.ndarray, iou: np.ndarray
+) -> np.ndarray:
+    """:func:`_heaviest_matching` of each group of pairs alone, by the assignment problem."""
+    if not len(group):
+        return np.zeros(0, dtype=np.int64)
+    order = np.argsort(group, kind="stable")
+    row, column = _rank_within(group, gt), _rank_within(group, det)
+    chosen = []
+    for part in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
+        rows, columns = row[part], column[part]
+        weights = np.zeros((rows.max() + 1, columns.max() + 1))
+        weights[rows, columns] = iou[part]
+        index = np.full(weights.shape, -1)
+        index[rows, columns] = part
+        # A pair that is none weighs nothing: the assignment may hold it, which changes nothing.
+        chosen.append(index[linear_sum_assignment(weights, maximize=True)])
+    found = np.concatenate(chosen)
+    return found[found >= 0]
+
+
+def _heaviest_matching(
+    det: np.ndarray, gt: np.ndarray, iou: np.ndarray, num_dets: int
+) -> np.ndarray:
+    """The one-to-one matching of largest total IoU (which need not have the most pairs).
+
+    Where all objects of a connected group can have the detection of their largest IoU, that is it;
+    only the other groups have to be solved.
+
+    Args:
+        det: (E,) indices of detections.
+        gt: (E,) indices of objects, rising.
+        iou: (E,), falling for each object.
+        num_dets: D.
+
+    Returns:
+        Indices of the pairs in it.
+    """
+    if not len(det):
+        return np.zeros(0, dtype=np.int64)
+    num_nodes = num_dets + gt[-1] + 1
+    graph = coo_matrix((np.ones(len(det), bool), (det, num_dets + gt)), (num_nodes, num_nodes))
+    num_groups, label = connected_components(graph, directed=False)
+    group = label[det].astype(np.int64)
+    best = np.flatnonzero(np.diff(gt, prepend=-1))  # of each object
+    is_contested = np.bincount(det[best], minlength=num_dets)[det[best]] > 1
+    is_hard = np.zeros(num_groups, dtype=bool)
+    is_hard[group[best[is_contested]]] = True
+    easy = best[~is_hard[group[best]]]
+    hard = np.flatnonzero(is_hard[group])
+    return np.concatenate(
+        [easy, hard[_heaviest_by_group(group[hard], det[hard], gt[hard], iou[hard])]]
+    )
+
+
+def _jaccard_index(pairs: _Pairs, threshold: float) -> float:
+    """The mean over the images of k / (n + m - k), in percent; see :func:`crowdhuman_report`."""
+    kept = pairs.scores > threshold
+    near = np.flatnonzero(kept[pairs.det])
+    found = near[
+        _heaviest_matching(pairs.det[near], pairs.gt[near], pairs.iou[near], len(pairs.scores))
+    ]
+    det_free, gt_free = np.ones_like(pairs.det_ignored), np.ones_like(pairs.gt_ignored)
+    det_free[pairs.det[found]] = False
+    gt_free[pairs.gt[found]] = False
+
+    def count(image: np.ndarray) -> np.ndarray:
+        return np.bincount(image, minlength=pairs.num_images)
+
+    k = count(pairs.gt_image[pairs.gt[found]])
+    n = count(pairs.det_image[kept & ~(det_free & pairs.det_ignored)])
+    m = count(pairs.gt_image[~(gt_free & pairs.gt_ignored)])
+    num_images = np.count_nonzero((n > 0) | (m > 0))
+    ratios = k / (n + m - k + _EPSILON)
+    return float(100 * ratios.sum() / num_images) if num_images else float("nan")
+
+
+def _curve_metrics(pairs: _Pairs) -> tuple[dict[str, float], list[float]]:
+    """AP50, mMR and recall in percent, and the miss rates in percent at ``FPPI_POINTS``."""
+    claims = _claims(pairs)
+    order = np.argsort(-pairs.scores, kind="stable")
+    hits = claims[order[claims[order] | ~pairs.det_ignored[order]]]
+    if not len(hits):
+        return {"AP50": 0.0, "mMR": 100.0, "recall": 0.0}, [100.0] * len(FPPI_POINTS)
+    found = np.cumsum(hits)
+    recall, precision = found / len(pairs.gt_image), found / np.arange(1, len(hits) + 1)
+    ap = np.sum(np.diff(recall) * (precision[1:] + precision[:-1]) / 2)
+    fppi = np.cumsum(~hits) / pairs.num_images
+    reached = np.searchsorted(fppi, FPPI_POINTS).clip(max=len(fppi) - 1)
+    miss_rates = 1 - recall[reached]
+    with np.errstate(divide="ignore"):  # nothing missed at one point makes the geometric mean 0
+        mean = np.exp(np.log(miss_rates).mean())
+    metrics = {"AP50": ap, "mMR": mean, "recall": recall[-1]}
+    return {name: 100 * float(x) for name, x in metrics.items()}, (100 * miss_rates).tolist()
+
+
+def crowdhuman_report(images: Sequence[CrowdImage]) -> dict[str, Any]:
+    """Measures the detections of a set of images of one class.
+
+    Boxes are cut to the image first. A detection lies on an object if IoU > 0.5, and on an ignore
+    region if more than half of its own area is on it.
+
+    Caltech's matching (Dollar et al., "Pedestrian Detection", PAMI 2012): by falling score each
+    detection takes the free object of largest IoU that it lies on. One that takes none is left
+    out where it lies on an ignore region, and is a false positive elsewhere. Along the ranking of
+    all images' detections:
+
+    * ``AP50``: the area under precision over recall by the trapezoidal rule, from the first
+      detection's recall on, without interpolation. With n objects, all found and nothing else, that
+      is 100 (1 - 1/n).
+    * ``mMR``: the geometric mean of the miss rates, 1 - recall, at nine numbers of false positives
+      an image (``FPPI_POINTS``): each where the ranking first reaches it, at its end if it never
+      does.
+    * ``recall``: the share of the objects that any detection takes.
+
+    ``JI``, the Jaccard index (CrowdDet, arXiv 2003.09163): for each score threshold the mean over
+    the images of k / (n + m - k). The n detections of higher score and the m objects are paired
+    one to one, each detection with an object that it lies on, so that the total IoU is largest; k
+    is the number of pairs. Detections and objects that stay alone and lie on an ignore region are
+    in neither n nor m; images with n = m = 0 are left out. ``JI`` is that of the best threshold.
+
+    Args:
+        images: all of the set, those without detections or objects included.
+
+    Returns:
+        "results": {"AP50", "mMR", "recall", "JI"} in percent; "miss_rate_by_fppi" and
+        "JI_by_score_threshold" in percent; "num_images", "num_objects", "num_ignore_regions".
+        All percentages are nan without a single object.
+    """
+    num_ignore = sum(int(image.is_ignore.sum()) for image in images)
+    num_objects = sum(len(image.is_ignore) for image in images) - num_ignore
+    nan = float("nan")
+    metrics = dict.fromkeys(("AP50", "mMR", "recall"), nan)
+    miss_rates, jaccard = [nan] * len(FPPI_POINTS), [nan] * len(SCORE_THRESHOLDS)
+    if num_objects:
+        pairs = _pair_up(images)
+        metrics, miss_rates = _curve_metrics(pairs)
+        jaccard = [_jaccard_index(pairs, threshold) for threshold in SCORE_THRESHOLDS]
+    metrics["JI"] = max((index for index in jaccard if not math.isnan(index)), default=nan)
+    by_threshold = zip(SCORE_THRESHOLDS, jaccard, strict=True)
+    return {
+        "num_images": len(images),
+        "num_objects": num_objects,
+        "num_ignore_regions": num_ignore,
+        "results": metrics,
+        "miss_rate_by_fppi": dict(zip(map(str, FPPI_POINTS), miss_rates, strict=True)),
+        "JI_by_score_threshold": {f"{threshold:.1f}": index for threshold, index in by_threshold},
+    }
+
+
+def _ground_truth(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """An image's boxes (G, 4) as corners, and which of them are ignore regions (G,)."""
+    annotations = record.get("annotations", [])
+    boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
+    modes = np.array([a["bbox_mode"] for a in annotations], dtype=np.int64)
+    for mode in np.unique(modes):  # all boxes of a mode at once: a call for each takes seconds
+        rows = modes == mode
+        boxes[rows] = BoxMode.convert(boxes[rows], BoxMode(mode), BoxMode.XYXY_ABS)
+    return boxes, np.array([a.get("iscrowd", 0) for a in annotations], dtype=bool)
+
+
+def _crowd_images(
+    records: Iterable[dict[str, Any]], predictions: Iterable[tuple[Any, np.ndarray, np.ndarray]]
+) -> list[CrowdImage]:
+    """Brings ground truth and detections of each image together, in the order of the records."""
+    by_image = {image_id: detections for image_id, *detections in predictions}
+    nothing = (np.zeros((0, 4)), np.zeros(0))
+    return [
+        CrowdImage(
+            *by_image.get(record["image_id"], nothing),
+            *_ground_truth(record),
+            height=record["height"],
+            width=record["width"],
+        )
+        for record in records
+    ]
+
+
+class CrowdHumanEvaluator(DatasetEvaluator):
+    """AP50, mMR, recall and Jaccard index of any detector; see :func:`crowdhuman_report`.
+
+    For outputs of any Detectron2 detector (``{"instances": Instances}`` with ``pred_boxes`` and
+    ``scores``, in the original image's pixels) on any registered dataset of one class whose
+    annotations are boxes; ``iscrowd`` marks ignore regions. An image without outputs counts as one
+    without detections. All detections count: the detector limits their number.
+    """
+
+    def __init__(
+        self, *, dataset_name: str, output_dir: str | None = None, distributed: bool = True
+    ) -> None:
+        """
+        Args:
+            dataset_name: registered; its dicts tell the objects.
+            output_dir: where ``crowdhuman.json`` is written; None for nowhere.
+            distributed: whether to gather the outputs of all processes; else each has its own.
+
+        Raises:
+            DataError: the dataset has several classes.
+        """
+        classes = MetadataCatalog.get(dataset_name).get("thing_classes")
+        if classes is not None and len(classes) != 1:
+            raise DataError(
+                f"Dataset '{dataset_name}' has {len(classes)} classes, but CrowdHuman's metrics are"
+                " of one; give its metadata the evaluator_type 'coco'."
+            )
+        self._dataset_name = dataset_name
+        self._output_dir = output_dir
+        self._distributed = distributed
+        self._predictions: list[tuple[Any, np.ndarray, np.ndarray]] = []
+
+    def reset(self) -> None:
+        """Forgets all outputs."""
+        self._predictions = []
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Stores the detections of some images.
+
+        Args:
+            inputs: dicts with "image_id".
+            outputs: dicts with "instances".
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            instances = output["instances"].to("cpu")
+            boxes, scores = instances.pred_boxes.tensor, instances.scores
+            self._predictions.append(
+                (image["image_id"], boxes.float().numpy(), scores.float().numpy())
+            )
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """Measures, logs a table, and writes ``crowdhuman.json``.
+
+        Returns:
+            {"crowdhuman": {"AP50", "mMR", "recall", "JI"}}; {} in all but the main process.
+        """
+        predictions = self._predictions
+        if self._distributed:
+            comm.synchronize()
+            gathered = comm.gather(predictions, dst=0)
+            if not comm.is_main_process():
+                return {}
+            predictions = list(itertools.chain(*gathered))
+        records = DatasetCatalog.get(self._dataset_name)
+        report = crowdhuman_report(_crowd_images(records, predictions))
+        results = report["results"]
+        table = tabulate([results.values()], results.keys(), tablefmt="pipe", floatfmt=".3f")
+        logger.info(
+            f"CrowdHuman's metrics on {self._dataset_name} ({report['num_images']} images,"
+            f" {report['num_objects']} objects):\n{table}"
+        )
+        if self._output_dir is not None:
+            path = os.path.join(self._output_dir, "crowdhuman.json")
+            _write_json(path, {"dataset": self._dataset_name, **report})
+        return {"crowdhuman": results}
