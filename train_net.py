@@ -9,11 +9,11 @@ python train_net.py --config-file ... DATASETS.TRAIN_JSON a.json DATASETS.TRAIN_
 
 import argparse
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
+from onenet.checkpoint import OneNetCheckpointer
 from onenet.engine import Trainer, check_limits, launch_workers, setup
 from onenet.errors import exit_with_one_sentence
 
@@ -24,7 +24,7 @@ def main(args: argparse.Namespace) -> None:
         cfg = setup(args)
         if args.eval_only:
             model = Trainer.build_model(cfg)
-            checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+            checkpointer = OneNetCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
             checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
             results = Trainer.test(cfg, model)
             if comm.is_main_process():

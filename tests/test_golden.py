@@ -1,14 +1,13 @@
 """The original implementation's outputs (tests/data/golden, or the folder ONENET_GOLDEN names).
 
 Every file in the folder is read, by the kind that its name begins with; sizes and settings come
-from the file. The ``crowd_*`` files are the evaluator's, which this project does not have yet.
+from the file. The ``crowd_*`` files are read by tests/evaluation/test_crowdhuman.py.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from onenet.backbone import DeconvNeck
+from onenet.convert import convert_original
 from onenet.criterion import Criterion
 from onenet.heads import DensePredictions, FCOSHead, PointHead, RetinaNetHead
 from onenet.matcher import HungarianMatcher, MinCostMatcher
@@ -152,9 +152,7 @@ def fcos(state: State, meta: dict, features: list[Tensor]) -> tuple[nn.Module, l
         conv_dim=meta["conv_channels"],
         norm=meta["norm"],
     )
-    renamed = rename_towers(state, modules_per_conv=3)
-    scales = [renamed.pop(f"scales.{i}.scale") for i in range(len(features))]
-    head.load_state_dict({**renamed, "scales": torch.cat(scales)})
+    head.load_state_dict(converted(state, "head."))
     return head, features
 
 
@@ -171,21 +169,15 @@ def retinanet(state: State, meta: dict, features: list[Tensor]) -> tuple[nn.Modu
             offset=meta["anchor_offset"],
         ),
     )
-    head.load_state_dict(rename_towers(state, modules_per_conv=2))
+    head.load_state_dict(converted(state, "head."))
     return head, features
 
 
-def rename_towers(state: State, modules_per_conv: int) -> State:
-    """The original's flat Sequential of (conv, [norm,] relu) to our towers' names."""
-    renamed = {}
-    for key, value in state.items():
-        match = re.fullmatch(r"(cls|reg)_conv_module\.(\d+)\.(\w+)", key)
-        if match:
-            tower = {"cls": "cls_subnet", "reg": "bbox_subnet"}[match[1]]
-            conv, part = divmod(int(match[2]), modules_per_conv)
-            key = f"{tower}.{conv}.{'norm.' if part == 1 else ''}{match[3]}"
-        renamed[key.replace("ltrb_pred", "bbox_pred")] = value
-    return renamed
+def converted(state: State, prefix: str) -> State:
+    """The original's head under our names: the part of the model that the prefix names."""
+    conversion = convert_original({f"head.{key}": value for key, value in state.items()})
+    ours = conversion.state.items()
+    return {key.removeprefix(prefix): value for key, value in ours if key.startswith(prefix)}
 
 
 def point(state: State, meta: dict, features: list[Tensor]) -> tuple[nn.Module, list[Tensor]]:
@@ -200,26 +192,7 @@ def point(state: State, meta: dict, features: list[Tensor]) -> tuple[nn.Module, 
         num_classes=meta["num_classes"],
         conv_dim=state["feat1.weight"].shape[0],
     )
-    neck_names = {
-        r"deconv\.deconv(\d)\.up_sample\.": "stages.{}.up_sample.",
-        r"deconv\.deconv(\d)\.up_bn\.": "stages.{}.up_norm.",
-        r"deconv\.deconv(\d)\.(?:dcn_)?bn\.": "stages.{}.norm.",
-        r"deconv\.deconv(\d)\.conv\.": "stages.{}.conv.",
-        r"deconv\.deconv(\d)\.dcn_offset\.": "stages.{}.conv.offset.",
-        r"deconv\.deconv(\d)\.dcn\.": "stages.{}.conv.conv.",
-        r"deconv\.lateral_conv(\d)\.": "laterals.{}.",
-        r"deconv\.output_conv()\.": "output.",
-    }
-    neck_state, head_state = {}, {}
-    for key, value in state.items():
-        for pattern, name in neck_names.items():
-            if match := re.match(pattern, key):
-                index = int(match[1]) - 1 if match[1] else ""
-                neck_state[name.format(index) + key[match.end() :]] = value
-                break
-        else:
-            head_state[key.replace("feat1", "conv").replace("ltrb_pred", "bbox_pred")] = value
-    neck.load_state_dict(neck_state)
-    head.load_state_dict(head_state)
+    neck.load_state_dict(converted(state, "backbone.neck."))
+    head.load_state_dict(converted(state, "head."))
     with torch.no_grad():
         return head, [neck.eval()(features[::-1])]

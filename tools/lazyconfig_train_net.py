@@ -9,7 +9,6 @@ import argparse
 import os
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig, instantiate
 from detectron2.engine import (
     AMPTrainer,
@@ -25,6 +24,7 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 
+from onenet.checkpoint import OneNetCheckpointer
 from onenet.engine import launch_workers
 from onenet.errors import ConfigError, exit_with_one_sentence
 
@@ -44,7 +44,7 @@ def train(cfg: DictConfig, model: nn.Module, resume: bool) -> None:
     optimizer = instantiate(cfg.optimizer)
     loader = instantiate(cfg.dataloader.train)
     trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(model, loader, optimizer)
-    checkpointer = DetectionCheckpointer(model, cfg.train.output_dir, trainer=trainer)
+    checkpointer = OneNetCheckpointer(model, cfg.train.output_dir, trainer=trainer)
     all_hooks = [
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
@@ -75,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
         model = instantiate(cfg.model).to(cfg.train.device)
         model = create_ddp_model(model, **cfg.train.ddp)
         if args.eval_only:
-            DetectionCheckpointer(model).load(cfg.train.init_checkpoint)
+            OneNetCheckpointer(model).load(cfg.train.init_checkpoint)
             evaluate(cfg, model)
         else:
             train(cfg, model, args.resume)

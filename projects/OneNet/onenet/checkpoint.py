@@ -1,49 +1,169 @@
-"""Weights that fit exactly, from files that run no code."""
+"""Checkpoints read without running code, converted where they are another project's."""
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from torch import nn
+from torch import Tensor, nn
 
+from .convert import Conversion, convert_foreign
 from .errors import ConfigError
 
-__all__ = ["load_weights"]
+__all__ = ["OneNetCheckpointer", "load_weights", "read_checkpoint"]
 
 _TRAINING_ONLY = "head.one_to_many."  # see onenet.meta_arch.OneNet.remove_training_parts
+_CLASS_PREDICTOR = "head.cls_score."
 
 
-class _ExactCheckpointer(DetectionCheckpointer):
-    """Runs no code that a file contains, and refuses what Detectron2 only warns of."""
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """Reads a checkpoint without running what it may contain.
+
+    Args:
+        path: of a local file that torch has saved: a checkpoint with "model" in it, or the names
+            and tensors alone.
+
+    Returns:
+        The checkpoint; "model" has names and tensors.
+
+    Raises:
+        ConfigError: the file is broken, would run code, or holds no weights.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # A broken file makes torch raise anything: UnpicklingError, RuntimeError, EOFError, ...
+        raise ConfigError(
+            f"The file {path} is no checkpoint that torch can read without running code in it"
+            f" ({type(error).__name__})."
+        ) from error
+    if isinstance(content, Mapping) and "model" not in content:
+        content = {"model": content}
+    state = content.get("model") if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
+        raise ConfigError(
+            f"The file {path} holds no weights: wanted are names and tensors, as they are or as"
+            " 'model' of a checkpoint."
+        )
+    return dict(content)
+
+
+class _MisfitError(ConfigError):
+    """Weights do not fit the model; the message is a part of a sentence."""
+
+
+class OneNetCheckpointer(DetectionCheckpointer):
+    """Detectron2's, which runs no code that a .pth file contains, and reads others' weights too.
+
+    A checkpoint of the authors' code is converted as it is loaded, and has to fill the whole model;
+    torchvision's ResNets have to fill the model's ResNet.
+
+    Attributes:
+        conversion: what was done with the last file, where it was converted; else None.
+    """
+
+    def __init__(
+        self, model: nn.Module, save_dir: str = "", *, new_classes: bool = False, **kwargs: Any
+    ) -> None:
+        """
+        Args:
+            model, save_dir, **kwargs: see Detectron2's.
+            new_classes: whether the class predictor of an authors' checkpoint may be of other
+                classes, and is trained anew then.
+        """
+        super().__init__(model, save_dir, **kwargs)
+        self._new_classes = new_classes
+        self.conversion: Conversion | None = None
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """See Detectron2's.
+
+        Raises:
+            ConfigError: a .pth file is no checkpoint; or it is the authors' or torchvision's, and
+                not of this model.
+        """
+        try:
+            return super().load(path, *args, **kwargs)
+        except _MisfitError as error:
+            raise ConfigError(
+                f"The weights {path} are not of the model that the config describes: {error}."
+            ) from error
+
+    def _torch_load(self, f: str) -> dict[str, Any]:
+        return read_checkpoint(f)
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        self.conversion = None
+        if checkpoint.get("matching_heuristics"):  # Detectron2 renames these itself
+            return super()._load_model(checkpoint)
+        try:
+            self.conversion = convert_foreign(checkpoint["model"], self.model)
+        except ConfigError as error:
+            raise _MisfitError(str(error).rstrip(".")) from error
+        if self.conversion is None:
+            return super()._load_model(checkpoint)
+        checkpoint["model"] = dict(self.conversion.state)
+        keys = super()._load_model(checkpoint)
+        _check_fit(keys, self.conversion.fills, _CLASS_PREDICTOR if self._new_classes else None)
+        rest = f"{len(keys.missing_keys)} of the model's tensors stay as initialised"
+        logging.getLogger(__name__).info(
+            f"Converted from {self.conversion.origin}, {self.conversion.summary()}; {rest}."
+        )
+        return keys
+
+
+def _check_fit(keys: Any, fills: str = "", new_shape: str | None = None) -> None:
+    """Refuses what Detectron2 only warns of.
+
+    Args:
+        keys: what Detectron2's ``_load_model`` returned.
+        fills: prefix of the model's tensors that must have been in the file.
+        new_shape: prefix of those that may have another shape, and stay as initialised.
+
+    Raises:
+        _MisfitError: a tensor is missing, left over, or has another shape.
+    """
+    shapes = [name for name, *_ in keys.incorrect_shapes]  # these count as missing, too
+    wrong = {
+        "has in another shape": [
+            name for name in shapes if new_shape is None or not name.startswith(new_shape)
+        ],
+        "lacks": [
+            name for name in keys.missing_keys if name not in shapes and name.startswith(fills)
+        ],
+        "has, and the model does not,": keys.unexpected_keys,
+    }
+    for what, names in wrong.items():
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise _MisfitError(f"it {what} {names[0]}{more}")
+
+
+class _ExactCheckpointer(OneNetCheckpointer):
+    """Reads files of any name as torch's, and refuses what Detectron2 only warns of."""
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         # Detectron2 hands .pkl files to pickle
-        content = torch.load(filename, map_location="cpu", weights_only=True)
-        return content if "model" in content else {"model": content}
+        return {"model": read_checkpoint(filename)["model"]}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         keys = super()._load_model(checkpoint)
-        unexpected = keys.unexpected_keys
-        if not any(n.startswith(_TRAINING_ONLY) for n, _ in self.model.named_parameters()):
-            unexpected = [name for name in unexpected if not name.startswith(_TRAINING_ONLY)]
-        wrong = {
-            # First, since these count as missing too
-            "has in another shape": [name for name, *_ in keys.incorrect_shapes],
-            "lacks": keys.missing_keys,
-            "has, and the model does not,": unexpected,
-        }
-        for what, names in wrong.items():
-            if names:
-                more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-                raise ConfigError(f"it {what} {names[0]}{more}")
+        trains = any(n.startswith(_TRAINING_ONLY) for n, _ in self.model.named_parameters())
+        if not trains:
+            left = [name for name in keys.unexpected_keys if not name.startswith(_TRAINING_ONLY)]
+            keys = keys._replace(unexpected_keys=left)
+        _check_fit(keys)
         return keys
 
 
 def load_weights(model: nn.Module, path: str) -> None:
-    """Loads a checkpoint of exactly this model, as Detectron2's trainer writes it.
+    """Loads a checkpoint of exactly this model: of Detectron2's trainer, or of the authors' code.
 
     Parts that only training uses may be missing in the model.
 
@@ -59,15 +179,4 @@ def load_weights(model: nn.Module, path: str) -> None:
     """
     if not os.path.isfile(path):
         raise ConfigError(f"Weights: there is no file '{path}'.")
-    try:
-        _ExactCheckpointer(model).load(path, checkpointables=[])
-    except ConfigError as error:
-        raise ConfigError(
-            f"The weights {path} are not of the model that the config describes: {error}."
-        ) from error
-    except Exception as error:
-        # A broken file makes torch raise anything: UnpicklingError, RuntimeError, EOFError, ...
-        raise ConfigError(
-            f"The file {path} is no checkpoint that torch can read without running code in it"
-            f" ({type(error).__name__})."
-        ) from error
+    _ExactCheckpointer(model).load(path, checkpointables=[])

@@ -16,7 +16,6 @@ from unittest import mock
 from urllib.parse import urlparse
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import (
     MetadataCatalog,
@@ -29,11 +28,14 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import multiprocessing
 
+from .checkpoint import OneNetCheckpointer
 from .config import load_config
+from .convert import torchvision_url
 from .data.mapper import OneNetDatasetMapper
 from .ema import EMAHook
 from .errors import ConfigError, DataError, LimitError, WithoutTraceback
 from .evaluation import (
+    CrowdHumanEvaluator,
     EndToEndEvaluator,
     carries_nms,
     record_weights,
@@ -96,6 +98,8 @@ def _check_weights(cfg: CfgNode, resume: bool) -> None:
     weights = cfg.MODEL.WEIGHTS
     if resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
         return  # MODEL.WEIGHTS is not used
+    if weights.startswith("torchvision://"):
+        torchvision_url(weights)  # raises where there is no such network
     if weights and not urlparse(weights).scheme and not os.path.isfile(weights):
         raise ConfigError(
             f"MODEL.WEIGHTS: there is no file '{weights}'; give a checkpoint's path, or '' to"
@@ -105,11 +109,13 @@ def _check_weights(cfg: CfgNode, resume: bool) -> None:
 
 def _check_evaluator(dataset_name: str) -> None:
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
-    if evaluator_type != "coco":
+    if evaluator_type not in ("coco", "crowdhuman"):
         raise DataError(
             f"Dataset '{dataset_name}' has evaluator_type '{evaluator_type}', for which there is no"
-            " evaluator; 'coco' suits any dataset of boxes."
+            " evaluator; 'coco' suits any dataset of boxes, 'crowdhuman' one of a single class."
         )
+    if evaluator_type == "crowdhuman":
+        CrowdHumanEvaluator(dataset_name=dataset_name)  # it checks the number of classes
 
 
 _NMS_OFF = os.path.join("inference", "nms_off")
@@ -129,27 +135,31 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: str = "inference") 
 
     Args:
         cfg: TEST.END_TO_END.ENABLED puts an :class:`onenet.evaluation.EndToEndEvaluator` beside
-            COCOEvaluator.
+            COCOEvaluator ("coco") or :class:`onenet.evaluation.CrowdHumanEvaluator` ("crowdhuman").
         dataset_name: a registered dataset.
         folder: below OUTPUT_DIR, for what they write; with several datasets each has its own
             folder in there.
 
     Raises:
-        DataError: there is none for that type.
+        DataError: there is none for that type, or none for its number of classes.
     """
     _check_evaluator(dataset_name)
     output_dir = _results_folder(cfg, dataset_name, folder)
     # COCO's own limit is 100; crowds need more.
     max_dets = max(cfg.TEST.DETECTIONS_PER_IMAGE, 100)
-    coco = COCOEvaluator(
-        dataset_name, tasks=("bbox",), output_dir=output_dir, max_dets_per_image=max_dets
-    )
+    of_dataset: DatasetEvaluator
+    if MetadataCatalog.get(dataset_name).evaluator_type == "crowdhuman":
+        of_dataset = CrowdHumanEvaluator(dataset_name=dataset_name, output_dir=output_dir)
+    else:
+        of_dataset = COCOEvaluator(
+            dataset_name, tasks=("bbox",), output_dir=output_dir, max_dets_per_image=max_dets
+        )
     end_to_end = cfg.TEST.END_TO_END
     if not end_to_end.ENABLED:
-        return coco
+        return of_dataset
     return DatasetEvaluators(
         [
-            coco,
+            of_dataset,
             EndToEndEvaluator(
                 dataset_name=dataset_name,
                 output_dir=output_dir,
@@ -242,15 +252,14 @@ class Trainer(DefaultTrainer):
         """
         cfg = self.cfg
         if cfg.SOLVER.EMA_DECAY == 0:
+            self._set_checkpointer(self.model)
             return super().build_hooks()
         model = self.model
         if isinstance(model, torch.nn.parallel.DistributedDataParallel):
             model = model.module
         ema = self.ema = EMAHook(model, cfg.SOLVER.EMA_DECAY)
         # Detectron2's trainer saves the hooks' state: the average's is there.
-        self.checkpointer = DetectionCheckpointer(
-            ema.average, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
-        )
+        self._set_checkpointer(ema.average)
 
         def evaluate() -> dict:
             self._last_eval_results = self.test(cfg, ema.average)
@@ -261,6 +270,12 @@ class Trainer(DefaultTrainer):
             if isinstance(hook, hooks.EvalHook):
                 built[i] = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate)
         return [ema, *built]
+
+    def _set_checkpointer(self, model: torch.nn.Module) -> None:
+        """Puts ours in the place of Detectron2's, before hooks take it."""
+        self.checkpointer = OneNetCheckpointer(
+            model, self.cfg.OUTPUT_DIR, new_classes=True, trainer=weakref.proxy(self)
+        )
 
     def resume_or_load(self, resume: bool = True) -> None:
         """See Detectron2's; with SOLVER.EMA_DECAY the average starts from the same weights."""

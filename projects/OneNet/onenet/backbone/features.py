@@ -1,0 +1,179 @@
+"""Any network that gives a list of feature maps, as a backbone; and what goes on top of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import Backbone
+from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from .resnet_deconv import ResNetDeconv
+
+__all__ = [
+    "FeatureBackbone",
+    "check_nothing_frozen",
+    "feature_name",
+    "measure",
+    "with_deconv",
+    "with_fpn",
+    "with_retinanet_fpn",
+]
+
+_PROBE = 128  # pixels; four of them at stride 32
+
+
+def feature_name(stride: int) -> str:
+    """ "res2" for stride 4 and so on, as Detectron2 names a ResNet's feature maps."""
+    return f"res{stride.bit_length() - 1}"
+
+
+@torch.no_grad()
+def measure(body: nn.Module) -> list[tuple[int, int]]:
+    """Channels and stride of each map that a network makes of an image, found by trying.
+
+    Args:
+        body: from (1, 3, H, W) to a list of feature maps.
+
+    Raises:
+        ConfigError: it does not take images of any size, or a result is no (N, C, H, W) map whose
+            stride is a power of two.
+    """
+    was_training = body.training
+    body.eval()  # batch norm must not count the blank image
+    try:
+        maps = body(torch.zeros(1, 3, _PROBE, _PROBE))
+    except Exception as error:
+        raise ConfigError(
+            f"The backbone's network does not take images of {_PROBE} x {_PROBE} pixels, but OneNet"
+            f" sends images of any size; choose another one ({error})."
+        ) from error
+    finally:
+        body.train(was_training)
+    return [_channels_and_stride(feature.shape) for feature in maps]
+
+
+def _channels_and_stride(shape: torch.Size) -> tuple[int, int]:
+    stride = _PROBE // shape[-1] if len(shape) == 4 else 0
+    if stride < 1 or stride & (stride - 1) or shape[-2:] != (_PROBE // stride,) * 2:
+        raise ConfigError(
+            f"The backbone's network makes {tuple(shape)} of an image of {_PROBE} x {_PROBE}"
+            " pixels, which is no (N, C, H, W) map with a power of two as stride; choose another"
+            " one."
+        )
+    return shape[1], stride
+
+
+class FeatureBackbone(Backbone):
+    """A network's feature maps under the names that a ResNet's have: res2 (stride 4) to res5 (32).
+
+    So whatever Detectron2 puts on a ResNet can be put on it. Nothing is frozen, and norm layers are
+    the network's own.
+    """
+
+    def __init__(self, body: nn.Module, out_features: Sequence[str]) -> None:
+        """
+        Args:
+            body: from (N, 3, H, W) to a list of feature maps (N, C, H / stride, W / stride). Of
+                several with one stride the last counts.
+            out_features: names of the maps that are given on.
+
+        Raises:
+            ConfigError: see :func:`measure`; or there is no map of such a name.
+        """
+        super().__init__()
+        self.body = body
+        measured = measure(body)
+        self._names = [feature_name(stride) for _, stride in measured]
+        missing = [name for name in out_features if name not in self._names]
+        if missing:
+            raise ConfigError(
+                f"The backbone's OUT_FEATURES name {missing}; its network has {self._names}."
+            )
+        self._out_features = list(out_features)
+        by_name = dict(zip(self._names, measured, strict=True))
+        self._out_feature_channels = {name: by_name[name][0] for name in out_features}
+        self._out_feature_strides = {name: by_name[name][1] for name in out_features}
+
+    @property
+    def size_divisibility(self) -> int:
+        """The coarsest stride: maps of exactly half the size need it."""
+        return max(self._out_feature_strides.values())
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """(N, 3, H, W), both sides multiples of 32, to the feature maps by name."""
+        maps = dict(zip(self._names, self.body(x), strict=True))
+        return {name: maps[name] for name in self._out_features}
+
+
+def check_nothing_frozen(cfg: CfgNode) -> None:
+    """Raises where the config asks to freeze stages, which only a ResNet has.
+
+    Raises:
+        ConfigError: MODEL.BACKBONE.FREEZE_AT is not 0.
+    """
+    backbone = cfg.MODEL.BACKBONE
+    if backbone.FREEZE_AT:
+        raise ConfigError(
+            f"MODEL.BACKBONE.FREEZE_AT is {backbone.FREEZE_AT}, but only a ResNet's stages can be"
+            f" frozen, and {backbone.NAME} has none; set it to 0."
+        )
+
+
+def _check_features(bottom_up: Backbone, names: Sequence[str], what: str) -> None:
+    shapes = bottom_up.output_shape()
+    missing = [name for name in names if name not in shapes]
+    if missing:
+        raise ConfigError(f"{what} {missing}; the backbone's OUT_FEATURES are {sorted(shapes)}.")
+
+
+def _fpn(bottom_up: Backbone, cfg: CfgNode, top_block: nn.Module) -> FPN:
+    fpn = cfg.MODEL.FPN
+    _check_features(bottom_up, fpn.IN_FEATURES, "MODEL.FPN.IN_FEATURES names")
+    return FPN(
+        bottom_up=bottom_up,
+        in_features=fpn.IN_FEATURES,
+        out_channels=fpn.OUT_CHANNELS,
+        norm=fpn.NORM,
+        top_block=top_block,
+        fuse_type=fpn.FUSE_TYPE,
+    )
+
+
+def with_fpn(bottom_up: Backbone, cfg: CfgNode) -> FPN:
+    """A pyramid on MODEL.FPN.IN_FEATURES, with one more level pooled from the coarsest: p2 to p6.
+
+    Raises:
+        ConfigError: a feature is missing.
+    """
+    pool = LastLevelMaxPool()
+    # Detectron2's is fixed to p5, and so its build_resnet_fpn_backbone to res5
+    pool.in_feature = cfg.MODEL.FPN.IN_FEATURES[-1].replace("res", "p")
+    return _fpn(bottom_up, cfg, pool)
+
+
+def with_retinanet_fpn(bottom_up: Backbone, cfg: CfgNode) -> FPN:
+    """The same with p6 and p7 from res5, as ``build_retinanet_resnet_fpn_backbone``'s.
+
+    Raises:
+        ConfigError: a feature is missing.
+    """
+    _check_features(bottom_up, ["res5"], "The pyramid's p6 and p7 need")
+    channels = bottom_up.output_shape()["res5"].channels
+    return _fpn(bottom_up, cfg, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))
+
+
+def with_deconv(bottom_up: Backbone, cfg: CfgNode) -> ResNetDeconv:
+    """The point head's deconvolution neck, as MODEL.ONENET.DECONV says.
+
+    Raises:
+        ConfigError: one of res2 to res5 is missing.
+    """
+    _check_features(bottom_up, ["res2", "res3", "res4", "res5"], "The deconvolution neck needs")
+    deconv = cfg.MODEL.ONENET.DECONV
+    return ResNetDeconv(
+        bottom_up=bottom_up, channels=deconv.CHANNELS, deform=deconv.DEFORM, norm=deconv.NORM
+    )

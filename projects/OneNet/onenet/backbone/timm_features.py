@@ -1,0 +1,126 @@
+"""Any feature extractor of the package timm as a backbone."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling.backbone.fpn import FPN
+from torch import nn
+
+from ..convert.base import check_imagenet_input
+from ..errors import ConfigError
+from .features import (
+    FeatureBackbone,
+    check_nothing_frozen,
+    feature_name,
+    with_deconv,
+    with_fpn,
+    with_retinanet_fpn,
+)
+from .resnet_deconv import ResNetDeconv
+
+__all__ = [
+    "build_retinanet_timm_fpn_backbone",
+    "build_timm_backbone",
+    "build_timm_deconv_backbone",
+    "build_timm_fpn_backbone",
+]
+
+
+def _import_timm(backbone_name: str) -> ModuleType:
+    try:
+        import timm
+    except ImportError as error:
+        raise ConfigError(
+            f"MODEL.BACKBONE.NAME is '{backbone_name}', which needs the package timm: pip install"
+            " timm."
+        ) from error
+    return timm
+
+
+def _check_input(timm: ModuleType, name: str, cfg: CfgNode) -> None:
+    """Each of timm's weights has its own mean and deviation."""
+    trained = timm.get_pretrained_cfg(name)
+    if trained is None or not trained.has_weights:
+        raise ConfigError(
+            f"MODEL.TIMM.PRETRAINED: timm has no weights for '{name}'; set it to False."
+        )
+    check_imagenet_input(
+        f"timm's weights of {name}",
+        cfg.INPUT.FORMAT,
+        cfg.MODEL.PIXEL_MEAN,
+        cfg.MODEL.PIXEL_STD,
+        trained.mean,
+        trained.std,
+    )
+
+
+def _create(timm: ModuleType, name: str, pretrained: bool, outputs: list[int] | None) -> nn.Module:
+    kwargs = {} if outputs is None else {"out_indices": outputs}
+    try:
+        return timm.create_model(name, features_only=True, pretrained=pretrained, **kwargs)
+    except Exception as error:
+        # timm raises anything: RuntimeError, AttributeError; its hub's errors without a connection
+        weights = " and its weights" if pretrained else ""
+        raise ConfigError(
+            f"MODEL.TIMM.NAME: timm cannot give the feature maps of '{name}'{weights} ({error})."
+        ) from error
+
+
+def _body(timm: ModuleType, name: str, out_features: list[str], pretrained: bool) -> nn.Module:
+    """The network up to the coarsest of the wanted maps."""
+    body = _create(timm, name, pretrained, None)
+    names = [feature_name(stride) for stride in body.feature_info.reduction()]
+    wanted = [i for i, feature in enumerate(names) if feature in out_features]
+    if not wanted:
+        raise ConfigError(f"MODEL.TIMM.OUT_FEATURES is {out_features}; {name} has {names}.")
+    if wanted[-1] == len(names) - 1:
+        return body
+    return _create(timm, name, pretrained, list(range(wanted[-1] + 1)))
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FeatureBackbone:
+    """A network of timm's as ``MODEL.TIMM`` says.
+
+    Its weights are timm's initial ones, or trained ones with PRETRAINED and no MODEL.WEIGHTS.
+
+    Raises:
+        ConfigError: timm is not installed, a value is wrong, the network gives no pyramid of maps,
+            or its weights are not to be had.
+    """
+    node = cfg.MODEL.TIMM
+    timm = _import_timm(cfg.MODEL.BACKBONE.NAME)
+    check_nothing_frozen(cfg)
+    if not timm.is_model(node.NAME):
+        raise ConfigError(
+            f"MODEL.TIMM.NAME is '{node.NAME}', which timm {timm.__version__} does not know;"
+            " timm.list_models() names those that it does."
+        )
+    pretrained = node.PRETRAINED and not cfg.MODEL.WEIGHTS
+    if pretrained:
+        _check_input(timm, node.NAME, cfg)
+    return FeatureBackbone(
+        _body(timm, node.NAME, list(node.OUT_FEATURES), pretrained), node.OUT_FEATURES
+    )
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """A network of timm's with a pyramid; see :func:`onenet.backbone.features.with_fpn`."""
+    return with_fpn(build_timm_backbone(cfg, input_shape), cfg)
+
+
+@BACKBONE_REGISTRY.register()
+def build_retinanet_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """The same with p6 and p7; see :func:`onenet.backbone.features.with_retinanet_fpn`."""
+    return with_retinanet_fpn(build_timm_backbone(cfg, input_shape), cfg)
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_deconv_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNetDeconv:
+    """A network of timm's with the deconvolution neck, for the point head."""
+    return with_deconv(build_timm_backbone(cfg, input_shape), cfg)

@@ -1,0 +1,41 @@
+"""Recognises whose weights a file holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from .base import Conversion
+from .original import convert_original, is_original
+from .torchvision_resnet import (
+    check_trained_input,
+    convert_torchvision_resnet,
+    is_torchvision_resnet,
+)
+
+__all__ = ["convert_foreign"]
+
+
+def convert_foreign(state: Mapping[str, Tensor], model: nn.Module) -> Conversion | None:
+    """Converts weights for a model, where they are another project's.
+
+    Args:
+        state: names and tensors as the file has them.
+        model: what they are for.
+
+    Returns:
+        None where the names are neither the authors' nor torchvision's.
+
+    Raises:
+        ConfigError: they are, but cannot be this model's; a part of a sentence.
+    """
+    if is_original(state):
+        # They started from torchvision's weights, and kept its input
+        check_trained_input(model, "the authors' weights")
+        generator = getattr(getattr(model, "head", None), "anchor_generator", None)
+        anchors = None if generator is None else list(generator.cell_anchors)
+        return convert_original(state, anchors)
+    if is_torchvision_resnet(state):
+        return convert_torchvision_resnet(state, model)
+    return None

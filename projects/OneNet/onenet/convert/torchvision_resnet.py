@@ -1,0 +1,166 @@
+"""torchvision's published ImageNet weights for Detectron2's ResNet."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from detectron2.modeling.backbone.resnet import BottleneckBlock, ResNet
+from detectron2.utils.file_io import PathHandler, PathManager
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
+
+from ..errors import ConfigError
+from .base import Conversion, check_imagenet_input
+
+__all__ = [
+    "check_trained_input",
+    "convert_torchvision_resnet",
+    "is_torchvision_resnet",
+    "torchvision_url",
+]
+
+PREFIX = "torchvision://"
+_DEPTHS = ("resnet18", "resnet34", "resnet50", "resnet101")
+_NAMES = {
+    r"conv1\.": "stem.conv1.",
+    r"bn1\.": "stem.conv1.norm.",
+    r"layer([1-4])\.(\d+)\.conv([1-3])\.": "res{}.{}.conv{}.",
+    r"layer([1-4])\.(\d+)\.bn([1-3])\.": "res{}.{}.conv{}.norm.",
+    r"layer([1-4])\.(\d+)\.downsample\.0\.": "res{}.{}.shortcut.",
+    r"layer([1-4])\.(\d+)\.downsample\.1\.": "res{}.{}.shortcut.norm.",
+}
+
+
+def is_torchvision_resnet(names: Iterable[str]) -> bool:
+    """Whether tensors of these names are a torchvision ResNet's."""
+    return {"conv1.weight", "layer1.0.conv1.weight"} <= set(names)
+
+
+def convert_torchvision_resnet(state: Mapping[str, Tensor], model: nn.Module) -> Conversion:
+    """Renames torchvision's tensors to those of the model's ResNet.
+
+    Args:
+        state: of ``torchvision.models.resnet18`` and so on, classifier or not.
+        model: has one ResNet of Detectron2's, and takes images as torchvision's networks do.
+
+    Raises:
+        ConfigError: a name is not torchvision's; the model has no ResNet, or feeds or strides it
+            differently.
+    """
+    prefix, resnet = _find_resnet(model)
+    check_trained_input(model, "torchvision's weights")
+    conversion = Conversion("torchvision's ResNet", fills=prefix)
+    known = resnet.state_dict()
+    for name, tensor in state.items():
+        if name in ("fc.weight", "fc.bias"):
+            conversion.drop(name, tensor, "ImageNet's classifier")
+            continue
+        target = _new_name(name)
+        stage = target.split(".")[0]
+        if stage != "stem" and stage not in resnet.stage_names:
+            conversion.drop(name, tensor, f"the config's ResNet ends before {stage}")
+        elif target.endswith(".num_batches_tracked") and target not in known:
+            conversion.drop(name, tensor, "frozen batch norm counts no batches")
+        else:
+            conversion.take(name, tensor, prefix + target)
+    return conversion
+
+
+def _new_name(name: str) -> str:
+    for pattern, new in _NAMES.items():
+        if match := re.match(pattern, name):
+            layer, *rest = match.groups() or ("0",)
+            return new.format(int(layer) + 1, *rest) + name[match.end() :]
+    raise ConfigError(f"'{name}' is no name of torchvision's ResNet")
+
+
+def _find_resnet(model: nn.Module) -> tuple[str, ResNet]:
+    """The model's ResNet, and the prefix of its tensors' names."""
+    found = [(name, m) for name, m in model.named_modules() if isinstance(m, ResNet)]
+    if len(found) != 1:
+        raise ConfigError(
+            f"they are torchvision's, for a ResNet, and the model has {len(found)}; see"
+            " MODEL.BACKBONE.NAME"
+        )
+    name, resnet = found[0]
+    return f"{name}." if name else "", resnet
+
+
+def check_trained_input(model: nn.Module, what: str) -> None:
+    """Checks colours, normalisation and the place of the stride, which no tensor's shape tells.
+
+    Args:
+        model: with ``pixel_mean``, ``pixel_std`` and, if it knows it, ``input_format``.
+        what: whose weights, for the message.
+
+    Raises:
+        ConfigError: they are not as torchvision's networks were trained.
+    """
+    check_imagenet_input(
+        what,
+        getattr(model, "input_format", "RGB"),  # Detectron2's FCOS does not know it
+        model.pixel_mean.flatten().tolist(),
+        model.pixel_std.flatten().tolist(),
+    )
+    for block in model.modules():
+        if isinstance(block, BottleneckBlock) and block.conv1.stride != (1, 1):
+            raise ConfigError(
+                f"{what} have a bottleneck's stride in its 3x3 convolution; set"
+                " MODEL.RESNETS.STRIDE_IN_1X1 to False."
+            )
+
+
+def torchvision_url(path: str) -> str:
+    """Where torchvision publishes the weights of "torchvision://resnet18" and so on.
+
+    The first ones for each network, IMAGENET1K_V1, as in Detectron2's and the paper's models.
+
+    Raises:
+        ConfigError: there is no such name.
+    """
+    name = path.removeprefix(PREFIX)
+    if name not in _DEPTHS:
+        raise ConfigError(
+            f"MODEL.WEIGHTS is '{path}'; after torchvision:// goes one of {', '.join(_DEPTHS)}."
+        )
+    return get_model_weights(name)["IMAGENET1K_V1"].url
+
+
+def download_cure(url: str, error: Exception) -> str:
+    """The end of a sentence on weights that cannot be downloaded, without a full stop."""
+    folder = os.path.join(torch.hub.get_dir(), "checkpoints")
+    return (
+        f"cannot be downloaded ({getattr(error, 'reason', error)}); download {url} on a machine"
+        f" that can, and put the file into {folder}"
+    )
+
+
+class _TorchvisionHandler(PathHandler):
+    """Makes "torchvision://resnet18" a path that Detectron2 can open."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [PREFIX]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        """Downloads the file into torch.hub's folder, unless it is there."""
+        url = torchvision_url(path)
+        try:
+            torch.hub.load_state_dict_from_url(
+                url, map_location="cpu", check_hash=True, weights_only=True
+            )
+        except (OSError, RuntimeError) as error:  # no connection; another hash
+            raise ConfigError(
+                f"MODEL.WEIGHTS: {path} {download_cure(url, error)}, or give its path as"
+                " MODEL.WEIGHTS."
+            ) from error
+        return os.path.join(
+            torch.hub.get_dir(), "checkpoints", os.path.basename(urlparse(url).path)
+        )
+
+
+PathManager.register_handler(_TorchvisionHandler())

@@ -1,0 +1,330 @@
+"""MobileNetV3 and timm's networks as backbones, under each neck and head."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone, build_model
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.models import get_model
+
+from onenet.backbone import FeatureBackbone
+from onenet.backbone.mobilenetv3 import LayerOutputs
+from onenet.config import load_config
+from onenet.ema import EMAHook
+from onenet.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs" / "digits"
+MOBILENET, TIMM = "onenet_fcos_MobileNetV3_FPN", "onenet_fcos_timm_FPN"
+needs_timm = pytest.mark.skipif(
+    importlib.util.find_spec("timm") is None, reason="timm is not installed"
+)
+BOTH = [MOBILENET, pytest.param(TIMM, marks=needs_timm)]
+PARTS = {MOBILENET: "mobilenetv3", TIMM: "timm"}
+P3_TO_P7 = [
+    "MODEL.FPN.IN_FEATURES", "['res3', 'res4', 'res5']",
+    "MODEL.ONENET.IN_FEATURES", "['p3', 'p4', 'p5', 'p6', 'p7']",
+]  # fmt: skip
+POINT = ["MODEL.ONENET.HEAD.NAME", "PointHead", "MODEL.ONENET.IN_FEATURES", "['deconv']"]
+
+
+def config(name: str, *opts: str):
+    data = ["DATASETS.TRAIN", "()", "DATASETS.TEST", "()", "MODEL.ONENET.NUM_CLASSES", "3"]
+    return load_config(str(CONFIGS / f"{name}.yaml"), ["MODEL.DEVICE", "cpu", *data, *opts])
+
+
+def build(name: str, *opts: str) -> nn.Module:
+    return build_backbone(config(name, *opts), ShapeSpec(channels=3))
+
+
+# The wrapper
+
+
+class Pyramid(nn.Module):
+    """Maps of strides 2, 4 and 4 by pooling; batch norm, to see whether it counts."""
+
+    def __init__(self, last: nn.Module | None = None) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.last = last or nn.Identity()
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.norm(x)
+        half, quarter = nn.functional.avg_pool2d(x, 2), nn.functional.avg_pool2d(x, 4)
+        return [half, quarter, self.last(torch.cat((quarter, quarter), dim=1))]
+
+
+def test_maps_are_measured_and_named_by_stride() -> None:
+    body = Pyramid()
+    backbone = FeatureBackbone(body, ["res2"])
+    assert backbone.output_shape() == {"res2": ShapeSpec(channels=6, stride=4)}
+    assert backbone.size_divisibility == 4
+    assert body.training and body.norm.num_batches_tracked == 0
+    x = torch.randn(2, 3, 8, 12)
+    out = backbone(x)
+    assert list(out) == ["res2"]
+    assert torch.equal(out["res2"], body(x)[2])  # of two with one stride the last
+
+
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        (nn.Flatten(), r"makes \(1, 6144\) of an image"),
+        (nn.Upsample(size=(32, 16)), r"makes \(1, 6, 32, 16\)"),
+        (nn.Upsample(size=(48, 48)), r"makes \(1, 6, 48, 48\)"),
+        (nn.Upsample(size=(256, 256)), r"makes \(1, 6, 256, 256\)"),
+        (nn.Conv2d(5, 5, 1), "does not take images of 128 x 128 pixels"),
+    ],
+)
+def test_networks_that_give_no_pyramid(last: nn.Module, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        FeatureBackbone(Pyramid(last), ["res2"])
+
+
+def test_unknown_feature() -> None:
+    with pytest.raises(ConfigError, match=r"name \['res5'\]; its network has \['res1', 'res2'"):
+        FeatureBackbone(Pyramid(), ["res2", "res5"])
+
+
+# The two networks
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_mobilenet_gives_torchvisions_maps(size: str) -> None:
+    """The last map of each stride; the coarsest is that of torchvision's whole trunk."""
+    cfg = config(MOBILENET, "MODEL.MOBILENET.NAME", f"mobilenet_v3_{size}")
+    cfg.defrost()
+    cfg.MODEL.BACKBONE.NAME = "build_mobilenetv3_backbone"
+    backbone = build_backbone(cfg, ShapeSpec(channels=3)).eval()
+    shapes = backbone.output_shape()
+    channels = {"small": (16, 24, 48, 576), "large": (24, 40, 112, 960)}[size]
+    assert [(s.channels, s.stride) for s in shapes.values()] == list(
+        zip(channels, (4, 8, 16, 32), strict=True)
+    )
+    network = get_model(f"mobilenet_v3_{size}", weights=None).eval()
+    network.features.load_state_dict(
+        {k.removeprefix("body.layers."): v for k, v in backbone.state_dict().items()}
+    )
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.equal(backbone(x)["res5"], network.features(x))
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_what_nobody_needs_is_not_built(name: str) -> None:
+    node = {MOBILENET: "MOBILENET", TIMM: "TIMM"}[name]
+    cut = [f"MODEL.{node}.OUT_FEATURES", "['res2', 'res3']"]
+    backbone = build(name, "MODEL.FPN.IN_FEATURES", "['res2', 'res3']", *cut)
+    assert set(backbone.bottom_up.output_shape()) == {"res2", "res3"}
+    maps = backbone(torch.randn(2, 3, 64, 64))
+    assert {key: 64 // x.shape[-1] for key, x in maps.items()} == {"p2": 4, "p3": 8, "p4": 16}
+    sum(x.sum() for x in maps.values()).backward()
+    assert all(p.grad is not None for p in backbone.parameters())
+
+
+@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize(
+    ("neck", "opts", "features"),
+    [
+        ("build_retinanet_{}_fpn_backbone", P3_TO_P7, {f"p{i}": 2**i for i in range(3, 8)}),
+        ("build_{}_deconv_backbone", POINT, {"deconv": 4}),
+        (
+            "build_{}_fpn_backbone",
+            ["MODEL.ONENET.HEAD.NAME", "RetinaNetHead", "MODEL.ANCHOR_GENERATOR.SIZES", "[[16]]"],
+            {f"p{i}": 2**i for i in range(2, 7)},
+        ),
+    ],
+)
+def test_each_neck_and_head(name: str, neck: str, opts: list[str], features, make_gt) -> None:
+    cfg = config(name, "MODEL.BACKBONE.NAME", neck.format(PARTS[name]), *opts)
+    model = build_model(cfg)
+    shapes = model.backbone.output_shape()
+    assert {k: v.stride for k, v in shapes.items()} == features
+    assert model.backbone.size_divisibility == 32
+    batch = [
+        {
+            "image": torch.randint(0, 256, (3, 64, 90), dtype=torch.uint8),
+            "instances": make_gt(2, (64, 90), 3),
+        }
+        for _ in range(2)
+    ]
+    losses = model(batch)
+    sum(losses.values()).backward()
+    used = set(cfg.MODEL.ONENET.IN_FEATURES)
+    if used == set(shapes):
+        assert all(p.grad is not None for p in model.parameters())
+    with torch.no_grad():
+        assert len(model.eval()(batch)[0]["instances"]) > 0
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_average_of_the_weights_is_a_working_copy(name: str) -> None:
+    model = build_model(config(name))
+    average = EMAHook(model, 0.9).average
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        model.eval(), average.eval()
+        assert torch.equal(average.backbone(x)["p2"], model.backbone(x)["p2"])
+        model.train(), average.train()
+        assert torch.equal(average.backbone(x)["p2"], model.backbone(x)["p2"])
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("name", "opts", "message"),
+    [
+        (MOBILENET, ["MODEL.MOBILENET.NAME", "mobilenet_v2"], "choose one of mobilenet_v3_large"),
+        (MOBILENET, ["MODEL.BACKBONE.FREEZE_AT", "2"], "FREEZE_AT is 2, but .*; set it to 0"),
+        (
+            MOBILENET,
+            ["MODEL.MOBILENET.OUT_FEATURES", "['res2', 'res3']"],
+            r"FPN.IN_FEATURES names \['res4', 'res5'\]; .* \['res2', 'res3'\]",
+        ),
+        (MOBILENET, ["MODEL.MOBILENET.OUT_FEATURES", "['p2']"], r"choose from \['res1', 'res2'"),
+        (
+            MOBILENET,
+            ["MODEL.MOBILENET.PRETRAINED", "True", "INPUT.FORMAT", "BGR"],
+            "torchvision's weights want RGB images",
+        ),
+        pytest.param(
+            TIMM, ["MODEL.TIMM.NAME", "resnet10x"], "which timm .* does not know", marks=needs_timm
+        ),
+        pytest.param(
+            TIMM,
+            [
+                "MODEL.TIMM.PRETRAINED",
+                "True",
+                "MODEL.TIMM.NAME",
+                "mobilenetv3_large_100.miil_in21k",
+            ],
+            r"want RGB images .* \[0.0, 0.0, 0.0\] and \[255.0",
+            marks=needs_timm,
+        ),
+        pytest.param(
+            TIMM,
+            ["MODEL.TIMM.NAME", "vit_tiny_patch16_224"],
+            "does not take images of 128 x 128 pixels",
+            marks=needs_timm,
+        ),
+        pytest.param(
+            TIMM, ["MODEL.TIMM.OUT_FEATURES", "['p2']"], r"resnet10t has \['res1'", marks=needs_timm
+        ),
+    ],
+)
+def test_errors_name_key_and_cure(name: str, opts: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(name, *opts)
+
+
+def test_deconvolution_and_p7_say_what_they_need() -> None:
+    cut = ["MODEL.MOBILENET.OUT_FEATURES", "['res3', 'res4']"]
+    for neck, message in (
+        ("build_mobilenetv3_deconv_backbone", r"neck needs \['res2', 'res5'\]"),
+        ("build_retinanet_mobilenetv3_fpn_backbone", r"p6 and p7 need \['res5'\]"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            build(MOBILENET, "MODEL.BACKBONE.NAME", neck, *cut)
+
+
+def test_without_timm_only_building_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)  # what Python does where it is not installed
+    cfg = config(TIMM)
+    with pytest.raises(ConfigError, match="'build_timm_fpn_backbone', which needs .*: pip install"):
+        build_backbone(cfg, ShapeSpec(channels=3))
+
+
+def test_pretrained_weights_are_for_the_start_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With MODEL.WEIGHTS nothing is downloaded; without a connection the cure is told."""
+    calls = []
+
+    def no_connection(*args: object, **kwargs: object) -> None:
+        calls.append(args)
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_connection)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_connection)
+    wanted = ["MODEL.MOBILENET.PRETRAINED", "True"]
+    build(MOBILENET, *wanted, "MODEL.WEIGHTS", "model_final.pth")
+    assert not calls
+    with pytest.raises(ConfigError, match="no route to host.*download .*mobilenet_v3_small.*pth"):
+        build(MOBILENET, *wanted)
+    assert calls
+
+
+def test_layer_outputs_stop_at_the_last_one() -> None:
+    layers = nn.Sequential(nn.Identity(), nn.ReLU(), nn.Sigmoid())
+    outputs = LayerOutputs(layers, [0, 1])
+    assert len(outputs.layers) == 2
+    x = torch.tensor([-1.0, 2.0])
+    assert [y.tolist() for y in outputs(x)] == [[-1.0, 2.0], [0.0, 2.0]]
+
+
+# From training to export
+
+
+@pytest.fixture
+def tiny_set(tmp_path: Path) -> list[str]:
+    """Overrides that name two noisy images with a bright square each, as one class."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    images, annotations = [], []
+    for i in (1, 2):
+        pixels = torch.randint(0, 80, (64, 64, 3), dtype=torch.uint8).numpy()
+        pixels[8 * i : 8 * i + 24, 16:40] = 255
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        images.append({"id": i, "file_name": f"{i}.png", "height": 64, "width": 64})
+        box = {"bbox": [16, 8 * i, 24, 24], "area": 576, "iscrowd": 0}
+        annotations.append({"id": i, "image_id": i, "category_id": 1, **box})
+    content = {"images": images, "annotations": annotations}
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps({**content, "categories": [{"id": 1, "name": "square"}]}))
+    return [
+        word
+        for key in ("TRAIN", "TEST")
+        for word in (
+            *(f"DATASETS.{key}_JSON", str(path)),
+            *(f"DATASETS.{key}_IMAGE_ROOT", str(folder)),
+        )
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BOTH)
+def test_trains_and_exports(name: str, tiny_set: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    config_file, out = str(CONFIGS / f"{name}.yaml"), tmp_path / "out"
+    common = ["MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0", *tiny_set]
+
+    def run(*words: str) -> None:
+        result = subprocess.run(
+            [sys.executable, *words, *common], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+
+    run(
+        "train_net.py", "--config-file", config_file, "OUTPUT_DIR", str(out),
+        "SOLVER.MAX_ITER", "20", "SOLVER.WARMUP_ITERS", "5", "SOLVER.IMS_PER_BATCH", "2",
+    )  # fmt: skip
+    losses = [
+        json.loads(line)["total_loss"]
+        for line in (out / "metrics.json").read_text().splitlines()
+        if "total_loss" in line
+    ]
+    assert all(loss < 1000 for loss in losses) and losses  # nan is not
+    exported = out / "model.onnx"
+    run(
+        "tools/export.py", "--config-file", config_file, "--weights",
+        str(out / "model_final.pth"), "--output", str(exported),
+    )  # fmt: skip
+    assert exported.stat().st_size > 1_000_000

@@ -1,0 +1,92 @@
+#!/usr/bin/env python
+"""Converts a checkpoint of the paper's authors to this project, and tells what it did.
+
+python tools/convert_checkpoint.py ORIGINAL.pth \\
+    --config-file configs/coco/onenet_fcos_R50_FPN.yaml --output converted.pth \\
+    [--report report.txt] [KEY value ...]
+
+The file is read without running code that it may contain. Every tensor of it has to find its place
+in the config's model, and every tensor of the model has to be filled; else nothing is written. The
+report has a line for each tensor: names, shapes, and what was done. docs/checkpoints.md has more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import torch
+from detectron2.modeling import build_model
+
+from onenet.checkpoint import OneNetCheckpointer, read_checkpoint
+from onenet.convert import Conversion, is_original
+from onenet.errors import ConfigError, exit_with_one_sentence
+from onenet.predictor import load_predictor_config
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("original", help="a .pth file of the authors' code")
+    parser.add_argument("--config-file", required=True, help="of the same model in this project")
+    parser.add_argument("--output", required=True, type=Path, help="the converted checkpoint")
+    parser.add_argument("--report", type=Path, help="text file for the report (default: printed)")
+    parser.add_argument("opts", nargs="*", help="config overrides: KEY value ...")
+    return parser.parse_intermixed_args()
+
+
+def convert(original: str, config_file: str, opts: list[str]) -> Conversion:
+    """Converts a file for the config's model, which has to take it exactly.
+
+    Raises:
+        ConfigError: the config is wrong, the file is no checkpoint of the authors' code, or not of
+            this model.
+    """
+    if not os.path.isfile(original):
+        raise ConfigError(f"There is no file '{original}'.")
+    state = read_checkpoint(original)["model"]
+    if not is_original(state):
+        first = next(iter(state), "none")
+        raise ConfigError(
+            f"The file {original} is no checkpoint of the authors' code: its {len(state)} tensors"
+            f" have other names (the first: {first})."
+        )
+    cfg = load_predictor_config(config_file, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *opts])
+    checkpointer = OneNetCheckpointer(build_model(cfg))
+    checkpointer.load(original, checkpointables=[])
+    return checkpointer.conversion
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Writes a file that is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def main() -> None:
+    args = parse_arguments()
+    with exit_with_one_sentence():
+        for path in filter(None, (args.output, args.report)):
+            if not path.parent.is_dir():
+                raise ConfigError(f"There is no folder '{path.parent}' to write {path.name} into.")
+        conversion = convert(args.original, args.config_file, args.opts)
+    table = conversion.table()
+    if args.report is None:
+        print(table)
+    else:
+        write_atomically(args.report, lambda file: file.write(table.encode()))
+    write_atomically(args.output, lambda file: torch.save({"model": conversion.state}, file))
+    print(f"{args.output}: from {conversion.origin}, {conversion.summary()}.")
+
+
+if __name__ == "__main__":
+    main()
