@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import sys
 import urllib.error
 from pathlib import Path
