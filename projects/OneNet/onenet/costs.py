@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision.ops import box_iou, generalized_box_iou
 
 from .errors import ConfigError
+from .fused_cost import fused_matching_cost
 from .registry import get_registered
 
 __all__ = [
@@ -166,8 +167,22 @@ class MatchingCost:
     def __call__(
         self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
     ) -> Tensor:
-        """Cost of every pair in one image, (M, n): the sum of :meth:`parts`."""
-        return sum(self.parts(pred_logits, pred_boxes, anchors, gt).values())
+        """Cost of every pair in one image, (M, n): the sum of :meth:`parts`, computed faster."""
+        return self._fused(pred_logits, pred_boxes, gt)
+
+    def _fused(self, pred_logits: Tensor, boxes: Tensor, gt: Instances) -> Tensor:
+        return fused_matching_cost(
+            pred_logits,
+            boxes,
+            gt.gt_classes,
+            gt.gt_boxes.tensor,
+            gt.image_size,
+            class_weight=self.class_weight,
+            l1_weight=self.l1_weight,
+            giou_weight=self.giou_weight,
+            focal_alpha=self.focal_alpha,
+            focal_gamma=self.focal_gamma,
+        )
 
     def _class_part(self, pred_logits: Tensor, gt: Instances) -> Tensor:
         return self.class_weight * focal_cost(
@@ -197,6 +212,12 @@ class AnchorCost(MatchingCost):
         """See :meth:`MatchingCost.parts`."""
         return super().parts(pred_logits, anchors, anchors, gt)
 
+    def __call__(
+        self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
+    ) -> Tensor:
+        """See :meth:`MatchingCost.__call__`."""
+        return self._fused(pred_logits, anchors, gt)
+
 
 @ONENET_COST_REGISTRY.register()
 @dataclass(frozen=True)
@@ -220,6 +241,12 @@ class PointCost(MatchingCost):
         distance = torch.cdist(locations / scale, gt.gt_boxes.get_centers().float() / scale, p=1)
         distance = distance.masked_fill(~_serves(anchors, gt.gt_boxes.tensor), float("inf"))
         return {"class": self._class_part(pred_logits, gt), "l1": self.l1_weight * distance}
+
+    def __call__(
+        self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
+    ) -> Tensor:
+        """Cost of every pair in one image, (M, n): the sum of :meth:`parts`."""
+        return sum(self.parts(pred_logits, pred_boxes, anchors, gt).values())
 
 
 @ONENET_COST_REGISTRY.register()
@@ -260,6 +287,12 @@ class QualityCost(MatchingCost):
         iou = box_iou(pred_boxes.float(), gt.gt_boxes.tensor.float())
         return {"quality": -(score ** (1 - self.iou_exponent) * iou**self.iou_exponent)}
 
+    def __call__(
+        self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
+    ) -> Tensor:
+        """Cost of every pair in one image, (M, n): the one part."""
+        return self.parts(pred_logits, pred_boxes, anchors, gt)["quality"]
+
 
 @dataclass(frozen=True)
 class SpatialPrior:
@@ -291,8 +324,10 @@ class SpatialPrior:
     def __call__(
         self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
     ) -> Tensor:
-        """Cost of every pair in one image, (M, n): the sum of :meth:`parts`."""
-        return sum(self.parts(pred_logits, pred_boxes, anchors, gt).values())
+        """Cost of every pair in one image, (M, n)."""
+        candidates = self.candidates(anchors, gt.gt_boxes.tensor)
+        cost = self.cost(pred_logits, pred_boxes, anchors, gt)
+        return cost.masked_fill(~candidates, float("inf"))
 
     def candidates(self, anchors: Tensor, gt_boxes: Tensor) -> Tensor:
         """Which samples an object may have.
