@@ -8,8 +8,8 @@ image, the classification cost of all classes, L1, and GIoU of all pairs, as the
 min-cost it takes each object's minimum, for Hungarian it moves the matrix to the CPU and solves it
 with SciPy. In each round every way runs once, in turn; a ratio is the median of the rounds' own,
 above 1 where the matcher is faster. Objects come in heaps (every other one is its neighbour, moved
-by a pixel), so that many want the same sample. Memory is the peak above what the process had before,
-each way in a process of its own.
+by a pixel), so that many want the same sample. Memory is the peak above what the process had
+before, each way in a process of its own.
 """
 
 from __future__ import annotations
