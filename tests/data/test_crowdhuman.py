@@ -61,6 +61,11 @@ def write_odgt(path: Path, lines: list[Any]) -> None:
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
 
 
+def paths(folder: Path, split: str = "train") -> tuple[str, str]:
+    """The .odgt file and the image folder."""
+    return str(folder / f"annotation_{split}.odgt"), str(folder / "Images")
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A crowdhuman folder whose train split is LINES."""
@@ -73,14 +78,14 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def registered(folder: Path):
     name = f"crowd_{folder.parent.name}"
-    register_crowdhuman(name, str(folder), "train")
+    register_crowdhuman(name, *paths(folder))
     yield name
     DatasetCatalog.remove(name)
     MetadataCatalog.remove(name)
 
 
 def test_conversion(folder: Path) -> None:
-    json_file = make_crowdhuman(str(folder), "train")
+    json_file = make_crowdhuman(*paths(folder))
     assert json_file == str(folder / "annotation_train.json")
     content = json.loads(Path(json_file).read_text())
     size = {"width": 40, "height": 30}
@@ -108,7 +113,7 @@ def test_conversion(folder: Path) -> None:
 
 
 def test_the_json_is_a_valid_own_set(folder: Path) -> None:
-    name = register_coco_json(make_crowdhuman(str(folder), "train"), str(folder / "Images"))
+    name = register_coco_json(make_crowdhuman(*paths(folder)), str(folder / "Images"))
     assert MetadataCatalog.get(name).thing_classes == ["person"]
     assert len(DatasetCatalog.get(name)) == 3
 
@@ -116,19 +121,19 @@ def test_the_json_is_a_valid_own_set(folder: Path) -> None:
 def test_only_the_full_box_is_needed(folder: Path) -> None:
     write_odgt(
         folder / "annotation_val.odgt",
-        [{"ID": "28,1a", "gtboxes": [{"tag": "person", "fbox": [1, 2, -3, 4.5]}]}],
+        [{"ID": "28,1a", "gtboxes": [{"tag": "person", "fbox": [1, 2, 3, 4.5]}]}],
     )
-    content = json.loads(Path(make_crowdhuman(str(folder), "val")).read_text())
+    content = json.loads(Path(make_crowdhuman(*paths(folder, "val"))).read_text())
     (annotation,) = content["annotations"]
     assert "vis_bbox" not in annotation
-    assert (annotation["bbox"], annotation["area"]) == ([1, 2, -3, 4.5], 0)
+    assert (annotation["bbox"], annotation["area"]) == ([1, 2, 3, 4.5], 13.5)
 
 
 def test_sizes_are_those_of_the_upright_image(folder: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn, which Detectron2 undoes
     Image.new("RGB", (40, 30)).save(folder / "Images" / "28,1a.jpg", exif=exif)
-    content = json.loads(Path(make_crowdhuman(str(folder), "train")).read_text())
+    content = json.loads(Path(make_crowdhuman(*paths(folder))).read_text())
     sizes = [(image["width"], image["height"]) for image in content["images"]]
     assert sizes == [(40, 30), (30, 40), (40, 30)]
 
@@ -164,23 +169,60 @@ def test_training_leaves_ignore_regions_out(registered: str) -> None:
 
 
 def test_made_once_and_again_with_another_odgt(folder: Path, monkeypatch) -> None:
-    json_file = Path(make_crowdhuman(str(folder), "train"))
+    json_file = Path(make_crowdhuman(*paths(folder)))
     made = json_file.read_bytes()
     with monkeypatch.context() as patched:
         # Neither converted nor locked: the folder may be read-only by now
         patched.setattr(crowdhuman_module, "convert_odgt", pytest.fail)
         patched.setattr(crowdhuman_module, "file_lock", pytest.fail)
-        assert make_crowdhuman(str(folder), "train") == str(json_file)
+        assert make_crowdhuman(*paths(folder)) == str(json_file)
     write_odgt(folder / "annotation_train.odgt", LINES[:1])
-    make_crowdhuman(str(folder), "train")
+    make_crowdhuman(*paths(folder))
     assert len(json.loads(json_file.read_text())["images"]) == 1
     write_odgt(folder / "annotation_train.odgt", LINES)
-    make_crowdhuman(str(folder), "train")
+    make_crowdhuman(*paths(folder))
     assert json_file.read_bytes() == made
     monkeypatch.setattr(crowdhuman_module, "CONVERSION_VERSION", 0)
     json_file.write_text("of another version")
-    make_crowdhuman(str(folder), "train")
+    make_crowdhuman(*paths(folder))
     assert json_file.read_bytes() == made
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda made: made[:50], lambda made: bytes(len(made))], ids=["cut", "zeros"]
+)
+def test_a_damaged_json_is_made_anew(folder: Path, registered: str, damage: Any) -> None:
+    json_file = Path(make_crowdhuman(*paths(folder)))
+    made = json_file.read_bytes()
+    json_file.write_bytes(damage(made))
+    assert len(DatasetCatalog.get(registered)) == 3
+    assert json_file.read_bytes() == made
+
+
+def test_a_damaged_recipe_makes_anew(folder: Path) -> None:
+    json_file = Path(make_crowdhuman(*paths(folder)))
+    recipe_file = Path(f"{json_file}.recipe")
+    recipe = recipe_file.read_bytes()
+    recipe_file.write_bytes(b"\xff" + recipe)
+    make_crowdhuman(*paths(folder))
+    assert recipe_file.read_bytes() == recipe
+
+
+def test_another_image_folder_makes_anew(folder: Path) -> None:
+    odgt_file, _ = paths(folder)
+    write_images(folder / "small", *(line["ID"] for line in LINES), size=(4, 3))
+    for name, width in (("Images", 40), ("small", 4), ("Images", 40)):
+        content = json.loads(Path(make_crowdhuman(odgt_file, str(folder / name))).read_text())
+        assert {image["width"] for image in content["images"]} == {width}
+
+
+def test_a_set_moved_as_a_whole_stays(folder: Path, monkeypatch) -> None:
+    make_crowdhuman(*paths(folder))
+    moved = folder.rename(folder.parent / "moved")
+    monkeypatch.setattr(crowdhuman_module, "convert_odgt", pytest.fail)
+    make_crowdhuman(*paths(moved))
+    monkeypatch.chdir(moved)
+    assert make_crowdhuman("annotation_train.odgt", "Images") == "annotation_train.json"
 
 
 def test_an_interrupted_conversion_is_made_anew(folder: Path, monkeypatch) -> None:
@@ -192,9 +234,9 @@ def test_an_interrupted_conversion_is_made_anew(folder: Path, monkeypatch) -> No
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            make_crowdhuman(str(folder), "train")
+            make_crowdhuman(*paths(folder))
     assert not json_file.exists()
-    make_crowdhuman(str(folder), "train")
+    make_crowdhuman(*paths(folder))
     assert len(json.loads(json_file.read_text())["images"]) == 3
     assert not list(folder.glob("*.tmp"))
 
@@ -208,9 +250,7 @@ def test_several_processes_convert_once(folder: Path, monkeypatch) -> None:
 
     monkeypatch.setattr(crowdhuman_module, "convert_odgt", slow_conversion)
     context = multiprocessing.get_context("fork")
-    processes = [
-        context.Process(target=make_crowdhuman, args=(str(folder), "train")) for _ in range(4)
-    ]
+    processes = [context.Process(target=make_crowdhuman, args=paths(folder)) for _ in range(4)]
     for process in processes:
         process.start()
     for process in processes:
@@ -235,6 +275,14 @@ def test_several_processes_convert_once(folder: Path, monkeypatch) -> None:
         ({"ID": "x", "gtboxes": [{**MASK, "fbox": [1, 2, 3]}]}, r"has the 'fbox' \[1, 2, 3\]"),
         ({"ID": "x", "gtboxes": [{**MASK, "vbox": [1, 2, 3, "4"]}]}, "has the 'vbox'"),
         ({"ID": "x", "gtboxes": [{**MASK, "extra": 1}]}, "has the 'extra' 1"),
+        ("[" * 100_000, r"is not valid json \(.*\): get the file again"),  # nested too deeply
+        ({"ID": "x", "gtboxes": [{**MASK, "fbox": [1, 2, 3, 10**400]}]}, "has the 'fbox' .*1e"),
+        ({"ID": "x", "gtboxes": [{**MASK, "fbox": [1, 2, 1e308, 1e308]}]}, "has the 'fbox' .*1e"),
+        ({"ID": "x", "gtboxes": [{**MASK, "fbox": [1, 2, float("nan"), 3]}]}, "has the 'fbox'"),
+        ({"ID": "x", "gtboxes": [{**MASK, "vbox": [True, False, 3, 4]}]}, "has the 'vbox'"),
+        ({"ID": "x", "gtboxes": [{**MASK, "extra": {"ignore": None}}]}, "has the .* None: it must"),
+        ({"ID": "x", "gtboxes": [{**MASK, "extra": {"ignore": "1"}}]}, "has the .* '1': it must"),
+        ({"ID": "./x/../27,c9db", "gtboxes": []}, "has the ID .* again, the image of line 1"),
     ],
 )
 def test_broken_lines_are_named(folder: Path, line: Any, message: str) -> None:
@@ -244,27 +292,27 @@ def test_broken_lines_are_named(folder: Path, line: Any, message: str) -> None:
     # Blank lines count, but are no error
     path.write_bytes(json.dumps(LINES[0]).encode() + b"\n\n" + raw + b"\n")
     with pytest.raises(DataError, match=rf"line 3 of \S+annotation_train\.odgt {message}"):
-        make_crowdhuman(str(folder), "train")
+        make_crowdhuman(*paths(folder))
     assert not (folder / "annotation_train.json").exists()
 
 
 def test_an_empty_file_is_named(folder: Path) -> None:
     (folder / "annotation_train.odgt").write_text("\n")
     with pytest.raises(DataError, match=r"annotation_train\.odgt is empty"):
-        make_crowdhuman(str(folder), "train")
+        make_crowdhuman(*paths(folder))
 
 
 def test_missing_and_broken_images_are_named(folder: Path, registered: str) -> None:
     path = folder / "Images" / "28,1a.jpg"
     path.write_bytes(b"no image")
     with pytest.raises(DataError, match=r"size of the image \S+28,1a\.jpg cannot be read"):
-        make_crowdhuman(str(folder), "train")
+        make_crowdhuman(*paths(folder))
     path.unlink()
     missing = r"1 of the images that \S+annotation_train\.odgt names are not in .*28,1a\.jpg"
     with pytest.raises(DataError, match=missing):
-        make_crowdhuman(str(folder), "train")
+        make_crowdhuman(*paths(folder))
     write_images(folder / "Images", "28,1a")
-    make_crowdhuman(str(folder), "train")
+    make_crowdhuman(*paths(folder))
     path.unlink()  # afterwards
     with pytest.raises(DataError, match=missing):
         DatasetCatalog.get(registered)
@@ -274,9 +322,11 @@ def test_missing_and_broken_images_are_named(folder: Path, registered: str) -> N
 def test_missing_parts_are_named_with_their_source(folder: Path, part: str) -> None:
     path = folder / part
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    message = rf"CrowdHuman has no \S+{part}: get .* CrowdHuman's website.*DETECTRON2_DATASETS"
+    message = (
+        rf"there is no \S+{part}: check the path; .* CrowdHuman's website.*DETECTRON2_DATASETS"
+    )
     with pytest.raises(DataError, match=message):
-        make_crowdhuman(str(folder), "train")
+        make_crowdhuman(*paths(folder))
 
 
 def test_a_folder_that_cannot_be_written_is_named(folder: Path, monkeypatch) -> None:
@@ -285,7 +335,78 @@ def test_a_folder_that_cannot_be_written_is_named(folder: Path, monkeypatch) -> 
 
     monkeypatch.setattr(crowdhuman_module, "file_lock", refuse)
     with pytest.raises(DataError, match=r"annotation_train\.json cannot be made \(.*denied.*link"):
-        make_crowdhuman(str(folder), "train")
+        make_crowdhuman(*paths(folder))
+
+
+@pytest.mark.parametrize("part", ["annotation_train.odgt", "annotation_train.json.recipe"])
+def test_a_file_that_cannot_be_read_is_named(folder: Path, part: str, monkeypatch) -> None:
+    make_crowdhuman(*paths(folder))
+
+    def refuse(path: str, *args: Any, **kwargs: Any) -> Any:
+        if str(path).endswith(part):
+            raise PermissionError(13, "Permission denied", path)
+        return open(path, *args, **kwargs)
+
+    monkeypatch.setattr(crowdhuman_module, "open", refuse, raising=False)
+    message = rf"annotation_train\.json cannot be made \(.*denied.*{part}.*let the folder .*link"
+    with pytest.raises(DataError, match=message):
+        make_crowdhuman(*paths(folder))
+
+
+def test_any_paths_and_names_can_be_registered(folder: Path, registered: str) -> None:
+    """Here with the name of the fixture, whose end removes it."""
+    DatasetCatalog.remove(registered)
+    MetadataCatalog.remove(registered)
+    odgt_file = folder.parent / "elsewhere" / "my.people.txt"
+    odgt_file.parent.mkdir()
+    (folder / "annotation_train.odgt").rename(odgt_file)
+    images = folder.rename(folder.parent / "moved") / "Images"
+    for _ in range(2):  # the second changes nothing
+        register_crowdhuman(registered, str(odgt_file), str(images))
+        first, *_ = DatasetCatalog.get(registered)
+        assert first["file_name"] == str(images / "27,c9db.jpg")
+    assert MetadataCatalog.get(registered).json_file == f"{odgt_file}.json"
+    assert len(json.loads(Path(f"{odgt_file}.json").read_text())["images"]) == 3
+
+
+def test_a_name_is_not_taken_from_another_dataset(folder: Path, registered: str) -> None:
+    odgt_file, image_dir = paths(folder)
+    for name, *others in (
+        (registered, odgt_file, str(folder)),
+        (registered, odgt_file.removesuffix(".odgt"), image_dir),
+        ("coco_2017_val", odgt_file, image_dir),
+    ):
+        with pytest.raises(DataError, match=f"name '{name}' is that of another dataset: choose"):
+            register_crowdhuman(name, *others)
+
+
+def test_boxes_without_area_are_counted_and_left_out_of_training(
+    folder: Path, registered: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    flat = [[20, 2, -10, 4.5], [1, 2, 3, 0], [20, 20, -8, -8]]
+    gtboxes = [PERSON, *({"tag": "person", "fbox": box} for box in flat)]
+    ignored = {"tag": "mask", "fbox": [1, 2, 0, 3]}  # not one of the people
+    write_odgt(folder / "annotation_train.odgt", [{"ID": "28,1a", "gtboxes": [*gtboxes, ignored]}])
+    for _ in range(2):  # also when it is made already
+        caplog.clear()
+        with caplog.at_level("WARNING", logger="onenet"):
+            (record,) = DatasetCatalog.get(registered)
+        assert "3 boxes of people in" in caplog.text
+        assert "annotation_train.odgt have no area: training leaves them out" in caplog.text
+    boxes = [a["bbox"] for a in record["annotations"]]
+    assert boxes[1:] == [[20, 2, 0, 4.5], [1, 2, 3, 0], [20, 20, 0, 0], [1, 2, 0, 3]]
+    cfg = load_config(
+        str(CONFIGS / "onenet_fcos_R50_FPN.yaml"),
+        ["INPUT.RANDOM_FLIP", "none", "INPUT.MIN_SIZE_TRAIN", "(30,)"],
+    )
+    instances = OneNetDatasetMapper(cfg, is_train=True)(record)["instances"]
+    assert instances.gt_boxes.tensor.tolist() == [[0, 5, 17, 30]]
+
+
+def test_no_warning_without_such_boxes(registered: str, caplog) -> None:
+    with caplog.at_level("WARNING", logger="onenet"):
+        DatasetCatalog.get(registered)
+    assert "no area" not in caplog.text
 
 
 def test_convert_odgt_takes_any_paths(folder: Path) -> None:

@@ -169,7 +169,7 @@ def make(root: str) -> None:
 
 def make_and_be_killed(root: str) -> None:
     """Dies by SIGKILL, holding the lock, with image 20 half written."""
-    write_whole = digits_module._write_whole
+    write_whole = digits_module.write_whole
 
     def write_or_die(path: str, content: bytes) -> None:
         if path.endswith("000020.jpg"):
@@ -177,7 +177,7 @@ def make_and_be_killed(root: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         write_whole(path, content)
 
-    digits_module._write_whole = write_or_die  # in the child only
+    digits_module.write_whole = write_or_die  # in the child only
     make(root)
 
 
@@ -215,7 +215,7 @@ def test_complete_set_is_only_read(undisturbed, monkeypatch):
     def refuse(*_):
         raise AssertionError("a complete set must not be written or locked")
 
-    monkeypatch.setattr(digits_module, "_write_whole", refuse)
+    monkeypatch.setattr(digits_module, "write_whole", refuse)
     monkeypatch.setattr(digits_module, "file_lock", refuse)
     make_digits(str(undisturbed), "train", NUM_IMAGES)
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import reprlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,31 +21,39 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import DataError
-from .coco_json import _is_box, check_images_exist
-from .digits import _write_whole
+from ..files import write_whole
+from .coco_json import check_images_exist
 
 __all__ = ["convert_odgt", "make_crowdhuman", "register_all_crowdhuman", "register_crowdhuman"]
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val")
-CONVERSION_VERSION = 1  # raise it with every change that alters the json
+CONVERSION_VERSION = 2  # raise it with every change that alters the json
 
+_LARGEST = 1e9  # pixels: far beyond any image, and areas stay finite
 _FOLDER = "crowdhuman"
 _CLASS_NAMES = ["person"]
 _HOW_TO_GET = (
-    "get annotation_train.odgt, annotation_val.odgt and the images from CrowdHuman's website, put"
-    " all images into one folder Images beside the two files, and set DETECTRON2_DATASETS to the"
-    f" folder that holds their folder '{_FOLDER}'"
+    "for crowdhuman_train and crowdhuman_val get annotation_train.odgt, annotation_val.odgt and the"
+    " images from CrowdHuman's website, put all images into one folder Images beside the two files,"
+    f" and set DETECTRON2_DATASETS to the folder that holds their folder '{_FOLDER}'"
 )
 _EXIF_ORIENTATION = 0x0112
 _EXIF_QUARTER_TURNS = (5, 6, 7, 8)
 
 
-def _paths(folder: str, split: str) -> tuple[str, str, str]:
-    """The .odgt file, the image folder, and the json file of a split."""
-    stem = os.path.join(folder, f"annotation_{split}")
-    return f"{stem}.odgt", os.path.join(folder, "Images"), f"{stem}.json"
+def _json_file(odgt_file: str) -> str:
+    return f"{odgt_file.removesuffix('.odgt')}.json"
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number that can be calculated with: no bool, no nan, none that overflows."""
+    return type(value) in (int, float) and abs(value) <= _LARGEST
+
+
+def _is_box(box: Any) -> bool:
+    return isinstance(box, list) and len(box) == 4 and all(_is_number(value) for value in box)
 
 
 def _check_gtbox(place: str, gtbox: Any) -> None:
@@ -53,18 +62,26 @@ def _check_gtbox(place: str, gtbox: Any) -> None:
     for key in ("fbox", "vbox"):
         if key in gtbox and not _is_box(gtbox[key]):
             raise DataError(
-                f"{place} has the '{key}' {gtbox[key]!r}: it must be four finite numbers, "
-                "[x, y, width, height] in pixels"
+                f"{place} has the '{key}' {reprlib.repr(gtbox[key])}: it must be four numbers of at"
+                f" most {_LARGEST:.0e}, [x, y, width, height] in pixels"
             )
     if "fbox" not in gtbox:
         raise DataError(f"{place} has a box without 'fbox', the full box: add it")
-    if not isinstance(gtbox.get("extra", {}), dict):
-        raise DataError(f"{place} has the 'extra' {gtbox['extra']!r}, which is no object: mend it")
+    extra = gtbox.get("extra", {})
+    if not isinstance(extra, dict):
+        raise DataError(
+            f"{place} has the 'extra' {reprlib.repr(extra)}, which is no object: mend it"
+        )
+    if not _is_number(extra.get("ignore", 0)):
+        raise DataError(
+            f"{place} has the 'extra.ignore' {reprlib.repr(extra['ignore'])}: it must be a number,"
+            " 0 or 1"
+        )
 
 
 def _read_odgt(odgt_file: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Yields each image's name, without suffix, and its boxes, checked."""
-    seen = set()
+    seen: dict[str, int] = {}  # the images' line numbers
     with open(odgt_file, "rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -72,7 +89,7 @@ def _read_odgt(odgt_file: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             place = f"line {number} of {odgt_file}"
             try:
                 record = json.loads(line)
-            except ValueError as error:  # no json, or no text
+            except (ValueError, RecursionError) as error:  # no json, no text, or nested too deeply
                 raise DataError(
                     f"{place} is not valid json ({error}): get the file again, or mend the line"
                 ) from error
@@ -80,9 +97,12 @@ def _read_odgt(odgt_file: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
                 raise DataError(f"{place} has no 'ID', the image's name: mend or remove it")
             if not isinstance(record.get("gtboxes"), list):
                 raise DataError(f"{place} has no list 'gtboxes': mend or remove it")
-            if record["ID"] in seen:
-                raise DataError(f"{place} has the ID '{record['ID']}' again: remove one of the two")
-            seen.add(record["ID"])
+            first = seen.setdefault(os.path.normpath(record["ID"]), number)
+            if first != number:
+                raise DataError(
+                    f"{place} has the ID '{record['ID']}' again, the image of line {first}: remove"
+                    " one of the two"
+                )
             for gtbox in record["gtboxes"]:
                 _check_gtbox(place, gtbox)
             yield record["ID"], record["gtboxes"]
@@ -106,12 +126,13 @@ def _image_size(path: str) -> tuple[int, int]:
 def _annotation(gtbox: dict[str, Any]) -> dict[str, Any]:
     """COCO's entry for a box, without the ids."""
     is_ignore = gtbox["tag"] != "person" or gtbox.get("extra", {}).get("ignore", 0) != 0
-    width, height = gtbox["fbox"][2:]
+    x, y, width, height = gtbox["fbox"]
+    width, height = max(width, 0), max(height, 0)  # Detectron2 would train on the mirrored box
     return {
         "category_id": 1,
-        "bbox": gtbox["fbox"],
+        "bbox": [x, y, width, height],
         **({"vis_bbox": gtbox["vbox"]} if "vbox" in gtbox else {}),
-        "area": max(width, 0) * max(height, 0),
+        "area": width * height,
         # Not COCO's 'ignore', which Detectron2 refuses.
         "iscrowd": int(is_ignore),
     }
@@ -120,7 +141,8 @@ def _annotation(gtbox: dict[str, Any]) -> dict[str, Any]:
 def convert_odgt(odgt_file: str, image_dir: str) -> dict[str, Any]:
     """Converts an .odgt file to COCO's format.
 
-    Boxes stay as they are, also where they leave the image: training and evaluation cut them.
+    Boxes stay as they are, also where they leave the image: training and evaluation cut them. Only
+    a width or height of ``bbox`` below 0 becomes 0: training leaves such boxes out.
     ``bbox`` is the full box, ``vis_bbox`` the visible one where there is one, both as x, y, width,
     height in pixels; ``iscrowd`` is 1 for ignore regions: boxes that are no person, or have
     ``extra.ignore`` set.
@@ -159,24 +181,53 @@ def convert_odgt(odgt_file: str, image_dir: str) -> dict[str, Any]:
     }
 
 
-def _recipe(odgt_file: str) -> str:
-    """Names what a json is made from: it changes with the .odgt file and the conversion."""
+def _digest(path: str) -> str:
     digest = hashlib.sha256()
-    with open(odgt_file, "rb") as file:
+    with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    return json.dumps({"version": CONVERSION_VERSION, "sha256": digest.hexdigest()})
+    return digest.hexdigest()
 
 
-def make_crowdhuman(folder: str, split: str) -> str:
-    """Makes ``annotation_<split>.json`` beside ``annotation_<split>.odgt``, if it is not there.
+def _make(odgt_file: str, image_dir: str, json_file: str) -> None:
+    """Makes the json, and beside it what it was made from, which vouches for it."""
+    recipe_file = f"{json_file}.recipe"
+    source = {
+        "version": CONVERSION_VERSION,
+        "odgt": _digest(odgt_file),
+        # Relative: a set that is moved as a whole may lie in a folder that cannot be written.
+        "images": os.path.relpath(image_dir, os.path.dirname(os.path.abspath(odgt_file))),
+    }
 
-    Safe to call from several processes at once, and again after an interruption or with another
-    .odgt file.
+    def recipe() -> bytes:
+        return json.dumps({**source, "json": _digest(json_file)}).encode()
+
+    def is_made() -> bool:
+        if not (os.path.isfile(json_file) and os.path.isfile(recipe_file)):
+            return False
+        with open(recipe_file, "rb") as file:
+            return file.read() == recipe()
+
+    # What is made needs no lock, and so may lie in a folder that cannot be written.
+    if is_made():
+        return
+    with file_lock(json_file):
+        if not is_made():  # another process may have made it by now
+            logger.info(f"Converting {odgt_file} to {json_file} ...")
+            write_whole(json_file, json.dumps(convert_odgt(odgt_file, image_dir)).encode())
+            write_whole(recipe_file, recipe())  # last: it vouches for the json
+
+
+def make_crowdhuman(odgt_file: str, image_dir: str) -> str:
+    """Makes ``<name>.json`` beside ``<name>.odgt``, if it is not there.
+
+    Safe to call from several processes at once, and again after an interruption, with another
+    .odgt file or image folder, or where the json was damaged. Images that have changed are not
+    noticed.
 
     Args:
-        folder: with the .odgt file, and the images in ``Images``.
-        split: "train" or "val".
+        odgt_file: see :func:`convert_odgt`.
+        image_dir: see :func:`convert_odgt`.
 
     Returns:
         Path of the annotation file in COCO's format.
@@ -184,50 +235,57 @@ def make_crowdhuman(folder: str, split: str) -> str:
     Raises:
         DataError: a file is missing or broken, or the folder cannot be written.
     """
-    odgt_file, image_dir, json_file = _paths(folder, split)
     for path, is_there in ((odgt_file, os.path.isfile), (image_dir, os.path.isdir)):
         if not is_there(path):
-            raise DataError(f"CrowdHuman has no {path}: {_HOW_TO_GET}")
-    recipe, recipe_file = _recipe(odgt_file), f"{json_file}.recipe"
-
-    def is_made() -> bool:
-        if not (os.path.isfile(json_file) and os.path.isfile(recipe_file)):
-            return False
-        with open(recipe_file, encoding="utf-8") as file:
-            return file.read() == recipe
-
-    # What is made needs no lock, and so may lie in a folder that cannot be written.
-    if is_made():
-        return json_file
+            raise DataError(f"there is no {path}: check the path; {_HOW_TO_GET}")
+    json_file = _json_file(odgt_file)
     try:
-        with file_lock(json_file):
-            if not is_made():  # another process may have made it by now
-                logger.info(f"Converting {odgt_file} to {json_file} ...")
-                _write_whole(json_file, json.dumps(convert_odgt(odgt_file, image_dir)).encode())
-                _write_whole(recipe_file, recipe.encode())  # last: it vouches for the json
+        _make(odgt_file, image_dir, json_file)
     except OSError as error:
+        folder = os.path.dirname(os.path.abspath(json_file))
         raise DataError(
-            f"{json_file} cannot be made ({error}): let the folder {folder} be written for the"
-            " first use, or link its content into one that can be"
+            f"{json_file} cannot be made ({error}): let the folder {folder} be read, and written"
+            " for the first use, or link its content into one that can be"
         ) from error
     return json_file
 
 
-def register_crowdhuman(name: str, folder: str, split: str) -> None:
-    """Registers a split with Detectron2; it is converted when first loaded.
+def _warn_of_flat(odgt_file: str, records: list[dict[str, Any]]) -> None:
+    annotations = [a for record in records for a in record["annotations"]]
+    num_flat = sum(min(a["bbox"][2:]) <= 0 and not a["iscrowd"] for a in annotations)
+    if num_flat:
+        logger.warning(
+            f"{num_flat} boxes of people in {odgt_file} have no area: training leaves them out, "
+            "evaluation counts them as objects"
+        )
+
+
+def register_crowdhuman(name: str, odgt_file: str, image_dir: str) -> None:
+    """Registers an .odgt file with Detectron2; it is converted when first loaded.
+
+    Registering the same again changes nothing.
 
     Args:
         name: name of the dataset.
-        folder: see :func:`make_crowdhuman`.
-        split: "train" or "val".
+        odgt_file: see :func:`make_crowdhuman`; the json is made beside it.
+        image_dir: see :func:`make_crowdhuman`.
+
+    Raises:
+        DataError: the name is that of another dataset.
     """
-    odgt_file, image_dir, json_file = _paths(folder, split)
+    if name in DatasetCatalog:
+        known = MetadataCatalog.get(name)
+        if (known.get("odgt_file"), known.get("image_root")) == (odgt_file, image_dir):
+            return
+        raise DataError(f"the name '{name}' is that of another dataset: choose another one")
+    json_file = _json_file(odgt_file)
 
     def load() -> list[dict[str, Any]]:
-        make_crowdhuman(folder, split)
+        make_crowdhuman(odgt_file, image_dir)
         records = load_coco_json(json_file, image_dir, name)
         file_names = [os.path.relpath(record["file_name"], image_dir) for record in records]
         check_images_exist(odgt_file, image_dir, file_names)  # they may be gone since
+        _warn_of_flat(odgt_file, records)
         return records
 
     DatasetCatalog.register(name, load)
@@ -235,6 +293,7 @@ def register_crowdhuman(name: str, folder: str, split: str) -> None:
         thing_classes=_CLASS_NAMES,
         thing_dataset_id_to_contiguous_id={1: 0},
         evaluator_type="crowdhuman",
+        odgt_file=odgt_file,
         json_file=json_file,
         image_root=image_dir,
     )
@@ -242,5 +301,7 @@ def register_crowdhuman(name: str, folder: str, split: str) -> None:
 
 def register_all_crowdhuman(root: str) -> None:
     """Registers ``crowdhuman_train`` and ``crowdhuman_val`` below the folder of all datasets."""
+    folder = os.path.join(root, _FOLDER)
     for split in SPLITS:
-        register_crowdhuman(f"crowdhuman_{split}", os.path.join(root, _FOLDER), split)
+        odgt_file = os.path.join(folder, f"annotation_{split}.odgt")
+        register_crowdhuman(f"crowdhuman_{split}", odgt_file, os.path.join(folder, "Images"))

@@ -19,6 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import DataError
+from ..files import write_whole
 from .digits_drawing import (
     CROWDED_DIGITS,
     DIGITS,
@@ -40,17 +41,6 @@ _CLASS_NAMES = [str(digit) for digit in range(10)]
 
 def _file_name(index: int) -> str:
     return f"{index:06d}.jpg"
-
-
-def _write_whole(path: str, content: bytes) -> None:
-    """Writes a file so that `path` is whole or absent whatever happens.
-
-    The temporary name is always the same: who goes on with an interrupted making overwrites and
-    renames what was left, so that nothing stays behind.
-    """
-    with open(path + ".tmp", "wb") as file:
-        file.write(content)
-    os.replace(path + ".tmp", path)
 
 
 def _paths(root: str, split: str, layout: DigitsLayout) -> tuple[str, str]:
@@ -78,7 +68,7 @@ def _make_split(
         if file_name not in present:
             jpeg = io.BytesIO()
             Image.fromarray(draw_digits(rng, digits, size)).save(jpeg, "JPEG", quality=JPEG_QUALITY)
-            _write_whole(os.path.join(image_dir, file_name), jpeg.getvalue())
+            write_whole(os.path.join(image_dir, file_name), jpeg.getvalue())
         images.append({"id": index, "file_name": file_name, "width": size, "height": size})
         for digit in digits:
             annotations.append(
@@ -97,7 +87,7 @@ def _make_split(
         "annotations": annotations,
         "categories": [{"id": i + 1, "name": name} for i, name in enumerate(_CLASS_NAMES)],
     }
-    _write_whole(json_file, json.dumps(content).encode())
+    write_whole(json_file, json.dumps(content).encode())
 
 
 def _check_recipe(recipe_file: str, recipe: str) -> bool:
@@ -164,7 +154,7 @@ def make_digits(
         with file_lock(json_file):
             if not is_complete():  # another process may have made it by now
                 # First of all: else images of an older recipe would pass for those of this one.
-                _write_whole(recipe_file, recipe.encode())
+                write_whole(recipe_file, recipe.encode())
                 _make_split(json_file, image_dir, split, num_images, seed, layout)
     except OSError as error:
         raise DataError(

@@ -26,7 +26,7 @@ from scipy.sparse.csgraph import connected_components
 from tabulate import tabulate
 
 from ..errors import DataError
-from .end_to_end import _write_json
+from ..files import write_json
 
 __all__ = ["CrowdHumanEvaluator", "CrowdImage", "crowdhuman_report"]
 
@@ -440,5 +440,5 @@ class CrowdHumanEvaluator(DatasetEvaluator):
         )
         if self._output_dir is not None:
             path = os.path.join(self._output_dir, "crowdhuman.json")
-            _write_json(path, {"dataset": self._dataset_name, **report})
+            write_json(path, {"dataset": self._dataset_name, **report})
         return {"crowdhuman": results}

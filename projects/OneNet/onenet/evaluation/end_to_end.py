@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
-import math
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,6 +15,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from tabulate import tabulate
 
+from ..files import write_json
 from .ap import Scene, mean_ap, nms_survivors, precision_table
 from .matching import Status, class_overlaps, crowding, match_detections
 from .thresholds import FILE_NAME, calibrate, read_thresholds
@@ -149,7 +148,7 @@ class EndToEndEvaluator(DatasetEvaluator):
         report = self._measure(scenes)
         self._log(report)
         if self._output_dir is not None:
-            _write_json(os.path.join(self._output_dir, "end_to_end.json"), report)
+            write_json(os.path.join(self._output_dir, "end_to_end.json"), report)
             self._write_thresholds(scenes, self._output_dir)
         return {"end_to_end": report["results"]}
 
@@ -163,7 +162,7 @@ class EndToEndEvaluator(DatasetEvaluator):
             "weights": None,
             "classes": calibrate(scenes, class_names, self._iou_thresh),
         }
-        _write_json(os.path.join(folder, FILE_NAME), content)
+        write_json(os.path.join(folder, FILE_NAME), content)
 
     def _measure(self, scenes: Sequence[Scene]) -> dict:
         """The content of ``end_to_end.json``, with nan where the file has null."""
@@ -374,21 +373,4 @@ def record_weights(folder: str, digest: str) -> None:
         return
     content = read_thresholds(path)
     if content.get("weights") is None:  # else it was there before this evaluation
-        _write_json(path, {**content, "weights": digest})
-
-
-def _without_nan(value: Any) -> Any:
-    """The same with None for nan, which json does not know."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _write_json(path: str, content: dict) -> None:
-    """Writes the file so that it is whole, or as before, whatever happens."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path + ".tmp", "w", encoding="utf-8") as file:
-        json.dump(_without_nan(content), file, indent=1, allow_nan=False)
-    os.replace(path + ".tmp", path)
+        write_json(path, {**content, "weights": digest})
