@@ -24,7 +24,9 @@ def main(args: argparse.Namespace) -> None:
         cfg = setup(args)
         if args.eval_only:
             model = Trainer.build_model(cfg)
-            checkpointer = OneNetCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+            checkpointer = OneNetCheckpointer(
+                model, save_dir=cfg.OUTPUT_DIR, input_format=cfg.INPUT.FORMAT
+            )
             checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
             results = Trainer.test(cfg, model)
             if comm.is_main_process():

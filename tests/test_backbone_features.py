@@ -10,17 +10,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.engine import default_argument_parser
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone, build_model
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.models import get_model
+from torchvision.models import get_model, get_model_weights
 
 from onenet.backbone import FeatureBackbone
 from onenet.backbone.mobilenetv3 import LayerOutputs
 from onenet.config import load_config
 from onenet.ema import EMAHook
+from onenet.engine import setup
 from onenet.errors import ConfigError
+from onenet.predictor import Predictor
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "digits"
@@ -192,6 +195,19 @@ def test_average_of_the_weights_is_a_working_copy(name: str) -> None:
             r"FPN.IN_FEATURES names \['res4', 'res5'\]; .* \['res2', 'res3'\]",
         ),
         (MOBILENET, ["MODEL.MOBILENET.OUT_FEATURES", "['p2']"], r"choose from \['res1', 'res2'"),
+        (MOBILENET, ["MODEL.FPN.IN_FEATURES", "[]"], r"MODEL.FPN.IN_FEATURES is \[\]; name neigh"),
+        (
+            MOBILENET,
+            ["MODEL.FPN.IN_FEATURES", "['res2', 'res4']"],
+            "name neighbouring feature maps",
+        ),
+        (MOBILENET, ["MODEL.FPN.IN_FEATURES", "['res3', 'res2']"], "the finest first"),
+        pytest.param(
+            TIMM,
+            ["MODEL.TIMM.PRETRAINED", "True", "MODEL.TIMM.NAME", "resnet10t.nonsense"],
+            "timm has no weights for 'resnet10t.nonsense'; set it to False",
+            marks=needs_timm,
+        ),
         (
             MOBILENET,
             ["MODEL.MOBILENET.PRETRAINED", "True", "INPUT.FORMAT", "BGR"],
@@ -260,6 +276,62 @@ def test_pretrained_weights_are_for_the_start_only(monkeypatch: pytest.MonkeyPat
     with pytest.raises(ConfigError, match="no route to host.*download .*mobilenet_v3_small.*pth"):
         build(MOBILENET, *wanted)
     assert calls
+
+
+def test_pyramid_to_p7_names_neighbours_too() -> None:
+    opts = ["MODEL.BACKBONE.NAME", "build_retinanet_mobilenetv3_fpn_backbone"]
+    with pytest.raises(ConfigError, match=r"MODEL.FPN.IN_FEATURES is \[\]; name neighbouring"):
+        build(MOBILENET, *opts, "MODEL.FPN.IN_FEATURES", "[]")
+
+
+def test_pretrained_file_in_the_hubs_folder(tmp_path: Path, monkeypatch) -> None:
+    """It is taken; a broken one is told as such."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    url = get_model_weights("mobilenet_v3_small")["IMAGENET1K_V1"].url
+    path = tmp_path / "checkpoints" / url.rsplit("/", 1)[1]
+    path.parent.mkdir()
+    network = get_model("mobilenet_v3_small", weights=None)
+    torch.save(network.state_dict(), path)
+    wanted = ["MODEL.MOBILENET.PRETRAINED", "True"]
+    body = build(MOBILENET, *wanted).bottom_up.body
+    assert torch.equal(body.layers[0][0].weight, network.features[0][0].weight)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ConfigError, match=f"{path.name} is no checkpoint that torch can read"):
+        build(MOBILENET, *wanted)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_trained_models_need_no_download(name: str, tmp_path: Path, monkeypatch) -> None:
+    """Neither where they are used, nor where their training goes on; the config is unchanged."""
+
+    def no_connection(*args: object, **kwargs: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_connection)
+    if name == TIMM:
+        monkeypatch.setattr("timm.models._builder.load_pretrained", no_connection)
+    node = {MOBILENET: "MOBILENET", TIMM: "TIMM"}[name]
+    weights = tmp_path / "model_final.pth"
+    torch.save({"model": build_model(config(name)).state_dict()}, weights)
+    wanted = [f"MODEL.{node}.PRETRAINED", "True", "INPUT.FORMAT", "RGB"]
+    if name == TIMM:
+        wanted += ["MODEL.TIMM.NAME", "resnet10t"]
+    cfg = config(name, *wanted)
+    with pytest.raises(ConfigError, match="no route to host"):
+        build_model(cfg)
+    Predictor(cfg, str(weights))
+    assert cfg.MODEL[node].PRETRAINED
+
+    words = [
+        "--config-file", str(CONFIGS / f"{name}.yaml"), "--resume", *wanted, "MODEL.DEVICE", "cpu",
+        "DATASETS.TRAIN", "()", "DATASETS.TEST", "()", "MODEL.ONENET.NUM_CLASSES", "3",
+        "OUTPUT_DIR", str(tmp_path),
+    ]  # fmt: skip
+    args = default_argument_parser().parse_args(words)
+    assert setup(args).MODEL[node].PRETRAINED  # nothing to resume
+    (tmp_path / "last_checkpoint").write_text(weights.name)
+    build_model(setup(args))
+    assert "PRETRAINED: true" in (tmp_path / "config.yaml").read_text()
 
 
 def test_layer_outputs_stop_at_the_last_one() -> None:

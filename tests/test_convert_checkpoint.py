@@ -398,6 +398,115 @@ def test_new_classes_are_for_the_trainer_only(small: State, small_file: str) -> 
     assert torch.equal(head.bbox_pred.weight, small["head.ltrb_pred.weight"])
 
 
+def test_parts_that_the_authors_lack_are_for_the_trainer_only(
+    small: State, small_file: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = config(
+        SMALLEST, "MODEL.ONENET.HEAD.MAX_FILTER_DIM", "8", "MODEL.ONENET.ONE_TO_MANY.BRANCH", "pair"
+    )
+    with pytest.raises(ConfigError, match=r"it lacks head\.(max_filter|one_to_many)\."):
+        OneNetCheckpointer(build_model(cfg)).load(small_file)
+    checkpointer = OneNetCheckpointer(build_model(cfg), new_classes=True)
+    checkpointer.load(small_file)
+    assert has_all(checkpointer.model, small)
+    (record,) = [r for r in caplog.records if r.name == "onenet.checkpoint"]
+    assert record.levelno == logging.WARNING and "stay as initialised" in record.getMessage()
+
+
+def test_recommended_config_starts_from_the_authors_fcos(tmp_path: Path) -> None:
+    state, path = original("coco/onenet_fcos_R50_FPN"), tmp_path / "original.pth"
+    torch.save({"model": state}, path)
+    model = build_model(config("own_data/recommended_R50_FPN", "MODEL.ONENET.NUM_CLASSES", "3"))
+    OneNetCheckpointer(model, new_classes=True).load(str(path))
+    tower = model.head.cls_subnet[0].weight
+    assert torch.equal(tower, state["head.cls_conv_module.0.weight"])
+
+
+def test_prefix_of_data_parallel(small: State, resnet18_state: State, tmp_path: Path) -> None:
+    path = tmp_path / "parallel.pth"
+    torch.save({"model": {f"module.{k}": v for k, v in small.items()}}, path)
+    model = build_model(config(SMALLEST))
+    load_weights(model, str(path))
+    assert has_all(model, small)
+
+    network = torchvision.models.resnet18(weights=None)
+    torch.save(nn.DataParallel(network).state_dict(), path)
+    model = digits_model()
+    OneNetCheckpointer(model).load(str(path))
+    kernel = model.backbone.bottom_up.stem.conv1.weight
+    assert torch.equal(kernel.cpu(), network.conv1.weight.cpu())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "foreign.pth holds no weights"),
+        ({"model": {}}, "foreign.pth holds no weights"),
+        (
+            {"a.weight": torch.ones(1)},
+            r"none of its 1 tensors \(the first: a.weight\) has the name",
+        ),
+        ({"backbone.bottom_up.stem.conv1.weight": torch.ones(1)}, "none of its 1 tensors"),
+    ],
+)
+def test_nothing_of_the_file_is_the_models(content, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "foreign.pth"
+    torch.save(content, path)
+    with pytest.raises(ConfigError, match=message):
+        OneNetCheckpointer(digits_model()).load(str(path))
+
+
+def test_imagenet_pickle_for_another_network(tmp_path: Path) -> None:
+    content = {
+        "model": {"stem.conv1.weight": torch.randn(64, 3, 7, 7).numpy()},
+        "__author__": "torchvision",
+        "matching_heuristics": True,
+    }
+    path = tmp_path / "R-18.pkl"
+    path.write_bytes(pickle.dumps(content))
+    opts = ["MODEL.BACKBONE.NAME", "build_mobilenetv3_fpn_backbone"]
+    for more in (opts, depth(50)):  # another shape is no match either
+        model = digits_model(*more, "MODEL.RESNETS.STEM_OUT_CHANNELS", "32")
+        with pytest.raises(ConfigError, match="R-18.pkl are not of the model .*none of its 1 tens"):
+            OneNetCheckpointer(model).load(str(path))
+
+
+@pytest.mark.parametrize("statistic", ["running_mean", "running_var"])
+def test_frozen_batch_norm_does_not_make_statistics_up(
+    resnet18_state: State, tmp_path: Path, statistic: str
+) -> None:
+    path = tmp_path / "without.pth"
+    model = digits_model("MODEL.RESNETS.NORM", "FrozenBN")
+    torch.save({k: v for k, v in resnet18_state.items() if k != f"bn1.{statistic}"}, path)
+    name = f"backbone.bottom_up.stem.conv1.norm.{statistic}"
+    with pytest.raises(ConfigError, match=f"it lacks {name}"):
+        OneNetCheckpointer(model).load(str(path))
+    torch.save({k: v for k, v in model.state_dict().items() if k != name}, path)
+    with pytest.raises(ConfigError, match=f"it lacks {name}"):
+        load_weights(model, str(path))
+
+
+def test_published_files_count_no_batches(resnet18_state: State, tmp_path: Path) -> None:
+    """torchvision's oldest files are of a time before batch norm did."""
+    path = tmp_path / "old.pth"
+    state = {k: v for k, v in resnet18_state.items() if "num_batches" not in k}
+    torch.save(state, path)
+    model = digits_model("MODEL.RESNETS.NORM", "BN")
+    OneNetCheckpointer(model).load(str(path))
+    kernel = model.backbone.bottom_up.stem.conv1.weight
+    assert torch.equal(kernel.cpu(), state["conv1.weight"])
+
+
+def test_checkpointer_can_be_used_again(small_file: str, tmp_path: Path) -> None:
+    path = tmp_path / "foreign.pth"
+    path.write_bytes(b"")
+    checkpointer = OneNetCheckpointer(build_model(config(SMALLEST)))
+    with pytest.raises(ConfigError, match="no checkpoint"):
+        checkpointer.load(str(path))
+    checkpointer.load(small_file)
+    assert checkpointer.conversion is not None
+
+
 def test_imagenet_pickles_are_read_as_detectron2_reads_them(tmp_path: Path) -> None:
     """ImageNet models of ``detectron2://`` are pickles with their own way of renaming."""
     cfg = config(SMALLEST)
@@ -453,7 +562,7 @@ def tool():
         (lambda p, f: torch.save([1, 2], p), "holds no weights"),
         (lambda p, f: torch.save({"state_dict": {"a": torch.ones(1)}}, p), "holds no weights"),
         (lambda p, f: torch.save({"a.weight": torch.ones(1)}, p), "first: a.weight"),
-        (lambda p, f: torch.save({}, p), "its 0 tensors have other names"),
+        (lambda p, f: torch.save({}, p), "holds no weights"),
         (lambda p, f: None, "There is no file"),
     ],
 )
@@ -505,6 +614,8 @@ def test_program_leaves_nothing_of_a_failure(
     words = (small_file, "--config-file", other, "--output")
     with pytest.raises(SystemExit, match="error: The weights .*original.pth are not of the model"):
         run_tool(tool, monkeypatch, *words, str(output))
+    with pytest.raises(SystemExit, match="is a folder; give the path of a file"):
+        run_tool(tool, monkeypatch, *words, str(tmp_path))
     with pytest.raises(SystemExit, match="There is no folder .*nowhere"):
         run_tool(tool, monkeypatch, *words, str(tmp_path / "nowhere" / "x.pth"))
 
@@ -664,6 +775,17 @@ def test_torchvision_path_is_downloaded_once(resnet18_state, tmp_path, monkeypat
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("size", [0, 1000])
+def test_broken_file_in_the_hubs_folder(size: int, resnet18_state, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    path = tmp_path / "checkpoints" / torchvision_url("torchvision://resnet18").rsplit("/", 1)[1]
+    path.parent.mkdir()
+    torch.save(resnet18_state, path)
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ConfigError, match=f"{path.name} is no checkpoint that torch can read"):
+        OneNetCheckpointer(digits_model()).load("torchvision://resnet18")
+
+
 def test_input_is_compared_in_grey_levels() -> None:
     check_imagenet_input("x", "RGB", [123.7, 116.3, 103.5], [58.4, 57.1, 57.4])
     with pytest.raises(ConfigError, match="x want RGB"):
@@ -692,6 +814,31 @@ def test_trainer_starts_from_converted_weights(resnet18_state, tmp_path: Path) -
         trainer.resume_or_load(resume=False)
         kernel = trainer.model.backbone.bottom_up.stem.conv1.weight
         assert torch.equal(kernel.cpu(), resnet18_state["conv1.weight"])
+
+
+def test_trainer_knows_the_input_of_a_model_that_does_not(resnet18_state, tmp_path: Path) -> None:
+    """Detectron2's FCOS."""
+    path = tmp_path / "resnet18.pth"
+    torch.save(resnet18_state, path)
+    cfg = config(
+        "digits/baseline_fcos_R18_FPN", "MODEL.FCOS.NUM_CLASSES", "3",
+        "MODEL.WEIGHTS", str(path), "OUTPUT_DIR", str(tmp_path), "INPUT.FORMAT", "BGR",
+    )  # fmt: skip
+    trainer = TrainerWithoutData(cfg)
+    assert not hasattr(trainer.model, "input_format")
+    with pytest.raises(ConfigError, match="the config has INPUT.FORMAT BGR"):
+        trainer.resume_or_load(resume=False)
+
+
+def test_resuming_from_a_checkpoint_that_is_gone(train_net, tmp_path: Path) -> None:
+    (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
+    words = [
+        "--config-file", str(CONFIGS / f"{SMALLEST}.yaml"), "--resume", "MODEL.DEVICE", "cpu",
+        "MODEL.WEIGHTS", "", "OUTPUT_DIR", str(tmp_path), *NO_DATA,
+        "MODEL.ONENET.NUM_CLASSES", "80",
+    ]  # fmt: skip
+    with pytest.raises(SystemExit, match="names '.*model_0000009.pth', and there is no such file"):
+        train_net(default_argument_parser().parse_args(words))
 
 
 @pytest.fixture

@@ -78,6 +78,8 @@ def main() -> None:
         for path in filter(None, (args.output, args.report)):
             if not path.parent.is_dir():
                 raise ConfigError(f"There is no folder '{path.parent}' to write {path.name} into.")
+            if path.is_dir():
+                raise ConfigError(f"'{path}' is a folder; give the path of a file to write.")
         conversion = convert(args.original, args.config_file, args.opts)
     table = conversion.table()
     if args.report is None:

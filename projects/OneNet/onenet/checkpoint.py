@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from .convert import Conversion, convert_foreign
 from .errors import ConfigError
@@ -18,6 +19,9 @@ __all__ = ["OneNetCheckpointer", "load_weights", "read_checkpoint"]
 
 _TRAINING_ONLY = "head.one_to_many."  # see onenet.meta_arch.OneNet.remove_training_parts
 _CLASS_PREDICTOR = "head.cls_score."
+_NOT_THE_AUTHORS = ("head.max_filter.", _TRAINING_ONLY)  # parts that their models do not have
+_COUNTER = ".num_batches_tracked"  # not in torchvision's published files, nor used with a momentum
+_STATISTICS = (".running_mean", ".running_var", _COUNTER)
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
@@ -28,7 +32,8 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             and tensors alone.
 
     Returns:
-        The checkpoint; "model" has names and tensors.
+        The checkpoint; "model" has names and tensors, without the "module." that DataParallel puts
+        before all names.
 
     Raises:
         ConfigError: the file is broken, would run code, or holds no weights.
@@ -44,13 +49,19 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     if isinstance(content, Mapping) and "model" not in content:
         content = {"model": content}
     state = content.get("model") if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    if (
+        not isinstance(state, Mapping)
+        or not state
+        or not all(
+            isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+        )
     ):
         raise ConfigError(
             f"The file {path} holds no weights: wanted are names and tensors, as they are or as"
             " 'model' of a checkpoint."
         )
+    if all(name.startswith("module.") for name in state):
+        consume_prefix_in_state_dict_if_present(state, "module.")
     return dict(content)
 
 
@@ -62,23 +73,31 @@ class OneNetCheckpointer(DetectionCheckpointer):
     """Detectron2's, which runs no code that a .pth file contains, and reads others' weights too.
 
     A checkpoint of the authors' code is converted as it is loaded, and has to fill the whole model;
-    torchvision's ResNets have to fill the model's ResNet.
+    torchvision's ResNets have to fill the model's ResNet. Of any file something has to fit.
 
     Attributes:
         conversion: what was done with the last file, where it was converted; else None.
     """
 
     def __init__(
-        self, model: nn.Module, save_dir: str = "", *, new_classes: bool = False, **kwargs: Any
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        new_classes: bool = False,
+        input_format: str | None = None,
+        **kwargs: Any,
     ) -> None:
         """
         Args:
             model, save_dir, **kwargs: see Detectron2's.
             new_classes: whether the class predictor of an authors' checkpoint may be of other
-                classes, and is trained anew then.
+                classes, and is trained anew then; as are parts that the authors' models lack.
+            input_format: INPUT.FORMAT, which not every model knows; None for what the model says.
         """
         super().__init__(model, save_dir, **kwargs)
         self._new_classes = new_classes
+        self._input_format = input_format
         self.conversion: Conversion | None = None
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -86,7 +105,7 @@ class OneNetCheckpointer(DetectionCheckpointer):
 
         Raises:
             ConfigError: a .pth file is no checkpoint; or it is the authors' or torchvision's, and
-                not of this model.
+                not of this model; or nothing of the file is of this model.
         """
         try:
             return super().load(path, *args, **kwargs)
@@ -94,6 +113,8 @@ class OneNetCheckpointer(DetectionCheckpointer):
             raise ConfigError(
                 f"The weights {path} are not of the model that the config describes: {error}."
             ) from error
+        finally:
+            self._parsed_url_during_load = None  # Detectron2 asserts it, and forgets it on errors
 
     def _torch_load(self, f: str) -> dict[str, Any]:
         return read_checkpoint(f)
@@ -101,41 +122,76 @@ class OneNetCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         self.conversion = None
         if checkpoint.get("matching_heuristics"):  # Detectron2 renames these itself
-            return super()._load_model(checkpoint)
+            names = list(checkpoint["model"])
+            keys = super()._load_model(checkpoint)
+            # Detectron2 fills statistics of frozen batch norm that a file lacks
+            loaded = set(self.model.state_dict()) - set(keys.missing_keys)
+            _check_anything_fits(names, any(not name.endswith(_STATISTICS) for name in loaded))
+            return keys
         try:
-            self.conversion = convert_foreign(checkpoint["model"], self.model)
+            self.conversion = convert_foreign(checkpoint["model"], self.model, self._input_format)
         except ConfigError as error:
             raise _MisfitError(str(error).rstrip(".")) from error
         if self.conversion is None:
-            return super()._load_model(checkpoint)
+            return self._load_exactly_named(checkpoint)
         checkpoint["model"] = dict(self.conversion.state)
-        keys = super()._load_model(checkpoint)
-        _check_fit(keys, self.conversion.fills, _CLASS_PREDICTOR if self._new_classes else None)
+        keys = self._load_exactly_named(checkpoint)
+        anew = (_CLASS_PREDICTOR, _NOT_THE_AUTHORS) if self._new_classes else ((), ())
+        _check_fit(keys, self.conversion.fills, *anew)
         rest = f"{len(keys.missing_keys)} of the model's tensors stay as initialised"
-        logging.getLogger(__name__).info(
-            f"Converted from {self.conversion.origin}, {self.conversion.summary()}; {rest}."
+        # torchvision's always leave some
+        unusual = keys.missing_keys and not self.conversion.fills
+        logging.getLogger(__name__).log(
+            logging.WARNING if unusual else logging.INFO,
+            f"Converted from {self.conversion.origin}, {self.conversion.summary()}; {rest}.",
         )
         return keys
 
+    def _load_exactly_named(self, checkpoint: dict[str, Any]) -> Any:
+        """Detectron2's ``_load_model``, with the truth about what is missing.
 
-def _check_fit(keys: Any, fills: str = "", new_shape: str | None = None) -> None:
+        Its frozen batch norm takes 0 and 1 for statistics that a file without versions lacks.
+        """
+        state, known = checkpoint["model"], self.model.state_dict()
+        fits = any(name in known and known[name].shape == state[name].shape for name in state)
+        missing = [name for name in known if name not in state and not name.endswith(_COUNTER)]
+        _check_anything_fits(list(state), fits)
+        keys = super()._load_model(checkpoint)
+        return keys._replace(missing_keys=list(dict.fromkeys([*keys.missing_keys, *missing])))
+
+
+def _check_anything_fits(names: list[str], fits: bool) -> None:
+    if not fits:
+        first = f" (the first: {names[0]})" if names else ""
+        raise _MisfitError(
+            f"none of its {len(names)} tensors{first} has the name and shape of one of the model's"
+        )
+
+
+def _check_fit(
+    keys: Any,
+    fills: str = "",
+    new_shape: str | tuple[str, ...] = (),
+    may_lack: tuple[str, ...] = (),
+) -> None:
     """Refuses what Detectron2 only warns of.
 
     Args:
         keys: what Detectron2's ``_load_model`` returned.
         fills: prefix of the model's tensors that must have been in the file.
         new_shape: prefix of those that may have another shape, and stay as initialised.
+        may_lack: prefixes of those that need not be there, and stay as initialised.
 
     Raises:
         _MisfitError: a tensor is missing, left over, or has another shape.
     """
     shapes = [name for name, *_ in keys.incorrect_shapes]  # these count as missing, too
     wrong = {
-        "has in another shape": [
-            name for name in shapes if new_shape is None or not name.startswith(new_shape)
-        ],
+        "has in another shape": [name for name in shapes if not name.startswith(new_shape)],
         "lacks": [
-            name for name in keys.missing_keys if name not in shapes and name.startswith(fills)
+            name
+            for name in keys.missing_keys
+            if name not in shapes and name.startswith(fills) and not name.startswith(may_lack)
         ],
         "has, and the model does not,": keys.unexpected_keys,
     }

@@ -28,6 +28,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import multiprocessing
 
+from .backbone.features import without_pretrained
 from .checkpoint import OneNetCheckpointer
 from .config import load_config
 from .convert import torchvision_url
@@ -74,10 +75,11 @@ def setup(args: argparse.Namespace) -> CfgNode:
         args: what ``detectron2.engine.default_argument_parser`` parsed.
 
     Returns:
-        The frozen config.
+        The frozen config; of a run that is resumed, without pre-trained weights to download.
 
     Raises:
-        ConfigError, DataError: see :func:`onenet.config.load_config`; or MODEL.WEIGHTS is no file.
+        ConfigError, DataError: see :func:`onenet.config.load_config`; or MODEL.WEIGHTS, or the
+            checkpoint to resume from, is no file.
     """
     # What loading has to say goes to the terminal; the log file's place is known only afterwards.
     setup_logger(distributed_rank=comm.get_rank(), name="onenet")
@@ -91,12 +93,27 @@ def setup(args: argparse.Namespace) -> CfgNode:
     )
     if not torch.cuda.is_available():
         logging.getLogger(__name__).info("There is no GPU: running on the CPU.")
-    return cfg
+    return without_pretrained(cfg) if args.resume and _last_checkpoint(cfg) else cfg
+
+
+def _last_checkpoint(cfg: CfgNode) -> str:
+    """The checkpoint that --resume goes on from; "" where there is none yet."""
+    note = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
+    if not os.path.isfile(note):
+        return ""
+    with open(note, encoding="utf-8") as file:
+        return os.path.join(cfg.OUTPUT_DIR, file.read().strip())
 
 
 def _check_weights(cfg: CfgNode, resume: bool) -> None:
     weights = cfg.MODEL.WEIGHTS
-    if resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+    if resume and (last := _last_checkpoint(cfg)):
+        if not os.path.isfile(last):
+            raise ConfigError(
+                f"--resume: {os.path.join(cfg.OUTPUT_DIR, 'last_checkpoint')} names '{last}', and"
+                " there is no such file; write the name of another checkpoint into it, or delete"
+                " it to start anew."
+            )
         return  # MODEL.WEIGHTS is not used
     if weights.startswith("torchvision://"):
         torchvision_url(weights)  # raises where there is no such network
@@ -274,7 +291,11 @@ class Trainer(DefaultTrainer):
     def _set_checkpointer(self, model: torch.nn.Module) -> None:
         """Puts ours in the place of Detectron2's, before hooks take it."""
         self.checkpointer = OneNetCheckpointer(
-            model, self.cfg.OUTPUT_DIR, new_classes=True, trainer=weakref.proxy(self)
+            model,
+            self.cfg.OUTPUT_DIR,
+            new_classes=True,
+            input_format=self.cfg.INPUT.FORMAT,
+            trainer=weakref.proxy(self),
         )
 
     def resume_or_load(self, resume: bool = True) -> None:

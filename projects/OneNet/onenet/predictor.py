@@ -23,6 +23,7 @@ from detectron2.structures import Instances
 from PIL import UnidentifiedImageError
 from torch import nn
 
+from .backbone.features import without_pretrained
 from .checkpoint import load_weights
 from .config import load_config
 from .errors import ConfigError, DataError
@@ -111,7 +112,7 @@ class Predictor:
         weights = weights or cfg.MODEL.WEIGHTS
         if not weights:
             raise ConfigError("Name a checkpoint with --weights, or as MODEL.WEIGHTS.")
-        self.model = build_model(cfg).eval()
+        self.model = build_model(without_pretrained(cfg)).eval()
         if isinstance(self.model, OneNet):
             self.model.remove_training_parts()
         load_weights(self.model, weights)

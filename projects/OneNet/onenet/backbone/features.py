@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -21,6 +22,7 @@ __all__ = [
     "with_deconv",
     "with_fpn",
     "with_retinanet_fpn",
+    "without_pretrained",
 ]
 
 _PROBE = 128  # pixels; four of them at stride 32
@@ -123,6 +125,15 @@ def check_nothing_frozen(cfg: CfgNode) -> None:
         )
 
 
+def without_pretrained(cfg: CfgNode) -> CfgNode:
+    """A frozen copy for a model that a checkpoint fills, and that needs no download before."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.MOBILENET.PRETRAINED = cfg.MODEL.TIMM.PRETRAINED = False
+    cfg.freeze()
+    return cfg
+
+
 def _check_features(bottom_up: Backbone, names: Sequence[str], what: str) -> None:
     shapes = bottom_up.output_shape()
     missing = [name for name in names if name not in shapes]
@@ -130,9 +141,19 @@ def _check_features(bottom_up: Backbone, names: Sequence[str], what: str) -> Non
         raise ConfigError(f"{what} {missing}; the backbone's OUT_FEATURES are {sorted(shapes)}.")
 
 
+def _check_pyramid(bottom_up: Backbone, names: Sequence[str]) -> None:
+    _check_features(bottom_up, names, "MODEL.FPN.IN_FEATURES names")
+    shapes = bottom_up.output_shape()
+    strides = [shapes[name].stride for name in names]
+    if not strides or any(b != 2 * a for a, b in itertools.pairwise(strides)):
+        raise ConfigError(
+            f"MODEL.FPN.IN_FEATURES is {list(names)}; name neighbouring feature maps, the finest"
+            " first, such as ['res3', 'res4', 'res5']."
+        )
+
+
 def _fpn(bottom_up: Backbone, cfg: CfgNode, top_block: nn.Module) -> FPN:
     fpn = cfg.MODEL.FPN
-    _check_features(bottom_up, fpn.IN_FEATURES, "MODEL.FPN.IN_FEATURES names")
     return FPN(
         bottom_up=bottom_up,
         in_features=fpn.IN_FEATURES,
@@ -147,8 +168,9 @@ def with_fpn(bottom_up: Backbone, cfg: CfgNode) -> FPN:
     """A pyramid on MODEL.FPN.IN_FEATURES, with one more level pooled from the coarsest: p2 to p6.
 
     Raises:
-        ConfigError: a feature is missing.
+        ConfigError: a feature is missing, or they are no neighbours.
     """
+    _check_pyramid(bottom_up, cfg.MODEL.FPN.IN_FEATURES)
     pool = LastLevelMaxPool()
     # Detectron2's is fixed to p5, and so its build_resnet_fpn_backbone to res5
     pool.in_feature = cfg.MODEL.FPN.IN_FEATURES[-1].replace("res", "p")
@@ -159,9 +181,10 @@ def with_retinanet_fpn(bottom_up: Backbone, cfg: CfgNode) -> FPN:
     """The same with p6 and p7 from res5, as ``build_retinanet_resnet_fpn_backbone``'s.
 
     Raises:
-        ConfigError: a feature is missing.
+        ConfigError: a feature is missing, or they are no neighbours.
     """
     _check_features(bottom_up, ["res5"], "The pyramid's p6 and p7 need")
+    _check_pyramid(bottom_up, cfg.MODEL.FPN.IN_FEATURES)
     channels = bottom_up.output_shape()["res5"].channels
     return _fpn(bottom_up, cfg, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))
 

@@ -9,8 +9,8 @@ from detectron2.modeling.backbone.fpn import FPN
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
-from ..convert.base import check_imagenet_input
-from ..convert.torchvision_resnet import download_cure
+from ..checkpoint import read_checkpoint
+from ..convert.base import check_imagenet_input, download_cure, hub_file
 from ..errors import ConfigError
 from .features import (
     FeatureBackbone,
@@ -72,11 +72,14 @@ def _pretrained(name: str, cfg: CfgNode) -> nn.Module:
         "torchvision's weights", cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
     )
     try:
-        return get_model(name, weights=weights)
+        path = hub_file(weights.url)
     except (OSError, RuntimeError) as error:  # no connection; another hash
         raise ConfigError(
             f"MODEL.MOBILENET.PRETRAINED: the weights {download_cure(weights.url, error)}."
         ) from error
+    network = get_model(name, weights=None)
+    network.load_state_dict(read_checkpoint(path)["model"])
+    return network
 
 
 @BACKBONE_REGISTRY.register()

@@ -43,7 +43,10 @@ def _import_timm(backbone_name: str) -> ModuleType:
 
 def _check_input(timm: ModuleType, name: str, cfg: CfgNode) -> None:
     """Each of timm's weights has its own mean and deviation."""
-    trained = timm.get_pretrained_cfg(name)
+    try:
+        trained = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # it knows the network, and not the tag behind the point
+        trained = None
     if trained is None or not trained.has_weights:
         raise ConfigError(
             f"MODEL.TIMM.PRETRAINED: timm has no weights for '{name}'; set it to False."

@@ -1,17 +1,30 @@
-"""What a conversion has done, tensor by tensor; and the input that ImageNet's weights want."""
+"""What a conversion has done, tensor by tensor; input and files of ImageNet's weights."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from urllib.parse import urlparse
 
 import numpy as np
-from torch import Tensor
+import torch
+from detectron2.modeling.backbone.resnet import BottleneckBlock
+from torch import Tensor, nn
 
 from ..errors import ConfigError
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Conversion", "Step", "check_imagenet_input"]
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "Conversion",
+    "Step",
+    "check_imagenet_input",
+    "check_trained_input",
+    "download_cure",
+    "hub_file",
+]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB in 0..1
 
@@ -127,6 +140,59 @@ def check_imagenet_input(
         f"{what} want RGB images with their own mean and deviation, but the config has INPUT.FORMAT"
         f" {input_format}, MODEL.PIXEL_MEAN {_rounded(pixel_mean)} and MODEL.PIXEL_STD"
         f" {_rounded(pixel_std)}; set them to RGB, {wanted_mean} and {wanted_std}."
+    )
+
+
+def check_trained_input(model: nn.Module, what: str, input_format: str | None = None) -> None:
+    """Checks colours, normalisation and the place of the stride, which no tensor's shape tells.
+
+    Args:
+        model: with ``pixel_mean``, ``pixel_std`` and, if it knows it, ``input_format``.
+        what: whose weights, for the message.
+        input_format: INPUT.FORMAT; None for the model's own, RGB where it knows none.
+
+    Raises:
+        ConfigError: they are not as torchvision's networks were trained.
+    """
+    check_imagenet_input(
+        what,
+        input_format or getattr(model, "input_format", "RGB"),  # Detectron2's FCOS has none
+        model.pixel_mean.flatten().tolist(),
+        model.pixel_std.flatten().tolist(),
+    )
+    for block in model.modules():
+        if isinstance(block, BottleneckBlock) and block.conv1.stride != (1, 1):
+            raise ConfigError(
+                f"{what} have a bottleneck's stride in its 3x3 convolution; set"
+                " MODEL.RESNETS.STRIDE_IN_1X1 to False."
+            )
+
+
+def _hub_folder() -> str:
+    return os.path.join(torch.hub.get_dir(), "checkpoints")
+
+
+def hub_file(url: str) -> str:
+    """Path of a published file in torch.hub's folder; downloads it where it is not there.
+
+    Whether a file that is there can be read, is seen when it is.
+
+    Raises:
+        OSError, RuntimeError: it cannot be downloaded; see :func:`download_cure`.
+    """
+    path = os.path.join(_hub_folder(), os.path.basename(urlparse(url).path))
+    if not os.path.isfile(path):
+        torch.hub.load_state_dict_from_url(
+            url, map_location="cpu", check_hash=True, weights_only=True
+        )
+    return path
+
+
+def download_cure(url: str, error: Exception) -> str:
+    """The end of a sentence on weights that cannot be downloaded, without a full stop."""
+    return (
+        f"cannot be downloaded ({getattr(error, 'reason', error)}); download {url} on a machine"
+        f" that can, and put the file into {_hub_folder()}"
     )
 
 

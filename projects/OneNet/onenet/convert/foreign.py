@@ -6,23 +6,22 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from .base import Conversion
+from .base import Conversion, check_trained_input
 from .original import convert_original, is_original
-from .torchvision_resnet import (
-    check_trained_input,
-    convert_torchvision_resnet,
-    is_torchvision_resnet,
-)
+from .torchvision_resnet import convert_torchvision_resnet, is_torchvision_resnet
 
 __all__ = ["convert_foreign"]
 
 
-def convert_foreign(state: Mapping[str, Tensor], model: nn.Module) -> Conversion | None:
+def convert_foreign(
+    state: Mapping[str, Tensor], model: nn.Module, input_format: str | None = None
+) -> Conversion | None:
     """Converts weights for a model, where they are another project's.
 
     Args:
         state: names and tensors as the file has them.
         model: what they are for.
+        input_format: INPUT.FORMAT; None for what the model says, RGB where it says nothing.
 
     Returns:
         None where the names are neither the authors' nor torchvision's.
@@ -32,10 +31,10 @@ def convert_foreign(state: Mapping[str, Tensor], model: nn.Module) -> Conversion
     """
     if is_original(state):
         # They started from torchvision's weights, and kept its input
-        check_trained_input(model, "the authors' weights")
+        check_trained_input(model, "the authors' weights", input_format)
         generator = getattr(getattr(model, "head", None), "anchor_generator", None)
         anchors = None if generator is None else list(generator.cell_anchors)
         return convert_original(state, anchors)
     if is_torchvision_resnet(state):
-        return convert_torchvision_resnet(state, model)
+        return convert_torchvision_resnet(state, model, input_format)
     return None

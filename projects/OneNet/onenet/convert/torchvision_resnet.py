@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
-from urllib.parse import urlparse
 
-import torch
-from detectron2.modeling.backbone.resnet import BottleneckBlock, ResNet
+from detectron2.modeling.backbone.resnet import ResNet
 from detectron2.utils.file_io import PathHandler, PathManager
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from ..errors import ConfigError
-from .base import Conversion, check_imagenet_input
+from .base import Conversion, check_trained_input, download_cure, hub_file
 
-__all__ = [
-    "check_trained_input",
-    "convert_torchvision_resnet",
-    "is_torchvision_resnet",
-    "torchvision_url",
-]
+__all__ = ["convert_torchvision_resnet", "is_torchvision_resnet", "torchvision_url"]
 
 PREFIX = "torchvision://"
 _DEPTHS = ("resnet18", "resnet34", "resnet50", "resnet101")
@@ -41,19 +33,22 @@ def is_torchvision_resnet(names: Iterable[str]) -> bool:
     return {"conv1.weight", "layer1.0.conv1.weight"} <= set(names)
 
 
-def convert_torchvision_resnet(state: Mapping[str, Tensor], model: nn.Module) -> Conversion:
+def convert_torchvision_resnet(
+    state: Mapping[str, Tensor], model: nn.Module, input_format: str | None = None
+) -> Conversion:
     """Renames torchvision's tensors to those of the model's ResNet.
 
     Args:
         state: of ``torchvision.models.resnet18`` and so on, classifier or not.
         model: has one ResNet of Detectron2's, and takes images as torchvision's networks do.
+        input_format: see :func:`onenet.convert.base.check_trained_input`.
 
     Raises:
         ConfigError: a name is not torchvision's; the model has no ResNet, or feeds or strides it
             differently.
     """
     prefix, resnet = _find_resnet(model)
-    check_trained_input(model, "torchvision's weights")
+    check_trained_input(model, "torchvision's weights", input_format)
     conversion = Conversion("torchvision's ResNet", fills=prefix)
     known = resnet.state_dict()
     for name, tensor in state.items():
@@ -91,30 +86,6 @@ def _find_resnet(model: nn.Module) -> tuple[str, ResNet]:
     return f"{name}." if name else "", resnet
 
 
-def check_trained_input(model: nn.Module, what: str) -> None:
-    """Checks colours, normalisation and the place of the stride, which no tensor's shape tells.
-
-    Args:
-        model: with ``pixel_mean``, ``pixel_std`` and, if it knows it, ``input_format``.
-        what: whose weights, for the message.
-
-    Raises:
-        ConfigError: they are not as torchvision's networks were trained.
-    """
-    check_imagenet_input(
-        what,
-        getattr(model, "input_format", "RGB"),  # Detectron2's FCOS does not know it
-        model.pixel_mean.flatten().tolist(),
-        model.pixel_std.flatten().tolist(),
-    )
-    for block in model.modules():
-        if isinstance(block, BottleneckBlock) and block.conv1.stride != (1, 1):
-            raise ConfigError(
-                f"{what} have a bottleneck's stride in its 3x3 convolution; set"
-                " MODEL.RESNETS.STRIDE_IN_1X1 to False."
-            )
-
-
 def torchvision_url(path: str) -> str:
     """Where torchvision publishes the weights of "torchvision://resnet18" and so on.
 
@@ -131,15 +102,6 @@ def torchvision_url(path: str) -> str:
     return get_model_weights(name)["IMAGENET1K_V1"].url
 
 
-def download_cure(url: str, error: Exception) -> str:
-    """The end of a sentence on weights that cannot be downloaded, without a full stop."""
-    folder = os.path.join(torch.hub.get_dir(), "checkpoints")
-    return (
-        f"cannot be downloaded ({getattr(error, 'reason', error)}); download {url} on a machine"
-        f" that can, and put the file into {folder}"
-    )
-
-
 class _TorchvisionHandler(PathHandler):
     """Makes "torchvision://resnet18" a path that Detectron2 can open."""
 
@@ -150,17 +112,12 @@ class _TorchvisionHandler(PathHandler):
         """Downloads the file into torch.hub's folder, unless it is there."""
         url = torchvision_url(path)
         try:
-            torch.hub.load_state_dict_from_url(
-                url, map_location="cpu", check_hash=True, weights_only=True
-            )
+            return hub_file(url)
         except (OSError, RuntimeError) as error:  # no connection; another hash
             raise ConfigError(
                 f"MODEL.WEIGHTS: {path} {download_cure(url, error)}, or give its path as"
                 " MODEL.WEIGHTS."
             ) from error
-        return os.path.join(
-            torch.hub.get_dir(), "checkpoints", os.path.basename(urlparse(url).path)
-        )
 
 
 PathManager.register_handler(_TorchvisionHandler())
