@@ -32,18 +32,25 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
-def run(repo_root: Path, *words: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "tools/export.py", "--config-file", CONFIG, *map(str, words)]
+def run(repo_root: Path, folder: Path, *words: object) -> subprocess.CompletedProcess:
+    """Runs the program in a folder."""
+    program, config = repo_root / "tools" / "export.py", repo_root / CONFIG
+    command = [sys.executable, program, "--config-file", config, *words]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
-        command, cwd=repo_root, capture_output=True, text=True, timeout=300, env=environment
+        list(map(str, command)),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
     )
 
 
 @pytest.mark.slow
 def test_writes_what_it_certifies(repo_root, checkpoint, images, tmp_path) -> None:
     output = tmp_path / "model.onnx"
-    done = run(repo_root, "--weights", checkpoint, "--output", output, "--images", images)
+    done = run(repo_root, tmp_path, "--weights", checkpoint, "--output", output, "--images", images)
     assert done.returncode == 0, done.stderr
     assert "Certified" in done.stdout and done.stdout.count("e-") >= 12
     assert output.stat().st_size > 2**20
@@ -56,7 +63,7 @@ def test_beyond_the_tolerance_it_leaves_the_old_file_alone(
     output = tmp_path / "model.onnx"
     output.write_text("an older one")
     words = ("--weights", checkpoint, "--output", output, "--images", images)
-    done = run(repo_root, *words, "--score-tolerance", "0")
+    done = run(repo_root, tmp_path, *words, "--score-tolerance", "0")
     assert done.returncode == 1 and "was not written" in done.stderr
     assert output.read_text() == "an older one"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "model.onnx", "weights.pth"]
@@ -71,8 +78,8 @@ def test_beyond_the_tolerance_it_leaves_the_old_file_alone(
         (("--output", "model.onnx", "--images", "nowhere"), "there is no folder 'nowhere'"),
     ],
 )
-def test_refuses_in_one_sentence(repo_root, checkpoint, words, message) -> None:
-    done = run(repo_root, "--weights", checkpoint, *words)
+def test_refuses_in_one_sentence(repo_root, checkpoint, tmp_path, words, message) -> None:
+    done = run(repo_root, tmp_path, "--weights", checkpoint, *words)
     assert done.returncode == 1
     assert message in done.stderr and "Traceback" not in done.stderr
-    assert not (repo_root / "model.onnx").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.pth"]
