@@ -25,8 +25,9 @@ from detectron2.config import get_cfg
 from detectron2.structures import Instances
 from PIL import Image
 
+from onenet.data.sample_images import IMAGE_SUFFIXES
 from onenet.errors import ConfigError, DataError, exit_with_one_sentence
-from onenet.predictor import IMAGE_SUFFIXES, Predictor, keep, load_predictor_config
+from onenet.predictor import Predictor, keep, load_predictor_config
 from onenet.visualization import draw_detections, enlarged_height
 
 CODECS = {".mp4": "mp4v", ".avi": "MJPG"}  # those that OpenCV's own packages can write

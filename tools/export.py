@@ -25,13 +25,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import get_detection_dataset_dicts
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import read_image
 from torch import Tensor
 
+from onenet.data.sample_images import load_sample_images
 from onenet.engine import Trainer
-from onenet.errors import ConfigError, DataError, exit_with_one_sentence
+from onenet.errors import ConfigError, exit_with_one_sentence
 from onenet.evaluation import load_thresholds, weights_digest
 from onenet.export import (
     FORMATS,
@@ -44,7 +43,7 @@ from onenet.export import (
     write_exported,
 )
 from onenet.meta_arch import OneNet
-from onenet.predictor import IMAGE_SUFFIXES, Predictor, load_predictor_config
+from onenet.predictor import Predictor, load_predictor_config
 
 SCALES = (0.6, 0.8, 1.0, 1.25, 1.5)  # of INPUT.MIN_SIZE_TEST, for the check
 # In float32 what rounding may do; in float16, which keeps 3 decimals, what is still of use.
@@ -84,42 +83,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--score-tolerance", type=float, help="(default: 0.0001; in float16 0.01)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY value ...")
     return parser.parse_args()
-
-
-def find_records(cfg: CfgNode) -> list[dict]:
-    """The images of DATASETS.TEST."""
-    reason = "has no test set"
-    if cfg.DATASETS.TEST:
-        try:
-            return get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False)
-        except (FileNotFoundError, DataError) as error:
-            reason = f"names a test set that is not there ({error})"
-    raise DataError(
-        f"The check needs real images, and the config {reason}: name a folder of images with"
-        " --images, or the datasets' folder in the environment variable DETECTRON2_DATASETS."
-    )
-
-
-def load_images(cfg: CfgNode, folder: str | None) -> list[np.ndarray]:
-    """Five real images, (H, W, 3) uint8; fewer are repeated."""
-    if folder is not None:
-        if not os.path.isdir(folder):
-            raise ConfigError(f"--images: there is no folder '{folder}'.")
-        found = sorted(Path(folder).iterdir())
-        files = [str(path) for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
-    else:
-        files = [record["file_name"] for record in find_records(cfg)]
-    images = []
-    for file in files:
-        try:
-            images.append(read_image(file, format=cfg.INPUT.FORMAT))
-        except Exception as error:  # Pillow raises anything
-            raise DataError(f"The image {file} cannot be read ({error}).") from error
-        if len(images) == len(SCALES):
-            break
-    if not images:
-        raise DataError(f"The check needs at least one image, and {folder or 'the set'} has none.")
-    return list(itertools.islice(itertools.cycle(images), len(SCALES)))
 
 
 def resize(image: np.ndarray, cfg: CfgNode, scale: float) -> Tensor:
@@ -219,7 +182,8 @@ def main() -> None:
         )
     if args.evaluate and not cfg.DATASETS.TEST:
         raise ConfigError("--evaluate needs DATASETS.TEST, which is empty or not there.")
-    images = [resize(x, cfg, s) for x, s in zip(load_images(cfg, args.images), SCALES, strict=True)]
+    samples = itertools.cycle(load_sample_images(cfg, args.images, len(SCALES)))
+    images = [resize(image, cfg, scale) for scale, image in zip(SCALES, samples, strict=False)]
     predictor = Predictor(cfg, args.weights)
     model, names, thresholds = predictor.model, predictor.class_names, predictor.calibrated
     if args.thresholds == "auto":

@@ -36,10 +36,7 @@ from .evaluation.thresholds import (
 )
 from .meta_arch import OneNet
 
-__all__ = ["IMAGE_SUFFIXES", "Predictor", "keep", "load_predictor_config"]
-
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-"""Of the files in a folder that are taken for images."""
+__all__ = ["Predictor", "keep", "load_predictor_config"]
 
 # Settings of training and evaluation that can be wrong where a detector is only used.
 _WITHOUT_TRAINING = ["SOLVER.AMP.ENABLED", "False", "TEST.LIMITS", "[]"]
@@ -118,7 +115,7 @@ class Predictor:
         load_weights(self.model, weights)
         self._is_bgr = cfg.INPUT.FORMAT == "BGR"
         self._augmentations = T.AugmentationList(build_augmentation(cfg, is_train=False))
-        found = _calibration(weights, _dataset_class_names(cfg), weights_digest(self.model))
+        found = _calibration(weights, _dataset_class_names(cfg), self.model)
         names, self.calibrated, self.calibration_note = found
         self.class_names = names or [str(i) for i in range(_num_classes(self.model))]
 
@@ -195,31 +192,25 @@ def _dataset_class_names(cfg: CfgNode) -> list[str] | None:
 
 
 def _calibration(
-    weights: str, class_names: list[str] | None, digest: str
+    weights: str, class_names: list[str] | None, model: nn.Module
 ) -> tuple[list[str] | None, list[float] | None, str]:
     """The calibration that an evaluation of the weights left beside them.
 
     Args:
         weights: path of the checkpoint.
         class_names: of the K classes; None for those of the calibration.
-        digest: of the model's weights.
+        model: with these weights.
 
     Returns:
         class_names as far as known, K thresholds or None, and a sentence on where they are from.
     """
     path = find_thresholds(weights)
     if path is None:
-        return (
-            class_names,
-            None,
-            (
-                "No calibrated thresholds lie beside the weights; an evaluation of them"
-                " (train_net.py --eval-only) makes some."
-            ),
-        )
+        note = "No calibrated thresholds lie beside the weights; an evaluation of them"
+        return class_names, None, f"{note} (train_net.py --eval-only) makes some."
     try:
         names = class_names or [entry["name"] for entry in read_thresholds(path)["classes"]]
-        thresholds = load_thresholds(path, names, digest)
+        thresholds = load_thresholds(path, names, weights_digest(model))
     except (ConfigError, DataError) as error:
         return class_names, None, f"No calibrated thresholds: {error}"
     return names, thresholds, f"Calibrated thresholds, one a class, from {path}."

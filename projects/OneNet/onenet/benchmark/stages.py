@@ -7,15 +7,12 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import get_detection_dataset_dicts
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
@@ -23,7 +20,8 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from ..checkpoint import load_weights
-from ..errors import ConfigError, DataError
+from ..data.sample_images import load_sample_images
+from ..errors import ConfigError
 from ..heads.parts import DenseHead
 from ..meta_arch import OneNet
 from ..predictor import load_predictor_config
@@ -137,11 +135,7 @@ def _raw_outputs(head: nn.Module, features: list[Tensor]) -> Sequence[list[Tenso
         return head(features)  # Detectron2's heads decode nothing
     cls_features, box_features = head.towers(features)
     logits = [head.cls_score(x) for x in cls_features]
-    if head.max_filter is not None:
-        joined = cls_features
-        if head.has_two_towers:
-            joined = [torch.cat(x, dim=1) for x in zip(cls_features, box_features, strict=True)]
-        logits = head.max_filter(logits, joined)
+    logits = head.filter_logits(logits, cls_features, box_features)
     return logits, [head.bbox_pred(x) for x in box_features]
 
 
@@ -257,44 +251,10 @@ def load_batches(
         ConfigError: there is no such folder.
         DataError: there is no image, or one cannot be read.
     """
-    files = _image_files(cfg, folder)
     resize = T.Resize(size)
     images = []
-    for file in files[: batch * count]:
-        try:
-            image = read_image(file, format=cfg.INPUT.FORMAT)
-        except Exception as error:  # Pillow raises anything
-            raise DataError(f"The image {file} cannot be read ({error}).") from error
+    for image in load_sample_images(cfg, folder, batch * count):
         resized = resize.get_transform(image).apply_image(image)
         images.append(torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1))))
     endless = itertools.cycle(images)
     return [torch.stack(list(itertools.islice(endless, batch))) for _ in range(count)]
-
-
-def _image_files(cfg: CfgNode, folder: str | None) -> list[str]:
-    if folder is not None:
-        if not Path(folder).is_dir():
-            raise ConfigError(f"--images: there is no folder '{folder}'.")
-        files = sorted(str(path) for path in Path(folder).iterdir() if path.is_file())
-    else:
-        files = _dataset_files(cfg.DATASETS.TEST)
-    if not files:
-        raise DataError(
-            f"Real images are needed, and {folder or 'DATASETS.TEST'} has none: name a folder of"
-            " images with --images."
-        )
-    return files
-
-
-def _dataset_files(names: Sequence[str]) -> list[str]:
-    if not names:
-        return []
-    try:
-        records = get_detection_dataset_dicts(list(names), filter_empty=False)
-    except FileNotFoundError as error:
-        raise DataError(
-            f"Real images are needed, but the dataset's file {error.filename} is missing: name a"
-            " folder of images with --images, or the datasets' folder in the environment variable"
-            " DETECTRON2_DATASETS."
-        ) from error
-    return [record["file_name"] for record in records]
