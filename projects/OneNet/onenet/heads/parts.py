@@ -118,20 +118,33 @@ class DenseHead(nn.Module, ABC):
                 cls_features = [x.detach() for x in cls_features]
                 box_features = [x.detach() for x in box_features]
         logits = [self.cls_score(x) for x in cls_features]
-        if self.max_filter is None:
-            return self.predict(self, logits, box_features)._replace(one_to_many=many)
-        joined = cls_features
-        if self.has_two_towers:
-            joined = [torch.cat(x, dim=1) for x in zip(cls_features, box_features, strict=True)]
         if not (self.training and self.base_is_one_to_many):
-            filtered = self.max_filter(logits, joined)
+            filtered = self.filter_logits(logits, cls_features, box_features)
             return self.predict(self, filtered, box_features)._replace(one_to_many=many)
         many = self.predict(self, logits, box_features)
         if self.stop_gradient:
-            logits, joined = [x.detach() for x in logits], [x.detach() for x in joined]
-        filtered = self.max_filter(logits, joined)
+            logits = [x.detach() for x in logits]
+            cls_features = [x.detach() for x in cls_features]
+            box_features = [x.detach() for x in box_features]
+        filtered = self.filter_logits(logits, cls_features, box_features)
         flat = [permute_to_N_HWA_K(level, self.num_classes) for level in filtered]
         return many._replace(pred_logits=torch.cat(flat, dim=1), one_to_many=many)
+
+    def filter_logits(
+        self, logits: list[Tensor], cls_features: list[Tensor], box_features: list[Tensor]
+    ) -> list[Tensor]:
+        """The logits behind the max filter, in their shapes; without a filter as they are.
+
+        Args:
+            logits: (N, A K, H, W) of each level.
+            cls_features, box_features: what :meth:`towers` gave.
+        """
+        if self.max_filter is None:
+            return logits
+        if not self.has_two_towers:
+            return self.max_filter(logits, cls_features)
+        pairs = zip(cls_features, box_features, strict=True)
+        return self.max_filter(logits, [torch.cat(pair, dim=1) for pair in pairs])
 
 
 class TowerHead(DenseHead):
