@@ -161,19 +161,16 @@ class MatchingCost:
         """
         return {
             "class": self._class_part(pred_logits, gt),
-            **self._location_parts(pred_boxes, gt),
+            **self._location_parts(self._located(pred_boxes, anchors), gt),
         }
 
     def __call__(
         self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
     ) -> Tensor:
         """Cost of every pair in one image, (M, n): the sum of :meth:`parts`, computed faster."""
-        return self._fused(pred_logits, pred_boxes, gt)
-
-    def _fused(self, pred_logits: Tensor, boxes: Tensor, gt: Instances) -> Tensor:
         return fused_matching_cost(
             pred_logits,
-            boxes,
+            self._located(pred_boxes, anchors),
             gt.gt_classes,
             gt.gt_boxes.tensor,
             gt.image_size,
@@ -183,6 +180,10 @@ class MatchingCost:
             focal_alpha=self.focal_alpha,
             focal_gamma=self.focal_gamma,
         )
+
+    def _located(self, pred_boxes: Tensor, anchors: Tensor) -> Tensor:
+        """The boxes that the location parts are of, (M, 4)."""
+        return pred_boxes
 
     def _class_part(self, pred_logits: Tensor, gt: Instances) -> Tensor:
         return self.class_weight * focal_cost(
@@ -206,17 +207,8 @@ class AnchorCost(MatchingCost):
     the assignment never changes.
     """
 
-    def parts(
-        self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
-    ) -> dict[str, Tensor]:
-        """See :meth:`MatchingCost.parts`."""
-        return super().parts(pred_logits, anchors, anchors, gt)
-
-    def __call__(
-        self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
-    ) -> Tensor:
-        """See :meth:`MatchingCost.__call__`."""
-        return self._fused(pred_logits, anchors, gt)
+    def _located(self, pred_boxes: Tensor, anchors: Tensor) -> Tensor:
+        return anchors
 
 
 @ONENET_COST_REGISTRY.register()
