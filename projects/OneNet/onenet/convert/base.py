@@ -89,12 +89,9 @@ class Conversion:
     def table(self) -> str:
         """The report: a line for each tensor of the file, in columns, and the summary."""
         rows = [("file's name", "shape", "name here", "shape", "what was done")]
-        rows += [
-            (s.source, _shape(s.source_shape), s.target or "-", _shape(s.target_shape), s.action)
-            if s.target
-            else (s.source, _shape(s.source_shape), "-", "-", s.action)
-            for s in self.steps
-        ]
+        for s in self.steps:
+            ours = (s.target, _shape(s.target_shape)) if s.target else ("-", "-")
+            rows.append((s.source, _shape(s.source_shape), *ours, s.action))
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True))

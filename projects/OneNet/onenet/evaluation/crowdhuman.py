@@ -7,7 +7,6 @@ CrowdDet's for the Jaccard index. The code is this project's own, for all images
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import os
@@ -19,7 +18,6 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
-from detectron2.utils import comm
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
@@ -27,6 +25,7 @@ from tabulate import tabulate
 
 from ..errors import DataError
 from ..files import write_json
+from .gather import gather_lists
 
 __all__ = ["CrowdHumanEvaluator", "CrowdImage", "crowdhuman_report"]
 
@@ -423,13 +422,9 @@ class CrowdHumanEvaluator(DatasetEvaluator):
         Returns:
             {"crowdhuman": {"AP50", "mMR", "recall", "JI"}}; {} in all but the main process.
         """
-        predictions = self._predictions
-        if self._distributed:
-            comm.synchronize()
-            gathered = comm.gather(predictions, dst=0)
-            if not comm.is_main_process():
-                return {}
-            predictions = list(itertools.chain(*gathered))
+        predictions = gather_lists(self._predictions, self._distributed)
+        if predictions is None:
+            return {}
         records = DatasetCatalog.get(self._dataset_name)
         report = crowdhuman_report(_crowd_images(records, predictions))
         results = report["results"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -12,11 +11,11 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
-from detectron2.utils import comm
 from tabulate import tabulate
 
 from ..files import write_json
 from .ap import Scene, mean_ap, nms_survivors, precision_table
+from .gather import gather_lists
 from .matching import Status, class_overlaps, crowding, match_detections
 from .thresholds import FILE_NAME, calibrate, read_thresholds
 
@@ -136,13 +135,9 @@ class EndToEndEvaluator(DatasetEvaluator):
             {"end_to_end": metric -> value}, without nesting; the metrics of a bin are called
             "<metric>-<bin>". {} in all but the main process.
         """
-        predictions = self._predictions
-        if self._distributed:
-            comm.synchronize()
-            gathered = comm.gather(predictions, dst=0)
-            if not comm.is_main_process():
-                return {}
-            predictions = list(itertools.chain(*gathered))
+        predictions = gather_lists(self._predictions, self._distributed)
+        if predictions is None:
+            return {}
         logger.info(f"Measuring end-to-end-ness on {self._dataset_name} ...")
         scenes = _scenes(DatasetCatalog.get(self._dataset_name), predictions)
         report = self._measure(scenes)
