@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
 from onenet import fused_cost
-from onenet.costs import AnchorCost, MatchingCost
+from onenet.costs import AnchorCost, MatchingCost, SpatialPrior
+from onenet.heads import DensePredictions
+from onenet.matcher import HungarianMatcher, MinCostMatcher
+from onenet.targets import Targets
 
 
 def random_boxes(n: int, size: float = 100.0) -> torch.Tensor:
@@ -86,3 +96,97 @@ def test_on_a_gpu() -> None:
     expected = parts_summed(MatchingCost(), (logits, boxes, anchors, gt))
     on_gpu = MatchingCost()(logits.cuda(), boxes.cuda(), anchors.cuda(), gt.to("cuda"))
     assert torch.allclose(on_gpu.cpu(), expected, atol=2e-5, rtol=1e-5)
+
+
+GPU = pytest.param("cuda", marks=pytest.mark.gpu)
+
+
+def batch(num_classes: int, device: str = "cpu", num_samples: int = 40):
+    sizes = [(150, 210), (90, 80), (200, 70)]
+    logits = 3 * torch.randn(3, num_samples, num_classes)
+    boxes = random_boxes(3 * num_samples).view(3, num_samples, 4)
+    gts = [
+        Instances(
+            size, gt_boxes=Boxes(random_boxes(n)), gt_classes=torch.randint(num_classes, (n,))
+        ).to(device)
+        for size, n in zip(sizes, (3, 0, 9), strict=True)
+    ]
+    parts = (x.to(device) for x in (logits, boxes, random_boxes(num_samples)))
+    return DensePredictions(*parts, (num_samples,)), gts, Targets.of(gts, torch.device(device))
+
+
+@pytest.mark.parametrize(
+    "cost", [MatchingCost(0.5, 3.0, 7.0, 0.4, 1.5), MatchingCost(0.5, 3.0, 7.0, 0.4), AnchorCost()]
+)
+@pytest.mark.parametrize("prior", [None, 0.0, 1.5])
+@pytest.mark.parametrize("num_classes", [1, 80])
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_a_batch_equals_its_images(
+    cost, prior: float | None, num_classes: int, device: str
+) -> None:
+    cost = cost if prior is None else SpatialPrior(cost, prior)
+    predictions, gts, targets = batch(num_classes, device)
+    logits, boxes, anchors = predictions[:3]
+    alone = torch.cat([cost(logits[i], boxes[i], anchors, gt).t() for i, gt in enumerate(gts)])
+    for rows in (slice(0, 12), slice(2, 7)):
+        together = cost.of_batch(predictions, targets, rows)
+        torch.testing.assert_close(together, alone[rows], atol=2e-5, rtol=1e-5)
+
+
+def compare_kernel(device: str) -> None:
+    """The kernel against the steps, with predictions that are not finite."""
+    from onenet.triton_cost import triton_matching_cost
+
+    predictions, _, targets = batch(5, device, num_samples=1500)
+    logits, boxes = predictions[:2]
+    logits[0, 3], boxes[0, 5, 2], boxes[2, 7] = float("nan"), float("nan"), float("inf")
+    for rows in (slice(0, 12), slice(2, 7)):
+        arguments = (logits, boxes, targets, rows, MatchingCost(0.5, 3.0, 7.0, 0.4))
+        steps, kernel = fused_cost._batched_in_steps(*arguments), triton_matching_cost(*arguments)
+        assert torch.equal(steps.isfinite(), kernel.isfinite())
+        finite = steps.isfinite()
+        assert 0 < finite.sum() < finite.numel()
+        torch.testing.assert_close(kernel[finite], steps[finite], atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.gpu
+def test_kernel_on_a_gpu() -> None:
+    compare_kernel("cuda")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+def test_kernel_in_tritons_interpreter() -> None:
+    code = "import test_fused_cost; test_fused_cost.compare_kernel('cpu')"
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        check=True,
+        cwd=Path(__file__).parent,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("matcher_class", [MinCostMatcher, HungarianMatcher])
+@pytest.mark.parametrize("prior", [None, 1.5])
+def test_matches_on_a_gpu_are_those_of_the_cpu(matcher_class, prior: float | None) -> None:
+    cost = MatchingCost() if prior is None else SpatialPrior(MatchingCost(), prior)
+    predictions, gts, targets = batch(5, num_samples=3000)
+    on_gpu = DensePredictions(*(x.cuda() for x in predictions[:3]), (3000,))
+    gts_on_gpu = [gt.to("cuda") for gt in gts]
+    matcher = matcher_class(cost=cost)
+    expected = matcher.match(predictions, targets)
+    torch.cuda.synchronize()
+    with warnings.catch_warnings(record=True) as waits:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            found = matcher.match(on_gpu, Targets.of(gts_on_gpu, torch.device("cuda")))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    waits = [w for w in waits if "synchroniz" in str(w.message)]
+    assert len(waits) == (1 if matcher_class is HungarianMatcher else 0), list(map(str, waits))
+    assert [x.tolist() for x in found] == [x.tolist() for x in expected]
+    many = matcher.match_many(predictions, targets, 8)
+    many_found = matcher.match_many(on_gpu, Targets.of(gts_on_gpu, torch.device("cuda")), 8)
+    assert [x.tolist() for x in many_found] == [x.tolist() for x in many]

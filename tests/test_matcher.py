@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from onenet.costs import MatchingCost
 from onenet.heads import DensePredictions
 from onenet.matcher import HungarianMatcher, Matcher, MinCostMatcher
+from onenet.targets import Targets
 
 BOTH = pytest.mark.parametrize("matcher_class", [MinCostMatcher, HungarianMatcher])
 
@@ -62,10 +64,11 @@ def test_min_cost_takes_a_minimum_of_each_column(table: np.ndarray) -> None:
     assert (table[samples, objects] == table.min(axis=0, initial=np.inf)[objects]).all()
 
 
-@given(tables())
+@given(tables(), st.integers(1, 16))
 @settings(max_examples=300, deadline=None)
-def test_hungarian_is_one_to_one_and_optimal(table: np.ndarray) -> None:
-    samples, objects = match_table(HungarianMatcher, table)
+def test_hungarian_is_one_to_one_and_optimal(table: np.ndarray, few: int) -> None:
+    with mock.patch.object(HungarianMatcher, "few", few):
+        samples, objects = match_table(HungarianMatcher, table)
     assert len(samples) == min(table.shape)
     assert len(set(samples.tolist())) == len(samples)
     assert (np.diff(objects) > 0).all()
@@ -110,9 +113,11 @@ def test_hungarian_equals_brute_force() -> None:
 
 
 @pytest.mark.slow
-def test_hungarian_equals_scipy_on_many_problems() -> None:
+def test_hungarian_equals_scipy_on_many_problems(monkeypatch) -> None:
     rng = np.random.default_rng(1)
-    for _ in range(5000):
+    few = HungarianMatcher.few
+    for i in range(5000):
+        monkeypatch.setattr(HungarianMatcher, "few", (few, 2)[i % 2])
         shape = rng.integers(1, 60), rng.integers(0, 40)  # more objects than samples too
         table = rng.normal(size=shape) if rng.random() < 0.5 else rng.integers(0, 5, size=shape)
         table = table.astype(np.float32)
@@ -135,7 +140,10 @@ def test_one_image_as_in_a_batch(matcher_class: type[Matcher], make_gt) -> None:
     gt = [make_gt(4), make_gt(7)]
     matcher = matcher_class()
     for i, pairs in enumerate(matcher(batch, gt)):
-        alone = matcher.match_image(batch.pred_logits[i], batch.pred_boxes[i], batch.anchors, gt[i])
+        one = batch._replace(
+            pred_logits=batch.pred_logits[i : i + 1], pred_boxes=batch.pred_boxes[i : i + 1]
+        )
+        (alone,) = matcher(one, [gt[i]])
         assert all(torch.equal(a, b) for a, b in zip(pairs, alone, strict=True))
 
 
@@ -147,7 +155,7 @@ def test_hungarian_waits_for_the_device_once_a_batch(make_gt, monkeypatch) -> No
     batch = predictions(torch.randn(3, 20, 5), make_gt(60).gt_boxes.tensor.view(3, 20, 4))
     matches = HungarianMatcher()(batch, [make_gt(n) for n in counts])
     assert [len(samples) for samples, _ in matches] == counts
-    assert transfers == [(2 * (3 * 3 + 5 * 5),)]
+    assert transfers == [(2, 3 + 5, 5)]  # costs and samples, five for each object
 
 
 @BOTH
@@ -260,9 +268,12 @@ def many_of_table(table: np.ndarray, k: int, matcher_class=MinCostMatcher) -> di
     num_samples, num_gt = table.shape
     boxes = torch.arange(num_gt).float()[:, None] + torch.tensor([0.0, 0, 1, 1])
     gt = Instances((8, 8), gt_boxes=Boxes(boxes), gt_classes=torch.zeros(num_gt, dtype=torch.int64))
-    ((samples, objects),) = matcher_class(cost=TableCost(table)).match_many(
-        predictions(torch.zeros(1, num_samples, 1), torch.zeros(1, num_samples, 4)), [gt], k
+    matches = matcher_class(cost=TableCost(table)).match_many(
+        predictions(torch.zeros(1, num_samples, 1), torch.zeros(1, num_samples, 4)),
+        Targets.of([gt], torch.device("cpu")),
+        k,
     )
+    _, samples, objects = matches
     assert samples.dtype == objects.dtype == torch.int64
     assert (objects.diff() >= 0).all()
     assert len(set(samples.tolist())) == len(samples)
@@ -299,5 +310,6 @@ def test_one_sample_for_many_is_the_min_cost_match(make_gt) -> None:
     gts = [make_gt(n) for n in (3, 0, 1)]
     out = predictions(torch.randn(3, 300, 5), make_gt(900).gt_boxes.tensor.view(3, 300, 4))
     matcher = MinCostMatcher()
-    for one, many in zip(matcher(out, gts), matcher.match_many(out, gts, 1), strict=True):
-        assert [x.tolist() for x in one] == [x.tolist() for x in many]
+    many = matcher.match_many(out, Targets.of(gts, torch.device("cpu")), 1)
+    for one, of_image in zip(matcher(out, gts), many.by_image([3, 0, 1]), strict=True):
+        assert [x.tolist() for x in one] == [x.tolist() for x in of_image]

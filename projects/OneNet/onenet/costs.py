@@ -16,8 +16,10 @@ from torch import Tensor
 from torchvision.ops import box_iou, generalized_box_iou
 
 from .errors import ConfigError
-from .fused_cost import fused_matching_cost
+from .fused_cost import batched_matching_cost, fused_matching_cost
+from .heads import DensePredictions
 from .registry import get_registered
+from .targets import Targets
 
 __all__ = [
     "ONENET_COST_REGISTRY",
@@ -26,6 +28,7 @@ __all__ = [
     "PointCost",
     "QualityCost",
     "SpatialPrior",
+    "WeightedCost",
     "build_cost",
     "focal_cost",
     "giou_cost",
@@ -112,14 +115,15 @@ def giou_cost(pred_boxes: Tensor, gt_boxes: Tensor) -> Tensor:
     return -generalized_box_iou(pred_boxes.float(), gt_boxes.float())
 
 
-@ONENET_COST_REGISTRY.register()
 @dataclass(frozen=True)
-class MatchingCost:
-    """The weighted sum of classification, L1 and GIoU cost of the predicted boxes (equation 1).
+class WeightedCost:
+    """Base of the costs: a weighted sum of parts.
+
+    A subclass has :meth:`parts`.
 
     Attributes:
-        class_weight: weight of :func:`focal_cost`; 0 gives the paper's assignment by predicted
-            location alone.
+        class_weight: weight of :func:`focal_cost`; 0 gives the paper's assignment by location
+            alone.
         l1_weight: weight of the L1 part.
         giou_weight: weight of the GIoU part.
         focal_alpha: alpha of the classification cost.
@@ -132,8 +136,10 @@ class MatchingCost:
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
 
+    batched = False  # whether there is an of_batch
+
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> MatchingCost:
+    def from_config(cls, cfg: CfgNode) -> WeightedCost:
         """Builds the cost with the weights of ``cfg.MODEL.ONENET.MATCHER``."""
         onenet = cfg.MODEL.ONENET
         return cls(
@@ -157,45 +163,65 @@ class MatchingCost:
                 own, before padding.
 
         Returns:
-            "class", "l1" and "giou", (M, n) float32 each; not finite where the prediction is not.
+            (M, n) float32 each; not finite where the prediction is not.
         """
-        return {
-            "class": self._class_part(pred_logits, gt),
-            **self._location_parts(self._located(pred_boxes, anchors), gt),
-        }
+        raise NotImplementedError
 
     def __call__(
         self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
     ) -> Tensor:
-        """Cost of every pair in one image, (M, n): the sum of :meth:`parts`, computed faster."""
-        return fused_matching_cost(
-            pred_logits,
-            self._located(pred_boxes, anchors),
-            gt.gt_classes,
-            gt.gt_boxes.tensor,
-            gt.image_size,
-            class_weight=self.class_weight,
-            l1_weight=self.l1_weight,
-            giou_weight=self.giou_weight,
-            focal_alpha=self.focal_alpha,
-            focal_gamma=self.focal_gamma,
-        )
-
-    def _located(self, pred_boxes: Tensor, anchors: Tensor) -> Tensor:
-        """The boxes that the location parts are of, (M, 4)."""
-        return pred_boxes
+        """Cost of every pair in one image, (M, n): the sum of :meth:`parts`."""
+        return sum(self.parts(pred_logits, pred_boxes, anchors, gt).values())
 
     def _class_part(self, pred_logits: Tensor, gt: Instances) -> Tensor:
         return self.class_weight * focal_cost(
             pred_logits, gt.gt_classes, self.focal_alpha, self.focal_gamma
         )
 
-    def _location_parts(self, boxes: Tensor, gt: Instances) -> dict[str, Tensor]:
-        gt_boxes = gt.gt_boxes.tensor
+
+@ONENET_COST_REGISTRY.register()
+@dataclass(frozen=True)
+class MatchingCost(WeightedCost):
+    """The weighted sum of classification, L1 and GIoU cost of the predicted boxes (equation 1)."""
+
+    batched = True
+
+    def parts(
+        self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
+    ) -> dict[str, Tensor]:
+        """See :meth:`WeightedCost.parts`; "class", "l1" and "giou"."""
+        boxes, gt_boxes = self._located(pred_boxes, anchors), gt.gt_boxes.tensor
         return {
+            "class": self._class_part(pred_logits, gt),
             "l1": self.l1_weight * l1_cost(boxes, gt_boxes, gt.image_size),
             "giou": self.giou_weight * giou_cost(boxes, gt_boxes),
         }
+
+    def __call__(
+        self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
+    ) -> Tensor:
+        """Cost of every pair in one image, (M, n): the sum of :meth:`parts`, computed faster."""
+        boxes = self._located(pred_boxes, anchors)
+        return fused_matching_cost(pred_logits, boxes, gt, self)
+
+    def of_batch(self, predictions: DensePredictions, targets: Targets, rows: slice) -> Tensor:
+        """Costs of some of a batch's objects, the same numbers in as few steps as for one image.
+
+        Args:
+            predictions: of N images.
+            targets: their T objects.
+            rows: which of these.
+
+        Returns:
+            (t, M) float32: one row an object.
+        """
+        logits, boxes, anchors = predictions[:3]
+        boxes = self._located(boxes, anchors.expand_as(boxes))
+        return batched_matching_cost(logits, boxes, targets, rows, self)
+
+    def _located(self, pred_boxes: Tensor, anchors: Tensor) -> Tensor:
+        """The boxes that the location parts are of, in the shape of both."""
+        return pred_boxes
 
 
 @ONENET_COST_REGISTRY.register()
@@ -213,7 +239,7 @@ class AnchorCost(MatchingCost):
 
 @ONENET_COST_REGISTRY.register()
 @dataclass(frozen=True)
-class PointCost(MatchingCost):
+class PointCost(WeightedCost):
     """Distance of the location from the object's centre (paper, section 4.2).
 
     The predefined location cost of point heads. The part "l1" is the L1 distance of the two points,
@@ -227,23 +253,17 @@ class PointCost(MatchingCost):
     def parts(
         self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
     ) -> dict[str, Tensor]:
-        """See :meth:`MatchingCost.parts`; "class" and "l1" only."""
+        """See :meth:`WeightedCost.parts`; "class" and "l1" only."""
         locations = (anchors[:, :2] + anchors[:, 2:]).float() / 2  # (M, 2)
         scale = image_scale(gt.image_size, anchors.device)[:2]
         distance = torch.cdist(locations / scale, gt.gt_boxes.get_centers().float() / scale, p=1)
         distance = distance.masked_fill(~_serves(anchors, gt.gt_boxes.tensor), float("inf"))
         return {"class": self._class_part(pred_logits, gt), "l1": self.l1_weight * distance}
 
-    def __call__(
-        self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
-    ) -> Tensor:
-        """Cost of every pair in one image, (M, n): the sum of :meth:`parts`."""
-        return sum(self.parts(pred_logits, pred_boxes, anchors, gt).values())
-
 
 @ONENET_COST_REGISTRY.register()
 @dataclass(frozen=True)
-class QualityCost(MatchingCost):
+class QualityCost(WeightedCost):
     """Minus POTO's quality, ``p^(1 - a) * IoU^a`` (DeFCN, arXiv 2012.03544).
 
     ``p`` is the sigmoid score of the object's class, IoU that of the predicted box. A product, so
@@ -274,16 +294,10 @@ class QualityCost(MatchingCost):
     def parts(
         self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
     ) -> dict[str, Tensor]:
-        """See :meth:`MatchingCost.parts`; "quality" only, from -1 to 0."""
+        """See :meth:`WeightedCost.parts`; "quality" only, from -1 to 0."""
         score = pred_logits[:, gt.gt_classes].float().sigmoid()
         iou = box_iou(pred_boxes.float(), gt.gt_boxes.tensor.float())
         return {"quality": -(score ** (1 - self.iou_exponent) * iou**self.iou_exponent)}
-
-    def __call__(
-        self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
-    ) -> Tensor:
-        """Cost of every pair in one image, (M, n): the one part."""
-        return self.parts(pred_logits, pred_boxes, anchors, gt)["quality"]
 
 
 @dataclass(frozen=True)
@@ -301,7 +315,7 @@ class SpatialPrior:
             sampling, for which the FCOS head's anchors are squares of the stride).
     """
 
-    cost: MatchingCost
+    cost: WeightedCost
     radius: float = 0.0
 
     def parts(
@@ -320,6 +334,17 @@ class SpatialPrior:
         candidates = self.candidates(anchors, gt.gt_boxes.tensor)
         cost = self.cost(pred_logits, pred_boxes, anchors, gt)
         return cost.masked_fill(~candidates, float("inf"))
+
+    @property
+    def batched(self) -> bool:
+        """Whether there is an :meth:`of_batch`, as the cost has."""
+        return getattr(self.cost, "batched", False)
+
+    def of_batch(self, predictions: DensePredictions, targets: Targets, rows: slice) -> Tensor:
+        """See :meth:`MatchingCost.of_batch`."""
+        costs = self.cost.of_batch(predictions, targets, rows)
+        candidates = self.candidates(predictions.anchors, targets.boxes[rows])
+        return costs.masked_fill_(~candidates.t(), float("inf"))
 
     def candidates(self, anchors: Tensor, gt_boxes: Tensor) -> Tensor:
         """Which samples an object may have.
@@ -360,7 +385,7 @@ _MISMATCHED = {
 }
 
 
-def build_cost(cfg: CfgNode) -> MatchingCost | SpatialPrior:
+def build_cost(cfg: CfgNode) -> WeightedCost | SpatialPrior:
     """Builds the cost that ``cfg.MODEL.ONENET.MATCHER.COST`` names, with its spatial prior.
 
     Raises:

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou_loss
 
-from .costs import image_scale
 from .errors import ConfigError
+from .focal_loss import focal_loss_sum
 from .heads import DensePredictions
-from .matcher import Matcher, Pairs, build_matcher
+from .matcher import Matcher, Matches, build_matcher
 from .soft_negatives import negative_weights
+from .targets import Targets
 
 __all__ = ["Criterion", "quality_loss"]
 
@@ -139,67 +140,76 @@ class Criterion(nn.Module):
         with torch.autocast(predictions.pred_logits.device.type, enabled=False):
             many = predictions.one_to_many
             predictions = _in_float32(predictions)
-            matches = self.matcher(predictions, gt_instances)
-            count = _per_worker(sum(len(gt) for gt in gt_instances), predictions)
-            losses = self._losses(predictions, gt_instances, matches, count)
+            targets = Targets.of(gt_instances, predictions.pred_logits.device)
+            matches = self.matcher.match(predictions, targets)
+            losses = self._losses(predictions, targets, matches, len(targets.boxes))
             if many is not None:
                 many = _in_float32(many)
-                matches = self.matcher.match_many(many, gt_instances, self.num_samples_many)
-                count = _per_worker(sum(len(samples) for samples, _ in matches), many)
-                for name, loss in self._losses(many, gt_instances, matches, count).items():
+                matches = self.matcher.match_many(many, targets, self.num_samples_many)
+                of_many = self._losses(many, targets, matches, len(matches.objects))
+                for name, loss in of_many.items():
                     losses[f"{name}_many"] = self.weight_many * loss
             return losses
 
     def _losses(
+        self, predictions: DensePredictions, targets: Targets, matches: Matches, count: int
+    ) -> dict[str, Tensor]:
+        """The weighted losses of matched predictions, divided by all workers' ``count``."""
+        logits, boxes = predictions.pred_logits, predictions.pred_boxes
+        matched = boxes[matches.images, matches.samples]  # (P, 4)
+        gt_boxes, scales = targets.boxes[matches.objects], targets.scales[matches.objects]
+        loss_l1 = F.l1_loss(matched / scales, gt_boxes / scales, reduction="sum")
+        loss_giou = generalized_box_iou_loss(matched, gt_boxes, reduction="sum")
+        places = matches.images * logits.shape[1] + matches.samples
+        places = places * logits.shape[2] + targets.classes[matches.objects]  # among all logits
+        if self.class_loss == "focal" and not self.soft_negatives:
+            loss_cls = focal_loss_sum(logits, places, self.focal_alpha, self.focal_gamma)
+        else:
+            ious = _ious(matched, gt_boxes)
+            loss_cls = self._class_losses(predictions, targets, matches, places, ious).sum()
+        count = _per_worker(count, predictions)
+        return {
+            "loss_cls": self.class_weight * loss_cls / count,
+            "loss_l1": self.l1_weight * loss_l1 / count,
+            "loss_giou": self.giou_weight * loss_giou / count,
+        }
+
+    def _class_losses(
         self,
         predictions: DensePredictions,
-        gt_instances: list[Instances],
-        matches: list[Pairs],
-        count: Tensor,
-    ) -> dict[str, Tensor]:
-        """The weighted losses of matched predictions, divided by ``count``."""
-        logits, boxes = predictions.pred_logits, predictions.pred_boxes
-        batch_idx = torch.cat([s.new_full(s.shape, i) for i, (s, _) in enumerate(matches)])
-        sample_idx = torch.cat([s for s, _ in matches])
-        pairs = list(zip(gt_instances, matches, strict=True))
-        gt_classes = torch.cat([gt.gt_classes[g] for gt, (_, g) in pairs])  # (P,)
-        gt_boxes = torch.cat([gt.gt_boxes.tensor[g] for gt, (_, g) in pairs])  # (P, 4)
-        scale = torch.cat(
-            [image_scale(gt.image_size, boxes.device).expand(len(g), 4) for gt, (_, g) in pairs]
-        )
-        matched = boxes[batch_idx, sample_idx]  # (P, 4)
-
+        targets: Targets,
+        matches: Matches,
+        places: Tensor,
+        ious: Tensor,
+    ) -> Tensor:
+        """The class loss of every logit, (N, M, K)."""
+        logits = predictions.pred_logits
         target = torch.zeros_like(logits, memory_format=torch.contiguous_format)
         if self.class_loss == "focal":
-            target[batch_idx, sample_idx, gt_classes] = 1.0
-            loss_cls = sigmoid_focal_loss(
+            target.view(-1)[places] = 1.0
+            loss = sigmoid_focal_loss(
                 logits, target, alpha=self.focal_alpha, gamma=self.focal_gamma, reduction="none"
             )
         else:
             # amax, not assignment, whose order is undefined on a GPU where samples collide
-            flat = (batch_idx * logits.shape[1] + sample_idx) * logits.shape[2] + gt_classes
-            target.view(-1).scatter_reduce_(0, flat, _ious(matched, gt_boxes), reduce="amax")
-            loss_cls = quality_loss(logits, target, self.class_loss)
-        if self.soft_negatives:
-            weights = [
-                negative_weights(
-                    predictions.anchors,
-                    predictions.level_sizes,
-                    samples,
-                    gt.gt_boxes.tensor[g],
-                    gt.gt_classes[g],
-                    logits.shape[2],
-                )
-                for gt, (samples, g) in pairs
-            ]
-            loss_cls = loss_cls * torch.where(target > 0, 1.0, torch.stack(weights))
-        loss_l1 = F.l1_loss(matched / scale, gt_boxes / scale, reduction="sum")
-        loss_giou = generalized_box_iou_loss(matched, gt_boxes, reduction="sum")
-        return {
-            "loss_cls": self.class_weight * loss_cls.sum() / count,
-            "loss_l1": self.l1_weight * loss_l1 / count,
-            "loss_giou": self.giou_weight * loss_giou / count,
-        }
+            target.view(-1).scatter_reduce_(0, places, ious, reduce="amax")
+            loss = quality_loss(logits, target, self.class_loss)
+        if not self.soft_negatives:
+            return loss
+        weights = [
+            negative_weights(
+                predictions.anchors,
+                predictions.level_sizes,
+                samples,
+                gt.gt_boxes.tensor[objects],
+                gt.gt_classes[objects],
+                logits.shape[2],
+            )
+            for gt, (samples, objects) in zip(
+                targets.instances, matches.by_image(targets.counts), strict=True
+            )
+        ]
+        return loss * torch.where(target > 0, 1.0, torch.stack(weights))
 
 
 def quality_loss(logits: Tensor, target: Tensor, kind: str) -> Tensor:

@@ -1,14 +1,25 @@
 """The matching cost in few passes over memory; :class:`onenet.costs.MatchingCost` is its oracle.
 
-Shape legend: ``M`` samples, ``n`` objects, ``K`` classes.
+Shape legend: ``N`` images, ``M`` samples, ``n`` objects of one image, ``t`` of several, ``K``
+classes.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import torch
+from detectron2.structures import Instances
 from torch import Tensor
 
-__all__ = ["fused_matching_cost"]
+from .targets import Targets
+
+if TYPE_CHECKING:
+    from .costs import WeightedCost
+
+__all__ = ["batched_matching_cost", "fused_matching_cost"]
 
 CHUNK_ELEMENTS = 2**16
 """Pairs that are computed at a time on the CPU: so few that their intermediate results stay in its
@@ -17,19 +28,9 @@ cache."""
 
 @torch.no_grad()
 def fused_matching_cost(
-    pred_logits: Tensor,
-    pred_boxes: Tensor,
-    gt_classes: Tensor,
-    gt_boxes: Tensor,
-    image_size: tuple[int, int],
-    *,
-    class_weight: float,
-    l1_weight: float,
-    giou_weight: float,
-    focal_alpha: float,
-    focal_gamma: float,
+    pred_logits: Tensor, pred_boxes: Tensor, gt: Instances, weights: WeightedCost
 ) -> Tensor:
-    """Classification, L1 and GIoU cost of every pair, weighted and summed.
+    """Classification, L1 and GIoU cost of every pair in one image, weighted and summed.
 
     Three things make it fast: coordinates are apart, so that each step runs along memory; objects
     lie behind each other in memory, as the search for each one's cheapest sample reads them; and L1
@@ -40,45 +41,83 @@ def fused_matching_cost(
     Args:
         pred_logits: (M, K), before the sigmoid.
         pred_boxes: (M, 4) corners in pixels.
-        gt_classes: (n,) integers in [0, K).
-        gt_boxes: (n, 4) corners in pixels.
-        image_size: (height, width) in pixels, before padding.
-        class_weight, l1_weight, giou_weight, focal_alpha, focal_gamma: see
-            :class:`onenet.costs.MatchingCost`.
+        gt: n objects with ``gt_boxes`` and ``gt_classes``.
+        weights: of the parts.
 
     Returns:
         (M, n) float32, the transpose of a contiguous matrix; not finite where the prediction is
         not.
     """
-    num_gt, num_samples = len(gt_boxes), len(pred_boxes)
-    height, width = image_size
+    num_gt, num_samples = len(gt), len(pred_boxes)
+    height, width = gt.image_size
+    l1_weights = weights.l1_weight / width, weights.l1_weight / height
     cost = pred_boxes.new_empty((num_gt, num_samples), dtype=torch.float32)
-    predicted = _sides(pred_boxes, dim=0)
-    step = num_gt
-    if cost.device.type == "cpu":
-        step = max(1, CHUNK_ELEMENTS // max(num_samples, 1))
+    predicted = _sides(pred_boxes[None])
+    step = max(1, CHUNK_ELEMENTS // max(num_samples, 1)) if cost.device.type == "cpu" else num_gt
     for start in range(0, num_gt, step):
-        _add_location(
-            cost[start : start + step],
-            predicted,
-            _sides(gt_boxes[start : start + step], dim=1),
-            (l1_weight / width, l1_weight / height),
-            giou_weight,
-        )
+        part = slice(start, start + step)
+        objects = _sides(gt.gt_boxes.tensor[part, None])
+        _add_location(cost[part], predicted, objects, l1_weights, weights.giou_weight)
     # A class that several objects have is computed once, where that is known without asking.
-    num_classes = pred_logits.shape[1]
-    if num_classes > num_gt:
-        logits = pred_logits[:, gt_classes].t()
-        cost.add_(_focal(logits, focal_alpha, focal_gamma), alpha=class_weight)
+    if pred_logits.shape[1] > num_gt:
+        class_cost = _focal(pred_logits[:, gt.gt_classes].t(), weights)
     else:
-        of_classes = _focal(pred_logits.t(), focal_alpha, focal_gamma)
-        cost.add_(of_classes[gt_classes], alpha=class_weight)
-    return cost.t()
+        class_cost = _focal(pred_logits.t(), weights)[gt.gt_classes]
+    return cost.add_(class_cost, alpha=weights.class_weight).t()
 
 
-def _sides(boxes: Tensor, dim: int) -> tuple[Tensor, ...]:
-    """x1, y1, x2, y2, width, height, area of boxes, with an axis of 1 at ``dim``, float32."""
-    x1, y1, x2, y2 = (x.unsqueeze(dim) for x in boxes.float().t().contiguous().unbind())
+@torch.no_grad()
+def batched_matching_cost(
+    pred_logits: Tensor, pred_boxes: Tensor, targets: Targets, rows: slice, weights: WeightedCost
+) -> Tensor:
+    """The same for objects of several images at a time.
+
+    On a GPU it is a single kernel, where Triton works.
+
+    Args:
+        pred_logits: (N, M, K), before the sigmoid.
+        pred_boxes: (N, M, 4) corners in pixels.
+        targets: the batch's T objects.
+        rows: which of them.
+        weights: of the parts.
+
+    Returns:
+        (t, M) float32, contiguous.
+    """
+    if pred_logits.device.type == "cuda" and weights.focal_gamma == 2:
+        global _triton_works
+        try:
+            if _triton_works:
+                from .triton_cost import triton_matching_cost
+
+                return triton_matching_cost(pred_logits, pred_boxes, targets, rows, weights)
+        except Exception as error:  # there is no Triton, or no C compiler, or an old GPU
+            _triton_works = False
+            logging.getLogger(__name__).warning(
+                "The matching cost is computed step by step, without Triton: %s", error
+            )
+    return _batched_in_steps(pred_logits, pred_boxes, targets, rows, weights)
+
+
+_triton_works = True  # until it has failed
+
+
+def _batched_in_steps(
+    pred_logits: Tensor, pred_boxes: Tensor, targets: Targets, rows: slice, weights: WeightedCost
+) -> Tensor:
+    images, classes = targets.images[rows], targets.classes[rows]
+    predicted = tuple(side[images] for side in _sides(pred_boxes))  # (t, M) each
+    cost = pred_boxes.new_empty((len(images), pred_boxes.shape[1]), dtype=torch.float32)
+    objects = _sides(targets.boxes[rows, None])
+    l1_weights = (weights.l1_weight / targets.scales[rows, :2]).split(1, dim=1)
+    _add_location(cost, predicted, objects, l1_weights, weights.giou_weight)
+    class_cost = _focal(pred_logits[images, :, classes], weights)
+    return cost.add_(class_cost, alpha=weights.class_weight)
+
+
+def _sides(boxes: Tensor) -> tuple[Tensor, ...]:
+    """x1, y1, x2, y2, width, height, area of boxes (..., 4), float32 (...) each."""
+    x1, y1, x2, y2 = boxes.float().movedim(-1, 0).contiguous().unbind()
     width, height = x2 - x1, y2 - y1
     return x1, y1, x2, y2, width, height, width * height
 
@@ -87,10 +126,17 @@ def _add_location(
     cost: Tensor,
     predicted: tuple[Tensor, ...],
     objects: tuple[Tensor, ...],
-    l1_weights: tuple[float, float],
+    l1_weights: Sequence[float | Tensor],
     giou_weight: float,
 ) -> None:
-    """Puts weighted L1 and GIoU cost into a (n, M) matrix."""
+    """Puts weighted L1 and GIoU cost into a (n, M) matrix.
+
+    Args:
+        cost: is overwritten.
+        predicted, objects: :func:`_sides` of both, which broadcast to (n, M).
+        l1_weights: of a pixel in x and in y.
+        giou_weight: of the GIoU.
+    """
     x1, y1, x2, y2, widths, heights, areas = predicted
     gt_x1, gt_y1, gt_x2, gt_y2, gt_widths, gt_heights, gt_areas = objects
     overlap_x = torch.minimum(x2, gt_x2).sub_(torch.maximum(x1, gt_x1))
@@ -99,7 +145,7 @@ def _add_location(
     torch.sub(around_x, overlap_x, alpha=2, out=cost)
     cost.mul_(l1_weights[0])
     work = torch.sub(around_y, overlap_y, alpha=2)
-    cost.add_(work, alpha=l1_weights[1])
+    cost.add_(work.mul_(l1_weights[1]))
     enclosing = around_x.sub_(overlap_x).mul_(around_y.sub_(overlap_y))
     intersection = overlap_x.clamp_(min=0).mul_(overlap_y.clamp_(min=0))
     union = torch.add(areas, gt_areas, out=work).sub_(intersection)
@@ -108,8 +154,9 @@ def _add_location(
     cost.sub_(giou_plus_1, alpha=giou_weight).add_(giou_weight)
 
 
-def _focal(logits: Tensor, alpha: float, gamma: float) -> Tensor:
+def _focal(logits: Tensor, weights: WeightedCost) -> Tensor:
     """See :func:`onenet.costs.focal_cost`; of each logit, in its shape."""
+    alpha, gamma = weights.focal_alpha, weights.focal_gamma
     p = logits.float().sigmoid()
     q = 1 - p
     cost = (q + 1e-8).log_().mul_(p**gamma).mul_(1 - alpha)

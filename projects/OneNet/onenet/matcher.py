@@ -1,11 +1,13 @@
 """Which samples stand for which object: minimum-cost and Hungarian assignment, and one-to-many.
 
-Shape legend: ``M`` samples (locations or anchors), ``n`` objects, ``K`` classes.
+Shape legend: ``M`` samples (locations or anchors), ``n`` objects of an image, ``T`` of a batch,
+``K`` classes, ``P`` matched pairs of a batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,17 +16,19 @@ from detectron2.structures import Instances
 from detectron2.utils.registry import Registry
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+from scipy.sparse.csgraph import connected_components, min_weight_full_bipartite_matching
 from torch import Tensor
 
 from .costs import MatchingCost, build_cost
 from .heads import DensePredictions
 from .registry import get_registered
+from .targets import Targets
 
 __all__ = [
     "ONENET_MATCHER_REGISTRY",
     "HungarianMatcher",
     "Matcher",
+    "Matches",
     "MinCostMatcher",
     "build_matcher",
 ]
@@ -40,13 +44,36 @@ CostFunction = Callable[[Tensor, Tensor, Tensor, Instances], Tensor]
 Pairs = tuple[Tensor, Tensor]
 
 
+class Matches(NamedTuple):
+    """The matched pairs of a batch, by object. Each is an int64 vector of length P."""
+
+    images: Tensor
+    """The image of each pair."""
+    samples: Tensor
+    """Its sample, in [0, M)."""
+    objects: Tensor
+    """Its object, in [0, T): the batch's objects one behind the other."""
+
+    def by_image(self, counts: list[int]) -> list[Pairs]:
+        """For each image its pairs' ``(sample_indices, gt_indices)``; the latter count its own
+        objects and ascend.
+
+        Args:
+            counts: the number of objects of each image.
+        """
+        sizes = torch.bincount(self.images, minlength=len(counts)).tolist()
+        starts = np.cumsum([0, *counts])[:-1].tolist()
+        parts = zip(self.samples.split(sizes), self.objects.split(sizes), starts, strict=True)
+        return [(samples, objects - start) for samples, objects, start in parts]
+
+
 class Matcher:
     """Base of the matchers. A matcher assigns each object of an image to one sample.
 
-    Costs are computed without gradient, in float32, for as many objects at a time as fit
-    :attr:`max_chunk_elements`, so that memory does not grow with M x n. A cost that is not finite
-    (a prediction of NaN or inf, the GIoU of coincident zero-area boxes) counts as worse than any
-    finite one.
+    A subclass has :meth:`match`. Costs are computed without gradient, in float32, for as many
+    objects at a time as fit :attr:`max_chunk_elements`, so that memory does not grow with M x T. A
+    cost that is not finite (a prediction of NaN or inf, the GIoU of coincident zero-area boxes)
+    counts as worse than any finite one.
     """
 
     max_chunk_elements = 2**22
@@ -57,7 +84,8 @@ class Matcher:
         """
         Args:
             cost: maps (M, K) logits, (M, 4) boxes, (M, 4) anchors and the Instances of n objects
-                to the (M, n) cost; by default the paper's :class:`onenet.costs.MatchingCost`.
+                to the (M, n) cost; by default the paper's :class:`onenet.costs.MatchingCost`. On a
+                GPU its ``of_batch`` is used (see there), if its attribute ``batched`` is True.
         """
         self.cost = MatchingCost() if cost is None else cost
 
@@ -71,7 +99,7 @@ class Matcher:
 
     @torch.no_grad()
     def __call__(self, predictions: DensePredictions, gt_instances: list[Instances]) -> list[Pairs]:
-        """Matches a batch, image by image.
+        """Matches a batch and tells the pairs image by image.
 
         Args:
             predictions: of N images.
@@ -82,84 +110,87 @@ class Matcher:
             the predictions' device; ``gt_indices`` ascends. Both are empty for an image without
             objects.
         """
-        return [
-            self.match_image(logits, boxes, predictions.anchors, gt)
-            for logits, boxes, gt in zip(
-                predictions.pred_logits, predictions.pred_boxes, gt_instances, strict=True
-            )
-        ]
+        targets = Targets.of(gt_instances, predictions.pred_logits.device)
+        return self.match(predictions, targets).by_image(targets.counts)
+
+    def match(self, predictions: DensePredictions, targets: Targets) -> Matches:
+        """Gives each object one sample.
+
+        Args:
+            predictions: of N images.
+            targets: their objects.
+        """
+        raise NotImplementedError
 
     @torch.no_grad()
     def match_many(
-        self, predictions: DensePredictions, gt_instances: list[Instances], num_samples: int
-    ) -> list[Pairs]:
+        self, predictions: DensePredictions, targets: Targets, num_samples: int
+    ) -> Matches:
         """Gives each object several samples, by the same cost: those that cost least.
 
         A sample that several objects want goes to the one that it costs least, so that an object
-        may be left with fewer, or with none. Samples of infinite cost go to none.
+        may be left with fewer, or with none. Samples of infinite cost go to none. Waits for the
+        device once.
 
         Args:
-            predictions, gt_instances: see :meth:`__call__`.
+            predictions, targets: see :meth:`match`.
             num_samples: how many each object may have.
 
         Returns:
-            As :meth:`__call__`; each sample of an image appears once at most.
+            As :meth:`match`; each sample of an image appears once at most.
         """
-        return [
-            self._many_of_image(logits, boxes, predictions.anchors, gt, num_samples)
-            for logits, boxes, gt in zip(
-                predictions.pred_logits, predictions.pred_boxes, gt_instances, strict=True
-            )
-        ]
-
-    def match_image(
-        self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
-    ) -> Pairs:
-        """Matches one image; see :meth:`__call__`, without the batch axis."""
-        raise NotImplementedError
-
-    def _many_of_image(
-        self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances, k: int
-    ) -> Pairs:
-        if len(gt) == 0:
-            empty = torch.arange(0, device=pred_logits.device)
-            return empty, empty
-        costs, samples = self._cheapest(pred_logits, pred_boxes, anchors, gt, k)
-        objects = torch.arange(len(gt), device=samples.device).expand_as(samples)
-        finite = costs.isfinite()
-        costs, samples, objects = costs[finite], samples[finite], objects[finite]
-        # The first entry of each sample, where its cheapest comes first
+        costs, samples = self._cheapest(predictions, targets, num_samples)  # (T, k)
+        num = predictions.pred_logits.shape[1]
+        objects = torch.arange(len(costs), device=costs.device)[:, None].expand_as(samples)
+        places = targets.images[:, None] * num + samples  # one number for each sample of the batch
+        costs, places, objects = costs.flatten(), places.flatten(), objects.flatten()
+        # The first entry of each place, where its cheapest comes first
         order = costs.argsort(stable=True)
-        order = order[samples[order].argsort(stable=True)]
-        samples, objects = samples[order], objects[order]
-        first = torch.ones_like(samples, dtype=torch.bool)
-        first[1:] = samples[1:] != samples[:-1]
-        samples, objects = samples[first], objects[first]
-        order = objects.argsort(stable=True)
-        return samples[order], objects[order]
+        order = order[places[order].argsort(stable=True)]
+        costs, places, objects = costs[order], places[order], objects[order]
+        first = torch.ones_like(places, dtype=torch.bool)
+        first[1:] = places[1:] != places[:-1]
+        kept = (first & costs.isfinite()).nonzero().squeeze(1)
+        kept = kept[objects[kept].argsort(stable=True)]
+        places = places[kept]
+        return Matches(places // num, places % num, objects[kept])
 
     def _cheapest(
-        self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances, k: int
+        self, predictions: DensePredictions, targets: Targets, k: int
     ) -> tuple[Tensor, Tensor]:
-        """Each object's k cheapest samples: costs and indices, both (min(k, M), n), best first."""
-        k = min(k, len(pred_logits))
+        """Each object's k cheapest samples: costs and indices, both (T, min(k, M)), best first."""
+        k = min(k, predictions.pred_logits.shape[1])
         cheapest = [
-            cost.topk(k, dim=0, largest=False)
-            for cost in self._cost_chunks(pred_logits, pred_boxes, anchors, gt)
+            costs.topk(k, dim=1, largest=False) for costs in self._rows(predictions, targets)
         ]
+        device = predictions.pred_logits.device
         return (
-            torch.cat([c.values for c in cheapest], dim=1),
-            torch.cat([c.indices for c in cheapest], dim=1),
+            torch.cat([torch.empty(0, k, device=device), *(c.values for c in cheapest)]),
+            torch.cat(
+                [
+                    torch.empty(0, k, dtype=torch.int64, device=device),
+                    *(c.indices for c in cheapest),
+                ]
+            ),
         )
 
-    def _cost_chunks(
-        self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
-    ) -> Iterator[Tensor]:
-        """Yields the cost's columns in order, some objects at a time, +inf where not finite."""
-        step = max(1, self.max_chunk_elements // len(pred_logits))
-        for start in range(0, len(gt), step):
-            cost = self.cost(pred_logits, pred_boxes, anchors, gt[start : start + step])
-            yield cost.masked_fill_(~cost.isfinite(), float("inf"))
+    def _rows(self, predictions: DensePredictions, targets: Targets) -> Iterator[Tensor]:
+        """Yields the costs of some objects at a time, in order: (t, M), +inf where not finite."""
+        inf = float("inf")
+        for costs in self._raw_rows(predictions, targets):
+            yield costs.nan_to_num_(nan=inf, posinf=inf, neginf=inf)
+
+    def _raw_rows(self, predictions: DensePredictions, targets: Targets) -> Iterator[Tensor]:
+        logits, boxes, anchors = predictions[:3]
+        step = max(1, self.max_chunk_elements // logits.shape[1])
+        if logits.device.type == "cuda" and getattr(self.cost, "batched", False):
+            # Many small images cost no more calls than a large one.
+            for start in range(0, len(targets.boxes), step):
+                yield self.cost.of_batch(predictions, targets, slice(start, start + step))
+            return
+        for i, gt in enumerate(targets.instances):
+            for start in range(0, len(gt), step):
+                yield self.cost(logits[i], boxes[i], anchors, gt[start : start + step]).t()
 
 
 @ONENET_MATCHER_REGISTRY.register()
@@ -168,18 +199,16 @@ class MinCostMatcher(Matcher):
 
     Objects choose independently: two of them may take the same sample (a collision; the criterion
     says what becomes of it). Of equal costs the lowest index is not guaranteed to win, as with
-    ``torch.argmin``. Where no cost of an object is finite it takes sample 0.
+    ``torch.argmin``. Where no cost of an object is finite it takes some sample. The device is not
+    waited for.
     """
 
-    def match_image(
-        self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
-    ) -> Pairs:
-        """Matches one image; all n objects are matched, whatever M."""
-        gt_indices = torch.arange(len(gt), device=pred_logits.device)
-        if len(gt) == 0:
-            return gt_indices, gt_indices
-        chunks = self._cost_chunks(pred_logits, pred_boxes, anchors, gt)
-        return torch.cat([cost.argmin(dim=0) for cost in chunks]), gt_indices
+    @torch.no_grad()
+    def match(self, predictions: DensePredictions, targets: Targets) -> Matches:
+        """See :meth:`Matcher.match`; all T objects are matched, whatever M."""
+        samples = [costs.argmin(dim=1) for costs in self._rows(predictions, targets)]
+        objects = torch.arange(len(targets.boxes), device=targets.images.device)
+        return Matches(targets.images, torch.cat([objects[:0], *samples]), objects)
 
 
 @ONENET_MATCHER_REGISTRY.register()
@@ -190,102 +219,139 @@ class HungarianMatcher(Matcher):
     least total cost, and the others are left out. So are objects for which no sample of finite cost
     is left; there are as few of them as can be.
 
-    Only each object's n cheapest samples leave the device. That loses nothing: were an object
-    assigned outside its n cheapest in some optimum, at least one of these would be free, since the
-    other n - 1 objects cannot hold them all, and moving there costs no more. Where no two objects
-    want the same sample most, these are the optimum, since no object can have a cheaper one, and
-    nothing is solved. The device is waited for once a batch.
+    Only each object's n cheapest samples matter: were an object assigned outside its n cheapest in
+    some optimum, at least one of these would be free, since the other n - 1 objects cannot hold
+    them all, and moving there costs no more. For the same reason objects that compete with none but
+    s - 1 others need their s cheapest only, and such groups can be solved apart. So at first only
+    :attr:`few` leave the device, once a batch; an image whose groups are larger, or run out of
+    samples of finite cost, is computed again, with n.
     """
 
+    few = 16
+    """How many of an object's cheapest samples are looked at first."""
+
     @torch.no_grad()
-    def __call__(self, predictions: DensePredictions, gt_instances: list[Instances]) -> list[Pairs]:
-        """See :meth:`Matcher.__call__`; at most min(n, M) objects of an image are matched."""
-        num_samples, device = predictions.pred_logits.shape[1], predictions.pred_logits.device
-        cheapest = [
-            self._cheapest(logits, boxes, predictions.anchors, gt, len(gt))
-            for logits, boxes, gt in zip(
-                predictions.pred_logits, predictions.pred_boxes, gt_instances, strict=True
-            )
-            if len(gt) > 0
-        ]
-        solved = iter([_assign(*table, num_samples) for table in _to_host(cheapest)])
-        nothing = (np.zeros(0, np.int64), np.zeros(0, np.int64))
-        return [
-            tuple(
-                torch.as_tensor(indices, dtype=torch.int64, device=device)
-                for indices in (next(solved) if len(gt) > 0 else nothing)
-            )
-            for gt in gt_instances
-        ]
-
-    def match_image(
-        self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
-    ) -> Pairs:
-        """Matches one image, as a batch of one."""
-        batch = DensePredictions(pred_logits[None], pred_boxes[None], anchors, (len(anchors),))
-        return self(batch, [gt])[0]
+    def match(self, predictions: DensePredictions, targets: Targets) -> Matches:
+        """See :meth:`Matcher.match`; at most min(n, M) objects of an image are matched."""
+        num_samples, counts = predictions.pred_logits.shape[1], targets.counts
+        few = min(max(counts, default=0), self.few)
+        table = _to_host(*self._cheapest(predictions, targets, few))
+        pairs, start = [], 0
+        for i, n in enumerate(counts):
+            if n == 0:
+                continue
+            assigned = _assign(*(part[start : start + n, :n] for part in table), num_samples)
+            if assigned is None:
+                whole = self._cheapest(*_only(i, predictions, targets), n)
+                assigned = _assign(*_to_host(*whole), num_samples)
+            samples, objects = assigned
+            pairs.append(np.stack([np.full_like(objects, i), samples, objects + start]))
+            start += n
+        columns = np.concatenate([np.zeros((3, 0), np.int64), *pairs], axis=1)
+        device = predictions.pred_logits.device
+        return Matches(*torch.as_tensor(columns, dtype=torch.int64).to(device))
 
 
-def _to_host(tables: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Costs and samples, both (k, n) on a device, as arrays (n, k), in one transfer for all."""
-    if not tables:
-        return
-    flat = []
-    for costs, samples in tables:
-        flat += [costs.T.reshape(-1).float().view(torch.int32), samples.T.reshape(-1).int()]
-    packed = torch.cat(flat).cpu().numpy()
-    start = 0
-    for costs, _ in tables:
-        k, n = costs.shape
-        both = packed[start : start + 2 * n * k].reshape(2, n, k)
-        yield both[0].view(np.float32), both[1]
-        start += 2 * n * k
+def _only(
+    image: int, predictions: DensePredictions, targets: Targets
+) -> tuple[DensePredictions, Targets]:
+    """A batch of one of its images."""
+    logits, boxes = (x[image : image + 1] for x in predictions[:2])
+    one = Targets.of([targets.instances[image]], logits.device)
+    return DensePredictions(logits, boxes, predictions.anchors, predictions.level_sizes), one
+
+
+def _to_host(costs: Tensor, samples: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Both (T, k) as arrays, in one transfer."""
+    packed = torch.stack([costs.float().view(torch.int32), samples.int()]).cpu().numpy()
+    return packed[0].view(np.float32), packed[1]
 
 
 def _assign(
     costs: np.ndarray, samples: np.ndarray, num_samples: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray] | None:
     """The assignment of minimum total cost.
 
     Args:
-        costs: (n, k) of each object's k = min(n, M) cheapest samples, ascending.
+        costs: (n, k) of each object's k cheapest samples, ascending; k <= n.
         samples: (n, k) their indices.
         num_samples: M.
 
     Returns:
-        sample_indices, gt_indices; the latter ascend.
+        sample_indices, gt_indices; the latter ascend. None where more columns have to be known.
     """
-    num_gt = len(costs)
-    gt_indices, sample_indices = np.arange(num_gt), samples[:, 0]
-    if len(np.unique(sample_indices)) < num_gt:
-        solve = _solve_dense if num_gt > num_samples else _solve_sparse
-        gt_indices, sample_indices = solve(_replace_infinite(costs), samples, num_samples)
-    column = (samples[gt_indices] == sample_indices[:, None]).argmax(axis=1)
-    finite = np.isfinite(costs[gt_indices, column])
-    return sample_indices[finite], gt_indices[finite]
+    num_gt, k = costs.shape
+    if num_gt > num_samples:
+        if k < num_samples:
+            return None
+        samples, objects = _solve_dense(costs, samples)
+    else:
+        needed = _count_needed(samples)
+        if needed is None:
+            return None
+        used = np.arange(k) < needed[:, None]
+        if k < num_gt and not np.isfinite(costs[used]).all():
+            return None
+        samples, objects = _solve_sparse(costs, samples, used, num_samples)
+    return samples, objects
 
 
-def _solve_dense(
-    costs: np.ndarray, samples: np.ndarray, num_samples: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Where each object has all samples. Object and sample of each pair, by object."""
+def _count_needed(samples: np.ndarray) -> np.ndarray | None:
+    """How many of its cheapest samples each object needs: as many as its group has objects.
+
+    A group are objects that may want one another's samples. Larger counts join groups, so this
+    repeats until nothing changes.
+
+    Args:
+        samples: (n, k), best first.
+
+    Returns:
+        (n,), or None where more than k are needed.
+    """
+    num_gt, k = samples.shape
+    needed = np.ones(num_gt, dtype=np.int64)
+    if len(np.unique(samples[:, 0])) == num_gt:
+        return needed
+    while True:
+        objects, columns = np.nonzero(np.arange(k) < needed[:, None])
+        names, nodes = np.unique(samples[objects, columns], return_inverse=True)
+        size = num_gt + len(names)
+        edges = csr_matrix((np.ones(len(nodes)), (objects, num_gt + nodes)), shape=(size, size))
+        groups = connected_components(edges, directed=False)[1][:num_gt]
+        sizes = np.bincount(groups)[groups]
+        if sizes.max() > k:
+            return None
+        if (sizes <= needed).all():
+            return needed
+        needed = sizes
+
+
+def _solve_dense(costs: np.ndarray, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where there are more objects than samples, and each object has all samples."""
     dense = np.empty_like(costs)
     np.put_along_axis(dense, samples.astype(np.int64), costs, axis=1)
-    return linear_sum_assignment(dense)
+    objects, chosen = linear_sum_assignment(_replace_infinite(dense))
+    finite = np.isfinite(dense[objects, chosen])
+    return chosen[finite], objects[finite]
 
 
 def _solve_sparse(
-    costs: np.ndarray, samples: np.ndarray, num_samples: int
+    costs: np.ndarray, samples: np.ndarray, used: np.ndarray, num_samples: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where all objects get a sample. Object and sample of each pair, by object."""
-    num_gt, k = costs.shape
-    # The sparse solver takes a stored zero for a missing edge: shift, which changes no optimum,
-    # since every full matching has n edges.
-    graph = csr_matrix(
-        ((costs - costs.min() + 1.0).ravel(), samples.ravel(), np.arange(0, num_gt * k + 1, k)),
-        shape=(num_gt, num_samples),
-    )
-    return min_weight_full_bipartite_matching(graph)
+    """Where all objects get a sample among those that are used, be its cost infinite."""
+    if not used[:, 1:].any():
+        chosen = samples[:, 0]
+    else:
+        weights = _replace_infinite(costs)
+        # The sparse solver takes a stored zero for a missing edge: shift, which changes no optimum,
+        # since every full matching has n edges.
+        weights = weights[used] - weights[used].min() + 1.0
+        starts = np.concatenate(([0], used.sum(axis=1).cumsum()))
+        graph = csr_matrix((weights, samples[used], starts), shape=(len(costs), num_samples))
+        chosen = min_weight_full_bipartite_matching(graph)[1]
+    column = (samples == chosen[:, None]).argmax(axis=1)
+    objects = np.nonzero(np.isfinite(costs[np.arange(len(costs)), column]))[0]
+    return chosen[objects], objects
 
 
 def _replace_infinite(costs: np.ndarray) -> np.ndarray:

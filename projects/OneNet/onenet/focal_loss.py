@@ -1,0 +1,78 @@
+"""The sum of the focal loss over many negatives and few positives, with its gradient at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["focal_loss_sum"]
+
+CHUNK_ELEMENTS = 2**16
+"""Logits that are computed at a time on the CPU: so few that their intermediate results stay in its
+cache."""
+
+
+def focal_loss_sum(
+    logits: Tensor, positives: Tensor, alpha: float = 0.25, gamma: float = 2.0
+) -> Tensor:
+    """The sum of the sigmoid focal loss (arXiv 1708.02002, equation 5), as fvcore's.
+
+    All logits are taken for negatives, in one pass that computes loss and gradient; then the few
+    positives are put right. So there is no matrix of targets, and autograd keeps only the gradient.
+
+    Args:
+        logits: any shape, before the sigmoid, float32.
+        positives: (P,) int64, which of the flattened logits are positives; may repeat itself.
+        alpha: weight of the positives' loss; 1 - alpha that of the negatives'. Below 0 both are 1.
+        gamma: focusing exponent.
+
+    Returns:
+        A scalar. It cannot be differentiated twice.
+    """
+    return _FocalLossSum.apply(logits, positives, alpha, gamma)
+
+
+class _FocalLossSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, positives: Tensor, alpha: float, gamma: float) -> Tensor:
+        flat = logits.detach().reshape(-1)
+        gradient = torch.empty_like(flat)
+        of_negatives = 1 - alpha if alpha >= 0 else 1.0
+        of_positives = alpha if alpha >= 0 else 1.0
+        step = CHUNK_ELEMENTS if flat.device.type == "cpu" else max(1, flat.numel())
+        sums = [
+            _negatives(x, gamma, of_negatives, out)
+            for x, out in zip(flat.split(step), gradient.split(step), strict=True)
+        ]
+        places = positives.sort().values
+        first = torch.ones_like(places, dtype=torch.bool)
+        first[1:] = places[1:] != places[:-1]
+        x = flat[places]
+        # A positive's loss is that of a negative with the opposite logit, but for the weight.
+        wrong, right = torch.empty_like(x), torch.empty_like(x)
+        excess = _focal(-x, gamma, of_positives, right) - _focal(x, gamma, of_negatives, wrong)
+        gradient[places] = -right
+        ctx.save_for_backward(gradient.view(logits.shape))
+        return torch.stack(sums).sum() + excess.mul_(first).sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.saved_tensors[0] * grad_output, None, None, None
+
+
+def _negatives(x: Tensor, gamma: float, weight: float, gradient: Tensor) -> Tensor:
+    return _focal(x, gamma, weight, gradient).sum()
+
+
+def _focal(x: Tensor, gamma: float, weight: float, gradient: Tensor) -> Tensor:
+    """The loss of negatives, weight p^gamma -log(1 - p), of each; the gradient goes into the last
+    argument: weight p^gamma (gamma (1 - p) -log(1 - p) + p)."""
+    p, loss = x.sigmoid(), F.softplus(x)
+    torch.sub(1, p, out=gradient).mul_(loss).mul_(gamma).add_(p)
+    power = p.pow_(gamma).mul_(weight)
+    gradient.mul_(power)
+    return loss.mul_(power)

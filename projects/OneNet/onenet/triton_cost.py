@@ -1,0 +1,107 @@
+"""The matching cost of a batch in one GPU kernel; :func:`onenet.fused_cost.batched_matching_cost`
+is its fallback and its oracle."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .targets import Targets
+
+if TYPE_CHECKING:
+    from .costs import WeightedCost
+
+__all__ = ["triton_matching_cost"]
+
+BLOCK = 1024
+
+
+@triton.jit
+def _cost_kernel(
+    logits,
+    boxes,
+    images,
+    classes,
+    gt_boxes,
+    scales,
+    costs,
+    num_samples,
+    num_classes,
+    class_weight,
+    l1_weight,
+    giou_weight,
+    alpha,
+    BLOCK: tl.constexpr,
+):
+    """One object's cost at BLOCK samples."""
+    row = tl.program_id(0).to(tl.int64)
+    sample = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    valid = sample < num_samples
+    place = tl.load(images + row) * num_samples + sample
+    x1 = tl.load(boxes + place * 4, mask=valid, other=0.0)
+    y1 = tl.load(boxes + place * 4 + 1, mask=valid, other=0.0)
+    x2 = tl.load(boxes + place * 4 + 2, mask=valid, other=0.0)
+    y2 = tl.load(boxes + place * 4 + 3, mask=valid, other=0.0)
+    gt_x1 = tl.load(gt_boxes + row * 4)
+    gt_y1 = tl.load(gt_boxes + row * 4 + 1)
+    gt_x2 = tl.load(gt_boxes + row * 4 + 2)
+    gt_y2 = tl.load(gt_boxes + row * 4 + 3)
+
+    l1 = (tl.abs(x1 - gt_x1) + tl.abs(x2 - gt_x2)) / tl.load(scales + row * 4)
+    l1 += (tl.abs(y1 - gt_y1) + tl.abs(y2 - gt_y2)) / tl.load(scales + row * 4 + 1)
+
+    # The two overlaps without minimum and maximum, which would lose a NaN
+    width, height = x2 - x1, y2 - y1
+    gt_width, gt_height = gt_x2 - gt_x1, gt_y2 - gt_y1
+    around_x = (width + gt_width + tl.abs(x1 - gt_x1) + tl.abs(x2 - gt_x2)) / 2
+    around_y = (height + gt_height + tl.abs(y1 - gt_y1) + tl.abs(y2 - gt_y2)) / 2
+    overlap_x = width + gt_width - around_x
+    overlap_y = height + gt_height - around_y
+    intersection = tl.where(overlap_x < 0, 0.0, overlap_x) * tl.where(overlap_y < 0, 0.0, overlap_y)
+    union = width * height + gt_width * gt_height - intersection
+    enclosing = around_x * around_y
+    giou = intersection / union - (enclosing - union) / enclosing
+
+    logit = tl.load(logits + place * num_classes + tl.load(classes + row), mask=valid, other=0.0)
+    p = 1 / (1 + tl.exp(-logit))
+    q = 1 - p
+    positive = alpha * q * q * -tl.log(p + 1e-8)
+    negative = (1 - alpha) * p * p * -tl.log(q + 1e-8)
+    cost = class_weight * (positive - negative) + l1_weight * l1 - giou_weight * giou
+    tl.store(costs + row * num_samples + sample, cost, mask=valid)
+
+
+@torch.no_grad()
+def triton_matching_cost(
+    pred_logits: Tensor, pred_boxes: Tensor, targets: Targets, rows: slice, weights: WeightedCost
+) -> Tensor:
+    """See :func:`onenet.fused_cost.batched_matching_cost`.
+
+    Args:
+        weights: with a ``focal_gamma`` of 2, the only one that the kernel has.
+    """
+    assert weights.focal_gamma == 2
+    gt_boxes = targets.boxes[rows].contiguous()
+    num_rows, num_samples, num_classes = len(gt_boxes), *pred_logits.shape[1:]
+    costs = pred_boxes.new_empty((num_rows, num_samples), dtype=torch.float32)
+    _cost_kernel[(num_rows, triton.cdiv(num_samples, BLOCK))](
+        pred_logits.float().contiguous(),
+        pred_boxes.float().contiguous(),
+        targets.images[rows].contiguous(),
+        targets.classes[rows].contiguous(),
+        gt_boxes,
+        targets.scales[rows].contiguous(),
+        costs,
+        num_samples,
+        num_classes,
+        weights.class_weight,
+        weights.l1_weight,
+        weights.giou_weight,
+        weights.focal_alpha,
+        BLOCK=BLOCK,
+    )
+    return costs

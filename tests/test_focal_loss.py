@@ -1,0 +1,67 @@
+"""The fast sum of the focal loss equals fvcore's, and so does its gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fvcore.nn import sigmoid_focal_loss
+
+from onenet import focal_loss
+from onenet.focal_loss import focal_loss_sum
+
+
+def fvcore_sum(logits, positives, alpha, gamma) -> torch.Tensor:
+    target = torch.zeros(logits.numel())
+    target[positives] = 1.0
+    return sigmoid_focal_loss(logits, target.view(logits.shape), alpha, gamma, reduction="sum")
+
+
+def loss_and_gradient(function, logits, *arguments) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = logits.detach().clone().requires_grad_()
+    loss = function(logits, *arguments)
+    (3 * loss).backward()
+    return loss.detach(), logits.grad
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.6, 1.5), (-1, 2.0), (0.25, 0.0)])
+@pytest.mark.parametrize("chunk", [1, 7, 10_000])
+def test_equals_fvcore(alpha: float, gamma: float, chunk: int, monkeypatch) -> None:
+    monkeypatch.setattr(focal_loss, "CHUNK_ELEMENTS", chunk)
+    torch.manual_seed(0)
+    logits = 4 * torch.randn(2, 30, 5)
+    positives = torch.tensor([3, 299, 17, 3, 150, 17])  # some twice
+    ours = loss_and_gradient(focal_loss_sum, logits, positives, alpha, gamma)
+    theirs = loss_and_gradient(fvcore_sum, logits, positives, alpha, gamma)
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("logit", [-1e4, -90.0, 0.0, 90.0, 1e4])
+def test_extreme_logits(logit: float) -> None:
+    logits, positives = torch.full((2,), logit), torch.tensor([0])
+    ours = loss_and_gradient(focal_loss_sum, logits, positives, 0.25, 2.0)
+    theirs = loss_and_gradient(fvcore_sum, logits, positives, 0.25, 2.0)
+    assert all(x.isfinite().all() for x in ours)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_without_positives_or_logits() -> None:
+    none = torch.zeros(0, dtype=torch.int64)
+    logits = torch.randn(2, 3)
+    ours = loss_and_gradient(focal_loss_sum, logits, none)
+    torch.testing.assert_close(ours, loss_and_gradient(fvcore_sum, logits, none, 0.25, 2.0))
+    loss, gradient = loss_and_gradient(focal_loss_sum, torch.zeros(2, 0, 3), none)
+    assert loss == 0 and gradient.shape == (2, 0, 3)
+
+
+def test_nan_stays_nan() -> None:
+    for positives in (torch.tensor([0]), torch.tensor([1])):
+        loss = focal_loss_sum(torch.tensor([float("nan"), 0.0]), positives)
+        assert loss.isnan()
+
+
+def test_strided_logits() -> None:
+    logits = torch.randn(4, 6).t()
+    torch.testing.assert_close(
+        loss_and_gradient(focal_loss_sum, logits, torch.tensor([5])),
+        loss_and_gradient(fvcore_sum, logits, torch.tensor([5]), 0.25, 2.0),
+    )
