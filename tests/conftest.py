@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -51,3 +54,20 @@ def make_gt() -> Callable[..., Instances]:
         )
 
     return make
+
+
+@pytest.fixture
+def in_tritons_interpreter() -> Callable[[str], None]:
+    """Runs code that can import the test files, with GPU kernels interpreted on the CPU."""
+    if find_spec("triton") is None:
+        pytest.skip("Triton is not installed")
+
+    def run(code: str) -> None:
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code],
+            check=True,
+            cwd=ROOT / "tests",
+            env={**os.environ, "TRITON_INTERPRET": "1"},
+        )
+
+    return run

@@ -136,7 +136,7 @@ def test_measure_splits_the_stages_and_leaves_out_what_does_not_count() -> None:
 def report_of(times: dict[Key, Times], failures: dict[Key, str], order: list[Key]) -> dict:
     setting = Setting(SIZE, batch=2, threads=1)
     return {
-        "command": "python tools/benchmark.py",
+        "command": "python benchmarks/inference.py",
         "environment": {"CPU": "some", "GPU": "none"},
         "load": [0.1, 0.9],
         "rounds": 3,
@@ -282,9 +282,9 @@ def test_batches_are_the_images_in_turn(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    """tools/benchmark.py as a module."""
+    """benchmarks/inference.py as a module."""
     spec = importlib.util.spec_from_file_location(
-        "benchmark_script", ROOT / "tools" / "benchmark.py"
+        "benchmark_script", ROOT / "benchmarks" / "inference.py"
     )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -293,7 +293,7 @@ def script() -> ModuleType:
 
 def start(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     threads = torch.get_num_threads()
-    monkeypatch.setattr(sys, "argv", ["tools/benchmark.py", *words])
+    monkeypatch.setattr(sys, "argv", ["benchmarks/inference.py", *words])
     monkeypatch.setattr(script.logging, "disable", lambda level: None)
     try:
         script.main()

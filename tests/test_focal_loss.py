@@ -65,3 +65,37 @@ def test_strided_logits() -> None:
         loss_and_gradient(focal_loss_sum, logits, torch.tensor([5])),
         loss_and_gradient(fvcore_sum, logits, torch.tensor([5]), 0.25, 2.0),
     )
+
+
+def compare_kernel(device: str) -> None:
+    from onenet.triton_kernels import triton_focal_loss
+
+    logits = torch.cat((torch.linspace(-60, 60, 3001), torch.tensor([-1e4, 1e4]))).to(device)
+    exact = logits.double().cpu().requires_grad_()
+    loss = focal_loss_sum(exact, torch.zeros(0, dtype=torch.int64), alpha=0.25)
+    loss.backward()
+    total, gradient = triton_focal_loss(logits, 0.75)
+    torch.testing.assert_close(total.cpu().double(), loss.detach(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(gradient.cpu().double(), exact.grad, rtol=1e-4, atol=1e-30)
+    logits[7] = float("nan")
+    total, gradient = triton_focal_loss(logits, 0.75)
+    assert total.isnan() and gradient[7].isnan() and gradient.isnan().sum() == 1
+
+
+@pytest.mark.slow
+def test_kernel_in_tritons_interpreter(in_tritons_interpreter) -> None:
+    in_tritons_interpreter("import test_focal_loss; test_focal_loss.compare_kernel('cpu')")
+
+
+@pytest.mark.gpu
+def test_kernel_on_a_gpu() -> None:
+    compare_kernel("cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gamma", [2.0, 1.5])
+def test_on_a_gpu(gamma: float) -> None:
+    logits, positives = 4 * torch.randn(2, 3000, 7), torch.tensor([5, 41000, 5])
+    expected = loss_and_gradient(focal_loss_sum, logits, positives, 0.25, gamma)
+    found = loss_and_gradient(focal_loss_sum, logits.cuda(), positives.cuda(), 0.25, gamma)
+    torch.testing.assert_close([x.cpu() for x in found], list(expected), rtol=1e-4, atol=1e-6)

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import warnings
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
@@ -135,7 +130,7 @@ def test_a_batch_equals_its_images(
 
 def compare_kernel(device: str) -> None:
     """The kernel against the steps, with predictions that are not finite."""
-    from onenet.triton_cost import triton_matching_cost
+    from onenet.triton_kernels import triton_matching_cost
 
     predictions, _, targets = batch(5, device, num_samples=1500)
     logits, boxes = predictions[:2]
@@ -155,15 +150,8 @@ def test_kernel_on_a_gpu() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
-def test_kernel_in_tritons_interpreter() -> None:
-    code = "import test_fused_cost; test_fused_cost.compare_kernel('cpu')"
-    subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        check=True,
-        cwd=Path(__file__).parent,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-    )
+def test_kernel_in_tritons_interpreter(in_tritons_interpreter) -> None:
+    in_tritons_interpreter("import test_fused_cost; test_fused_cost.compare_kernel('cpu')")
 
 
 @pytest.mark.gpu

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .kernels import kernels_for, without_kernels
+
 __all__ = ["focal_loss_sum"]
 
 CHUNK_ELEMENTS = 2**16
@@ -39,14 +41,9 @@ class _FocalLossSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, positives: Tensor, alpha: float, gamma: float) -> Tensor:
         flat = logits.detach().reshape(-1)
-        gradient = torch.empty_like(flat)
         of_negatives = 1 - alpha if alpha >= 0 else 1.0
         of_positives = alpha if alpha >= 0 else 1.0
-        step = CHUNK_ELEMENTS if flat.device.type == "cpu" else max(1, flat.numel())
-        sums = [
-            _negatives(x, gamma, of_negatives, out)
-            for x, out in zip(flat.split(step), gradient.split(step), strict=True)
-        ]
+        total, gradient = _negatives(flat, gamma, of_negatives)
         places = positives.sort().values
         first = torch.ones_like(places, dtype=torch.bool)
         first[1:] = places[1:] != places[:-1]
@@ -56,7 +53,7 @@ class _FocalLossSum(torch.autograd.Function):
         excess = _focal(-x, gamma, of_positives, right) - _focal(x, gamma, of_negatives, wrong)
         gradient[places] = -right
         ctx.save_for_backward(gradient.view(logits.shape))
-        return torch.stack(sums).sum() + excess.mul_(first).sum()
+        return total + excess.mul_(first).sum()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -64,8 +61,18 @@ class _FocalLossSum(torch.autograd.Function):
         return ctx.saved_tensors[0] * grad_output, None, None, None
 
 
-def _negatives(x: Tensor, gamma: float, weight: float, gradient: Tensor) -> Tensor:
-    return _focal(x, gamma, weight, gradient).sum()
+def _negatives(logits: Tensor, gamma: float, weight: float) -> tuple[Tensor, Tensor]:
+    """The sum of the loss, were all negatives, and its gradient."""
+    if (kernels := kernels_for(logits, gamma)) is not None:
+        try:
+            return kernels.triton_focal_loss(logits, weight)
+        except Exception as error:
+            without_kernels(error)
+    gradient = torch.empty_like(logits)
+    step = CHUNK_ELEMENTS if logits.device.type == "cpu" else max(1, logits.numel())
+    chunks = zip(logits.split(step), gradient.split(step), strict=True)
+    sums = [_focal(x, gamma, weight, out).sum() for x, out in chunks]
+    return torch.stack(sums).sum(), gradient
 
 
 def _focal(x: Tensor, gamma: float, weight: float, gradient: Tensor) -> Tensor:

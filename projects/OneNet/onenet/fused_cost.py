@@ -6,7 +6,6 @@ classes.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ import torch
 from detectron2.structures import Instances
 from torch import Tensor
 
+from .kernels import kernels_for, without_kernels
 from .targets import Targets
 
 if TYPE_CHECKING:
@@ -84,22 +84,13 @@ def batched_matching_cost(
     Returns:
         (t, M) float32, contiguous.
     """
-    if pred_logits.device.type == "cuda" and weights.focal_gamma == 2:
-        global _triton_works
+    arguments = (pred_logits, pred_boxes, targets, rows, weights)
+    if (kernels := kernels_for(pred_logits, weights.focal_gamma)) is not None:
         try:
-            if _triton_works:
-                from .triton_cost import triton_matching_cost
-
-                return triton_matching_cost(pred_logits, pred_boxes, targets, rows, weights)
-        except Exception as error:  # there is no Triton, or no C compiler, or an old GPU
-            _triton_works = False
-            logging.getLogger(__name__).warning(
-                "The matching cost is computed step by step, without Triton: %s", error
-            )
-    return _batched_in_steps(pred_logits, pred_boxes, targets, rows, weights)
-
-
-_triton_works = True  # until it has failed
+            return kernels.triton_matching_cost(*arguments)
+        except Exception as error:
+            without_kernels(error)
+    return _batched_in_steps(*arguments)
 
 
 def _batched_in_steps(

@@ -1,9 +1,18 @@
-"""Latency of detectors, network and post-processing apart, in several runtimes."""
+"""What the scripts of `benchmarks/` share: timing, memory, and detectors in several runtimes."""
 
-from .report import describe_detector, environment, results, to_markdown
+from .report import describe_detector, describe_machine, environment, results, to_markdown
 from .runtimes import COMPLETE, EVERY_CANDIDATE, NETWORK, RUNTIMES, Key, Setting, keys_of, prepare
 from .stages import Detector, Network, Postprocess, build_detector, count_candidates, load_batches
 from .timing import Quartiles, Subject, Times, measure, round_order
+from .ways import (
+    copy_bandwidth,
+    describe_ms,
+    describe_ratio,
+    peak_memory,
+    ratios,
+    synchronizer,
+    time_in_turn,
+)
 
 __all__ = [
     "COMPLETE",
@@ -19,14 +28,22 @@ __all__ = [
     "Subject",
     "Times",
     "build_detector",
+    "copy_bandwidth",
     "count_candidates",
     "describe_detector",
+    "describe_machine",
+    "describe_ms",
+    "describe_ratio",
     "environment",
     "keys_of",
     "load_batches",
     "measure",
+    "peak_memory",
     "prepare",
+    "ratios",
     "results",
     "round_order",
+    "synchronizer",
+    "time_in_turn",
     "to_markdown",
 ]

@@ -17,7 +17,7 @@ from .runtimes import COMPLETE, EVERY_CANDIDATE, NETWORK, Key, Setting
 from .stages import Detector
 from .timing import Quartiles, Times
 
-__all__ = ["describe_detector", "environment", "results", "to_markdown"]
+__all__ = ["describe_detector", "describe_machine", "environment", "results", "to_markdown"]
 
 DASH = "–"
 _PACKAGES = ("torch", "torchvision", "onnxruntime", "openvino")
@@ -69,6 +69,16 @@ def environment(device: str, threads: int, half: bool) -> dict[str, str]:
         "detectron2": detectron2.__version__,  # its package's name depends on where it is from
         **{name: _version(name) for name in _PACKAGES},
     }
+
+
+def describe_machine(device: str) -> str:
+    """Machine, threads and versions in a sentence."""
+    known = environment(device, torch.get_num_threads(), half=False)
+    where = known["GPU"] if device == "cuda" else known["CPU"]
+    return (
+        f"{where}, {known['threads']} threads, torch {known['torch']}, Detectron2"
+        f" {known['detectron2']}, Python {known['python']}, load {os.getloadavg()[0]:.1f}."
+    )
 
 
 def _cpu_model() -> str:

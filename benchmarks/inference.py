@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Times detectors in several runtimes, network and post-processing apart, against FCOS with NMS.
 
-python tools/benchmark.py CONFIG [CONFIG ...] --weights CONFIG=model_final.pth [...] \\
+python benchmarks/inference.py CONFIG [CONFIG ...] --weights CONFIG=model_final.pth [...] \\
     --sizes 128 --batch 1 8 --runtimes eager compile onnxruntime openvino --output output/benchmark
 
 Without configs: OneNet, the recommended OneNet, FCOS and RetinaNet of configs/digits. A detector

@@ -1,5 +1,8 @@
-"""The matching cost of a batch in one GPU kernel; :func:`onenet.fused_cost.batched_matching_cost`
-is its fallback and its oracle."""
+"""Matching cost and focal loss in one GPU kernel each.
+
+What they replace is their oracle, and their fallback where Triton does not work:
+:func:`onenet.fused_cost.batched_matching_cost` and :func:`onenet.focal_loss.focal_loss_sum`.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from .targets import Targets
 if TYPE_CHECKING:
     from .costs import WeightedCost
 
-__all__ = ["triton_matching_cost"]
+__all__ = ["triton_focal_loss", "triton_matching_cost"]
 
 BLOCK = 1024
 
@@ -105,3 +108,39 @@ def triton_matching_cost(
         BLOCK=BLOCK,
     )
     return costs
+
+
+@triton.jit
+def _focal_kernel(logits, gradient, sums, size, weight, BLOCK: tl.constexpr):
+    """Loss of BLOCK negatives, summed, and its gradient."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    valid = place < size
+    x = tl.load(logits + place, mask=valid, other=0.0)
+    small = tl.exp(-tl.abs(x))
+    p = tl.where(x >= 0, 1.0, small) / (1 + small)
+    # softplus(x) = -log(1 - p); the sum 1 + small would lose digits of a small one
+    log_term = tl.where(small < 5e-3, small * (1 - small / 2), tl.log(1 + small))
+    softplus = tl.where(x > 0, x, 0.0) + log_term
+    softplus = tl.where(x == x, softplus, x)  # a NaN stays one
+    power = weight * p * p
+    tl.store(gradient + place, power * (2 * (1 - p) * softplus + p), mask=valid)
+    tl.store(sums + tl.program_id(0), tl.sum(tl.where(valid, power * softplus, 0.0)))
+
+
+@torch.no_grad()
+def triton_focal_loss(logits: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+    """The sum of the focal loss of negatives, with a gamma of 2.
+
+    Args:
+        logits: (L,) float32, contiguous.
+        weight: what it is multiplied by.
+
+    Returns:
+        The sum, a scalar, and its gradient (L,).
+    """
+    gradient = torch.empty_like(logits)
+    blocks = triton.cdiv(logits.numel(), BLOCK)
+    sums = logits.new_empty(blocks)
+    if blocks:
+        _focal_kernel[(blocks,)](logits, gradient, sums, logits.numel(), weight, BLOCK=BLOCK)
+    return sums.sum(), gradient

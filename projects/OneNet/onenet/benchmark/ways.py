@@ -1,0 +1,118 @@
+"""Several ways to do one thing: timed in turn, and each one's memory in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .timing import Quartiles, round_order
+
+__all__ = [
+    "copy_bandwidth",
+    "describe_ms",
+    "describe_ratio",
+    "peak_memory",
+    "ratios",
+    "synchronizer",
+    "time_in_turn",
+]
+
+
+def synchronizer(device: str) -> Callable[[], object]:
+    """Waits for "cuda"; for "cpu" it does nothing."""
+    return torch.cuda.synchronize if device == "cuda" else int
+
+
+def time_in_turn(
+    ways: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warm_up: int = 2,
+    device: str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Milliseconds of each way in each round; a round calls all, in an order shuffled anew.
+
+    Args:
+        ways: what is called, by name.
+        rounds: that count.
+        warm_up: rounds before them.
+        device: "cpu" or "cuda", which is waited for before and after each call.
+        clock: seconds.
+    """
+    wait = synchronizer(device)
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for i in range(warm_up + rounds):
+        for name in round_order(list(ways), i):
+            wait()
+            start = clock()
+            ways[name]()
+            wait()
+            if i >= warm_up:
+                times[name].append(1000 * (clock() - start))
+    return times
+
+
+def ratios(of: Sequence[float], to: Sequence[float]) -> Quartiles:
+    """Of the rounds' own ratios."""
+    return Quartiles.of([a / b for a, b in zip(of, to, strict=True)])
+
+
+def describe_ms(values: Sequence[float]) -> str:
+    """Median and quartiles, three digits."""
+    q = Quartiles.of(values)
+    digits = 2 if q.median < 10 else 1 if q.median < 100 else 0
+    return f"{q.median:.{digits}f} ({q.lower:.{digits}f} to {q.upper:.{digits}f})"
+
+
+def describe_ratio(q: Quartiles, digits: int = 2) -> str:
+    """Median and quartiles."""
+    return f"{q.median:.{digits}f} ({q.lower:.{digits}f} to {q.upper:.{digits}f})"
+
+
+def peak_memory(make: Callable[..., Callable[[], object]], *arguments: Any) -> float:
+    """Peak memory of the host during one call, in MiB above the peak before.
+
+    In a process of its own, since a process never tells of a peak lower than an earlier one. Linux
+    only.
+
+    Args:
+        make: picklable; builds the problem and returns the call.
+        *arguments: of ``make``.
+    """
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    process = context.Process(target=_measure_memory, args=(make, arguments, results))
+    process.start()
+    found = results.get(timeout=900)
+    process.join()
+    if isinstance(found, str):
+        raise RuntimeError(found)
+    return found
+
+
+def _measure_memory(make: Any, arguments: Sequence[Any], results: Any) -> None:
+    try:
+        call = make(*arguments)
+        before = _peak_kib()
+        call()
+        results.put((_peak_kib() - before) / 1024)
+    except Exception as error:
+        results.put(f"{type(error).__name__}: {error}")
+
+
+def _peak_kib() -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def copy_bandwidth(device: str, mib: int = 256, rounds: int = 7) -> float:
+    """Bytes a second that a copy moves, read and write together: the best of some rounds."""
+    source = torch.zeros(mib * 2**18, device=device)
+    target = torch.empty_like(source)
+    times = time_in_turn({"copy": lambda: target.copy_(source)}, rounds, device=device)["copy"]
+    return 2 * source.numel() * 4 / (min(times) / 1000)
