@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
+from torchvision.ops import generalized_box_iou_loss
 
-from onenet.criterion import Criterion, quality_loss
+from onenet.criterion import Criterion, giou_loss, quality_loss
 from onenet.errors import ConfigError
 from onenet.heads import DensePredictions
 from onenet.matcher import HungarianMatcher, MinCostMatcher
@@ -213,3 +214,15 @@ def test_what_the_criterion_refuses() -> None:
         Criterion(matcher=MinCostMatcher(), class_loss="hinge")
     with pytest.raises(ConfigError, match="NUM_SAMPLES is 0"):
         Criterion(matcher=MinCostMatcher(), num_samples_many=0)
+
+
+def test_giou_loss_is_torchvisions(make_gt) -> None:
+    boxes = make_gt(300).gt_boxes.tensor.requires_grad_()
+    gt_boxes = make_gt(300).gt_boxes.tensor
+    gt_boxes[:50] = boxes[:50].detach()  # some coincide, some have no area
+    gt_boxes[50:60, 2:] = gt_boxes[50:60, :2]
+    ours, theirs = giou_loss(boxes, gt_boxes), generalized_box_iou_loss(boxes, gt_boxes)
+    torch.testing.assert_close(ours, theirs)
+    (gradient,) = torch.autograd.grad(ours[50:].sum(), boxes)
+    (expected,) = torch.autograd.grad(theirs[50:].sum(), boxes)
+    torch.testing.assert_close(gradient, expected)

@@ -47,11 +47,13 @@ class _FocalLossSum(torch.autograd.Function):
         places = positives.sort().values
         first = torch.ones_like(places, dtype=torch.bool)
         first[1:] = places[1:] != places[:-1]
-        x = flat[places]
         # A positive's loss is that of a negative with the opposite logit, but for the weight.
-        wrong, right = torch.empty_like(x), torch.empty_like(x)
-        excess = _focal(-x, gamma, of_positives, right) - _focal(x, gamma, of_negatives, wrong)
-        gradient[places] = -right
+        x = flat[places]
+        both = torch.stack((-x, x))
+        of_both = both.new_empty(both.shape)
+        right, wrong = _focal(both, gamma, 1.0, of_both)
+        gradient[places] = of_both[0] * -of_positives
+        excess = (right * of_positives).sub_(wrong, alpha=of_negatives)
         ctx.save_for_backward(gradient.view(logits.shape))
         return total + excess.mul_(first).sum()
 

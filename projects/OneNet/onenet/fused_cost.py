@@ -53,7 +53,8 @@ def fused_matching_cost(
     l1_weights = weights.l1_weight / width, weights.l1_weight / height
     cost = pred_boxes.new_empty((num_gt, num_samples), dtype=torch.float32)
     predicted = _sides(pred_boxes[None])
-    step = max(1, CHUNK_ELEMENTS // max(num_samples, 1)) if cost.device.type == "cpu" else num_gt
+    at_once = CHUNK_ELEMENTS // max(num_samples, 1) if cost.device.type == "cpu" else num_gt
+    step = max(1, at_once)
     for start in range(0, num_gt, step):
         part = slice(start, start + step)
         objects = _sides(gt.gt_boxes.tensor[part, None])

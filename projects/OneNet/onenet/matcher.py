@@ -16,13 +16,13 @@ from detectron2.structures import Instances
 from detectron2.utils.registry import Registry
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import connected_components, min_weight_full_bipartite_matching
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
 
 from .costs import MatchingCost, build_cost
 from .heads import DensePredictions
 from .registry import get_registered
-from .targets import Targets
+from .targets import Targets, to_device
 
 __all__ = [
     "ONENET_MATCHER_REGISTRY",
@@ -221,10 +221,9 @@ class HungarianMatcher(Matcher):
 
     Only each object's n cheapest samples matter: were an object assigned outside its n cheapest in
     some optimum, at least one of these would be free, since the other n - 1 objects cannot hold
-    them all, and moving there costs no more. For the same reason objects that compete with none but
-    s - 1 others need their s cheapest only, and such groups can be solved apart. So at first only
-    :attr:`few` leave the device, once a batch; an image whose groups are larger, or run out of
-    samples of finite cost, is computed again, with n.
+    them all, and moving there costs no more. Mostly far fewer do. So at first only :attr:`few`
+    leave the device, once a batch; the optimum among these is that of all if its prices prove it,
+    and else the image is computed again, with n.
     """
 
     few = 16
@@ -248,8 +247,7 @@ class HungarianMatcher(Matcher):
             pairs.append(np.stack([np.full_like(objects, i), samples, objects + start]))
             start += n
         columns = np.concatenate([np.zeros((3, 0), np.int64), *pairs], axis=1)
-        device = predictions.pred_logits.device
-        return Matches(*torch.as_tensor(columns, dtype=torch.int64).to(device))
+        return Matches(*to_device(torch.as_tensor(columns), targets.boxes.device))
 
 
 def _only(
@@ -281,77 +279,92 @@ def _assign(
         sample_indices, gt_indices; the latter ascend. None where more columns have to be known.
     """
     num_gt, k = costs.shape
-    if num_gt > num_samples:
-        if k < num_samples:
-            return None
-        samples, objects = _solve_dense(costs, samples)
+    complete = k == min(num_gt, num_samples)
+    if k == 0 or len(np.unique(samples[:, 0])) == num_gt:
+        objects, columns = np.arange(num_gt if k else 0), np.zeros(num_gt if k else 0, np.int64)
     else:
-        needed = _count_needed(samples)
-        if needed is None:
+        if not complete and (num_gt > num_samples or not np.isfinite(costs).all()):
             return None
-        used = np.arange(k) < needed[:, None]
-        if k < num_gt and not np.isfinite(costs[used]).all():
+        weights = _replace_infinite(costs)
+        names, nodes = np.unique(samples, return_inverse=True)
+        nodes = nodes.reshape(samples.shape)
+        solve = _solve_dense if num_gt * len(names) <= DENSE else _solve_sparse
+        objects, columns = solve(weights, nodes, len(names))
+        if not complete and not _proves_optimum(weights, nodes, columns, len(names)):
             return None
-        samples, objects = _solve_sparse(costs, samples, used, num_samples)
-    return samples, objects
+    finite = np.isfinite(costs[objects, columns])
+    return samples[objects, columns][finite], objects[finite]
 
 
-def _count_needed(samples: np.ndarray) -> np.ndarray | None:
-    """How many of its cheapest samples each object needs: as many as its group has objects.
+DENSE = 2**14
+"""Largest number of entries of a matrix that is solved as such."""
 
-    A group are objects that may want one another's samples. Larger counts join groups, so this
-    repeats until nothing changes.
+
+def _solve_dense(
+    weights: np.ndarray, nodes: np.ndarray, num_nodes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The assignment of minimum total cost among some edges of each object.
 
     Args:
-        samples: (n, k), best first.
+        weights: (n, k) finite costs, float64.
+        nodes: (n, k) the sample of each, numbered from 0.
+        num_nodes: how many samples there are.
 
     Returns:
-        (n,), or None where more than k are needed.
+        Objects, ascending, and the column of each one's sample; -1 for an object that has none,
+        since others have all of its own.
     """
-    num_gt, k = samples.shape
-    needed = np.ones(num_gt, dtype=np.int64)
-    if len(np.unique(samples[:, 0])) == num_gt:
-        return needed
-    while True:
-        objects, columns = np.nonzero(np.arange(k) < needed[:, None])
-        names, nodes = np.unique(samples[objects, columns], return_inverse=True)
-        size = num_gt + len(names)
-        edges = csr_matrix((np.ones(len(nodes)), (objects, num_gt + nodes)), shape=(size, size))
-        groups = connected_components(edges, directed=False)[1][:num_gt]
-        sizes = np.bincount(groups)[groups]
-        if sizes.max() > k:
-            return None
-        if (sizes <= needed).all():
-            return needed
-        needed = sizes
-
-
-def _solve_dense(costs: np.ndarray, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where there are more objects than samples, and each object has all samples."""
-    dense = np.empty_like(costs)
-    np.put_along_axis(dense, samples.astype(np.int64), costs, axis=1)
-    objects, chosen = linear_sum_assignment(_replace_infinite(dense))
-    finite = np.isfinite(dense[objects, chosen])
-    return chosen[finite], objects[finite]
+    missing = weights.max() + len(weights) * (np.ptp(weights) + 1.0)
+    dense = np.full((len(weights), num_nodes), missing)
+    np.put_along_axis(dense, nodes, weights, axis=1)
+    objects, chosen = linear_sum_assignment(dense)
+    of_object = nodes[objects] == chosen[:, None]
+    return objects, np.where(of_object.any(axis=1), of_object.argmax(axis=1), -1)
 
 
 def _solve_sparse(
-    costs: np.ndarray, samples: np.ndarray, used: np.ndarray, num_samples: int
+    weights: np.ndarray, nodes: np.ndarray, num_nodes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where all objects get a sample among those that are used, be its cost infinite."""
-    if not used[:, 1:].any():
-        chosen = samples[:, 0]
-    else:
-        weights = _replace_infinite(costs)
-        # The sparse solver takes a stored zero for a missing edge: shift, which changes no optimum,
-        # since every full matching has n edges.
-        weights = weights[used] - weights[used].min() + 1.0
-        starts = np.concatenate(([0], used.sum(axis=1).cumsum()))
-        graph = csr_matrix((weights, samples[used], starts), shape=(len(costs), num_samples))
-        chosen = min_weight_full_bipartite_matching(graph)[1]
-    column = (samples == chosen[:, None]).argmax(axis=1)
-    objects = np.nonzero(np.isfinite(costs[np.arange(len(costs)), column]))[0]
-    return chosen[objects], objects
+    """As :func:`_solve_dense`, where not even that matrix is small."""
+    num_gt, k = nodes.shape
+    # The solver takes a stored zero for a missing edge: shift, which changes no optimum, since
+    # every full matching has n edges.
+    edges = ((weights - weights.min() + 1.0).ravel(), nodes.ravel(), np.arange(num_gt + 1) * k)
+    try:
+        graph = csr_matrix(edges, shape=(num_gt, num_nodes))
+        objects, chosen = min_weight_full_bipartite_matching(graph)
+    except ValueError:  # it has no full matching
+        return _solve_dense(weights, nodes, num_nodes)
+    return objects, (nodes[objects] == chosen[:, None]).argmax(axis=1)
+
+
+def _proves_optimum(
+    weights: np.ndarray, nodes: np.ndarray, columns: np.ndarray, num_nodes: int
+) -> bool:
+    """Whether an optimum among some edges is one among all, of which these are the cheapest.
+
+    By linear programming's duality: with a price of at most 0 for each sample, 0 if it is free, an
+    object that minimises cost minus price at its own sample pays ``u``; where all do, the
+    assignment is an optimum. Edges that are not known cost the object's largest weight at least,
+    and their price is 0 at most: so it suffices that no ``u`` is above that. The largest prices
+    are shortest paths (Bellman-Ford).
+
+    Args:
+        weights, nodes, num_nodes: see :func:`_solve_dense`.
+        columns: (n,) which of an object's edges is taken; -1 for none.
+    """
+    if len(columns) < len(weights) or (columns < 0).any():
+        return False
+    rows = np.arange(len(weights))
+    own, taken = weights[rows, columns], nodes[rows, columns]
+    prices = np.zeros(num_nodes)
+    for _ in range(len(weights) + 1):
+        paid = own - prices[taken]
+        before = prices.copy()
+        np.minimum.at(prices, nodes, weights - paid[:, None])
+        if (before - prices).max() <= 1e-9:
+            return bool((paid <= weights[:, -1] + 1e-9).all())
+    return False
 
 
 def _replace_infinite(costs: np.ndarray) -> np.ndarray:

@@ -8,7 +8,14 @@ import torch
 from detectron2.structures import Instances
 from torch import Tensor
 
-__all__ = ["Targets"]
+__all__ = ["Targets", "to_device"]
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """Copies from the host without waiting for what the device is still doing."""
+    if device.type == "cuda":
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)
 
 
 class Targets(NamedTuple):
@@ -37,9 +44,7 @@ class Targets(NamedTuple):
         images = [i for i, gt in enumerate(instances) for _ in range(len(gt))]
         table = torch.tensor([(i, *per_image[i]) for i in images], dtype=torch.float64)
         table = table.reshape(len(images), 5)
-        if device.type == "cuda":
-            table = table.pin_memory()
-        table = table.to(device, non_blocking=True)
+        table = to_device(table, device)
         return cls(
             instances,
             torch.cat([gt.gt_boxes.tensor for gt in instances]).float(),
