@@ -220,7 +220,9 @@ def needed_bytes(shape: Shape, problem: Problem, with_losses: bool, device: str)
     return logits + boxes + 2 * num_images * num_samples * num_classes * 4 + boxes
 
 
-def measure(shape: Shape, rounds: int, device: str, bandwidth: float) -> list[str]:
+def measure(
+    shape: Shape, rounds: int, device: str, bandwidth: float, with_memory: bool
+) -> list[str]:
     """Rows of the table for one shape."""
     problem = make_problem(shape, device)
     check(problem)
@@ -235,11 +237,14 @@ def measure(shape: Shape, rounds: int, device: str, bandwidth: float) -> list[st
         plain, ours = times[pair, 0], times[pair, 1]
         ratio = ratios(plain, ours)
         limit = 1e3 * needed_bytes(shape, problem, "losses" in pair, device) / bandwidth
-        memory = [extra_memory(pair, side, shape, problem, device) for side in (0, 1)]
+        memory = ["", ""]
+        if with_memory:
+            extra = (extra_memory(pair, side, shape, problem, device) for side in (0, 1))
+            memory = [f"{x:.0f}" for x in extra]
         rows.append(
             f"| {' x '.join(f'{x:,}' for x in shape)} | {pair} | {describe_ms(plain)}"
             f" | {describe_ms(ours)} | {ratio.median:.1f} | {limit:.3g}"
-            f" | {np.median(ours) / limit:.1f} | {memory[0]:.0f} | {memory[1]:.0f} |"
+            f" | {np.median(ours) / limit:.1f} | {memory[0]} | {memory[1]} |"
         )
     return rows
 
@@ -262,6 +267,12 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument(
+        "--memory",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="measure memory too; on a CPU that takes a minute a shape",
+    )
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: there is no GPU")
@@ -273,7 +284,9 @@ def main() -> None:
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for shape in args.shapes:
-        print("\n".join(measure(shape, args.rounds, args.device, bandwidth)), flush=True)
+        print(
+            "\n".join(measure(shape, args.rounds, args.device, bandwidth, args.memory)), flush=True
+        )
 
 
 if __name__ == "__main__":

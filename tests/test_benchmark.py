@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -28,12 +31,16 @@ from onenet.benchmark import (
     Times,
     build_detector,
     count_candidates,
+    describe_ms,
     keys_of,
     load_batches,
     measure,
+    peak_memory,
     prepare,
+    ratios,
     results,
     round_order,
+    time_in_turn,
     to_markdown,
 )
 from onenet.errors import ConfigError
@@ -350,3 +357,50 @@ def test_errors_name_the_cure(
     with pytest.raises(SystemExit) as error:
         start(script, monkeypatch, ONENET, *words)
     assert message in str(error.value)
+
+
+def test_ways_take_turns() -> None:
+    now, called = [0.0], []
+
+    def way(name: str, seconds: float):
+        def call() -> None:
+            called.append(name)
+            now[0] += seconds
+
+        return call
+
+    ways = {"slow": way("slow", 0.3), "fast": way("fast", 0.1)}
+    times = time_in_turn(ways, rounds=4, warm_up=1, clock=lambda: now[0])
+    assert times == {"slow": pytest.approx([300] * 4), "fast": pytest.approx([100] * 4)}
+    assert [sorted(called[i : i + 2]) for i in range(0, 10, 2)] == [["fast", "slow"]] * 5
+    assert ratios(times["slow"], times["fast"]).median == pytest.approx(3)
+    assert describe_ms([1.0, 2.0, 3.0]) == "2.00 (1.50 to 2.50)"
+
+
+def fill(mib: int):
+    """For test_peak_memory; picklable."""
+    return functools.partial(np.ones, mib * 2**17)
+
+
+def broken(mib: int):
+    raise ValueError("no such problem")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+def test_peak_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))  # where the new process finds `fill`
+    module = importlib.import_module("test_benchmark")
+    assert peak_memory(module.fill, 200) == pytest.approx(200, abs=20)
+    with pytest.raises(RuntimeError, match="ValueError: no such problem"):
+        peak_memory(module.broken, 200)
+
+
+@pytest.mark.slow
+def test_the_whole_suite_runs(tmp_path: Path, real_data: Path) -> None:
+    command = [sys.executable, "benchmarks/run.py", "--quick", "--output", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = (tmp_path / "benchmarks.md").read_text()
+    for section in report.split("## python ")[1:]:
+        assert section.count("\n|") >= 3, section  # head, line, and a row at least

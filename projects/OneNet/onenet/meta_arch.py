@@ -13,6 +13,7 @@ from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
+from .activation_checkpoint import checkpoint_activations
 from .config import resolve_num_classes
 from .criterion import Criterion
 from .errors import ConfigError
@@ -55,6 +56,7 @@ class OneNet(DenseDetector):
         pixel_std: tuple[float, ...] = (58.395, 57.12, 57.375),
         input_format: str = "RGB",
         vis_period: int = 0,
+        activation_checkpointing: bool = False,
     ) -> None:
         """
         Args:
@@ -68,6 +70,8 @@ class OneNet(DenseDetector):
             pixel_std: what the result is divided by.
             input_format: "RGB" or "BGR", the channel order of the images.
             vis_period: iterations between training pictures in TensorBoard; 0 for none.
+            activation_checkpointing: see
+                :func:`onenet.activation_checkpoint.checkpoint_activations`.
         """
         super().__init__(
             backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std
@@ -77,6 +81,8 @@ class OneNet(DenseDetector):
         self.nms_thresh = nms_thresh
         self.input_format = input_format
         self.vis_period = vis_period
+        if activation_checkpointing:
+            checkpoint_activations(self)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -98,6 +104,8 @@ class OneNet(DenseDetector):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "input_format": cfg.INPUT.FORMAT,
             "vis_period": cfg.VIS_PERIOD,
+            # Training
+            "activation_checkpointing": onenet.ACTIVATION_CHECKPOINTING,
         }
 
     def remove_training_parts(self) -> None:
