@@ -9,8 +9,8 @@ python benchmarks/scaling.py step [--config ...] [--batch 8] [--size 128]
   plain formula's matrices (benchmarks/assignment.py) and this project's, Hungarian.
 * workers: a training step in one process and in two gloo workers, each with the batch, one thread
   a worker. The efficiency is the time of one by that of two: 1 where the second worker is free.
-* step: peak memory and time of a training step, plain and with what saves memory:
-  MODEL.ONENET.ACTIVATION_CHECKPOINTING, and SOLVER.ACCUMULATE_PARTS.
+* step: peak memory and time of a training step, plain and with
+  MODEL.ONENET.ACTIVATION_CHECKPOINTING.
 
 All on the CPU, memory in processes of their own, above what was in use before (Linux only).
 """
@@ -34,7 +34,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from torch import nn
 
-from onenet.benchmark import describe_machine, describe_ms, peak_memory, time_in_turn
+from onenet.benchmark import describe_machine, describe_ms, peak_memory, ratios, time_in_turn
 from onenet.predictor import load_predictor_config
 from onenet.solver import build_optimizer
 
@@ -101,12 +101,8 @@ def build(config: str, *opts: str) -> tuple[nn.Module, torch.optim.Optimizer]:
     return model, build_optimizer(cfg, model)
 
 
-def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: list[dict], parts: int = 1
-) -> None:
-    for i in range(parts):
-        part = inputs[i * len(inputs) // parts : (i + 1) * len(inputs) // parts]
-        (sum(model(part).values()) / parts).backward()
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: list[dict]) -> None:
+    sum(model(inputs).values()).backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
@@ -145,27 +141,24 @@ def measure_workers(args: argparse.Namespace) -> None:
     print(f"\nEfficiency {one / two:.2f}.")
 
 
-def make_step(config: str, batch: int, size: int, opts: tuple[str, ...], parts: int) -> Callable:
+def make_step(config: str, batch: int, size: int, *opts: str) -> Callable[[], None]:
     model, optimizer = build(config, *opts)
     train_step(model, optimizer, make_batch(1, 64, 0))  # libraries load what they need
-    return functools.partial(train_step, model, optimizer, make_batch(batch, size, 0), parts)
+    return functools.partial(train_step, model, optimizer, make_batch(batch, size, 0))
 
 
 def measure_step(args: argparse.Namespace) -> None:
-    checkpointing = ("MODEL.ONENET.ACTIVATION_CHECKPOINTING", "True")
-    ways: dict[str, tuple[tuple[str, ...], int]] = {
-        "plain": ((), 1),
-        "activation checkpointing": (checkpointing, 1),
-        "4 parts": ((), 4),
-        "both": (checkpointing, 4),
+    ways: dict[str, tuple[str, ...]] = {
+        "plain": (),
+        "activation checkpointing": ("MODEL.ONENET.ACTIVATION_CHECKPOINTING", "True"),
     }
     problem = (args.config, args.batch, args.size)
-    calls = {name: make_step(*problem, *way) for name, way in ways.items()}
+    calls = {name: make_step(*problem, *opts) for name, opts in ways.items()}
     times = time_in_turn(calls, args.rounds)
     print("| step | ms | of plain's time | peak, MiB |\n| --- | --- | --- | --- |")
-    for name, way in ways.items():
-        share = statistics.median(a / b for a, b in zip(times[name], times["plain"], strict=True))
-        memory = peak_memory(make_step, *problem, *way)
+    for name, opts in ways.items():
+        share = ratios(times[name], times["plain"]).median
+        memory = peak_memory(make_step, *problem, *opts)
         print(f"| {name} | {describe_ms(times[name])} | {share:.2f} | {memory:.0f} |", flush=True)
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .kernels import kernels_for, without_kernels
 
@@ -80,8 +79,10 @@ def _negatives(logits: Tensor, gamma: float, weight: float) -> tuple[Tensor, Ten
 def _focal(x: Tensor, gamma: float, weight: float, gradient: Tensor) -> Tensor:
     """The loss of negatives, weight p^gamma -log(1 - p), of each; the gradient goes into the last
     argument: weight p^gamma (gamma (1 - p) -log(1 - p) + p)."""
-    p, loss = x.sigmoid(), F.softplus(x)
-    torch.sub(1, p, out=gradient).mul_(loss).mul_(gamma).add_(p)
+    p, q = x.sigmoid(), torch.neg(x, out=gradient).sigmoid_()
+    # softplus(x), which is x where q has become too small; softplus itself is many times slower
+    loss = torch.maximum(q.clamp(min=1e-30).log_().neg_(), x)
+    q.mul_(loss).mul_(gamma).add_(p)
     power = p.pow_(gamma).mul_(weight)
-    gradient.mul_(power)
+    gradient.mul_(power)  # q lies there
     return loss.mul_(power)

@@ -30,7 +30,7 @@ def kernels_for(x: Tensor, gamma: float) -> ModuleType | None:
 
 
 def without_kernels(error: Exception) -> None:
-    """Says that a kernel failed (no Triton, no C compiler, an old GPU) and uses none from now on."""
+    """Says that kernels fail (no Triton, no C compiler, an old GPU), and uses none from now on."""
     global _works
     _works = False
     logging.getLogger(__name__).warning(

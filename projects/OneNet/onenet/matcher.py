@@ -40,6 +40,9 @@ Registry for matchers: which sample is the positive one of which object.
 The registered object is called with `obj(cfg)` and returns a :class:`Matcher`.
 """
 
+SMALL = 2**19
+"""Number of pairs of a batch below which a CPU, too, computes the costs of all images together."""
+
 CostFunction = Callable[[Tensor, Tensor, Tensor, Instances], Tensor]
 Pairs = tuple[Tensor, Tensor]
 
@@ -84,8 +87,9 @@ class Matcher:
         """
         Args:
             cost: maps (M, K) logits, (M, 4) boxes, (M, 4) anchors and the Instances of n objects
-                to the (M, n) cost; by default the paper's :class:`onenet.costs.MatchingCost`. On a
-                GPU its ``of_batch`` is used (see there), if its attribute ``batched`` is True.
+                to the (M, n) cost; by default the paper's :class:`onenet.costs.MatchingCost`. If
+                its attribute ``batched`` is True, its ``of_batch`` is used (see there) on a GPU and
+                for small batches.
         """
         self.cost = MatchingCost() if cost is None else cost
 
@@ -183,7 +187,8 @@ class Matcher:
     def _raw_rows(self, predictions: DensePredictions, targets: Targets) -> Iterator[Tensor]:
         logits, boxes, anchors = predictions[:3]
         step = max(1, self.max_chunk_elements // logits.shape[1])
-        if logits.device.type == "cuda" and getattr(self.cost, "batched", False):
+        together = logits.device.type == "cuda" or len(targets.boxes) * logits.shape[1] < SMALL
+        if together and getattr(self.cost, "batched", False):
             # Many small images cost no more calls than a large one.
             for start in range(0, len(targets.boxes), step):
                 yield self.cost.of_batch(predictions, targets, slice(start, start + step))
