@@ -117,7 +117,7 @@ def test_unseen_json_trains_and_evaluates(train_net, data_opts, tmp_path: Path) 
 def test_resume_continues_the_same_run(train_net, data_opts, tmp_path: Path) -> None:
     """Stopped at 4 of 8 and resumed: the weights of an undisturbed run.
 
-    Each batch is the whole set, so that the order of the images does not matter.
+    tests/reliability has the same to the bit, which needs a process with a single thread.
     """
     common = ["--config-file", CONFIG, *data_opts, *TINY, "SOLVER.CHECKPOINT_PERIOD", "4"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"

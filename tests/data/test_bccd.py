@@ -71,6 +71,8 @@ def test_boxes_without_area_are_left_out_and_told_once(tmp_path, caplog):
         (voc_object("", 1, 1, 9, 9), r"b\.xml lacks the <name> of its <object>"),
         ("<object><name>RBC</name></object>", r"b\.xml lacks the <bndbox/xmin>"),
         (voc_object("RBC", 1, 1, "wide", 9), r"b\.xml .*<bndbox/xmax> 'wide'.*not a number"),
+        (voc_object("RBC", 1, 1, "nan", 9), r"b\.xml .*<bndbox/xmax> 'nan'.*not a number"),
+        (voc_object("RBC", 1, 1, "1e999", 9), r"b\.xml .*<bndbox/xmax> '1e999'.*not a number"),
         ("<object>", r"b\.xml cannot be read: mismatched tag"),
     ],
 )

@@ -125,11 +125,22 @@ def test_set_without_objects_is_fine(root):
 def test_flat_boxes_are_counted_in_one_warning(root, caplog):
     content = copy.deepcopy(GOOD)
     content["annotations"][0]["bbox"] = [1, 2, 0, 5]
-    content["annotations"][1]["bbox"] = [1, 2, 5, -1]
+    content["annotations"][1]["bbox"] = [1, 2, 5, 0.0]
     with caplog.at_level(logging.WARNING):
         register(root, content)
     (message,) = [record.getMessage() for record in caplog.records]
-    assert message.startswith("2 boxes in") and "set.json" in message
+    assert message.startswith("2 boxes in") and "set.json have no area" in message
+
+
+def test_boxes_outside_their_image_are_counted_in_one_warning(root, caplog):
+    content = copy.deepcopy(GOOD)
+    content["annotations"][0]["bbox"] = [-10, 2, 10, 5]
+    content["annotations"][1]["bbox"] = [1, 30, 5, 5]
+    content["annotations"][2]["bbox"] = [-10, -10, 100, 100]  # partly inside
+    with caplog.at_level(logging.WARNING):
+        register(root, content)
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith("2 boxes in") and "set.json lie outside their image" in message
 
 
 def broken(key: str, index: int, **changes: object) -> dict:
@@ -167,6 +178,13 @@ def broken(key: str, index: int, **changes: object) -> dict:
         (broken("annotations", 0, bbox=[1, 2, 3]), r"annotation 1 .*\[1, 2, 3\].*four finite"),
         (broken("annotations", 0, bbox=[1, 2, 3, float("nan")]), "four finite numbers"),
         (broken("annotations", 0, bbox=[1, 2, 3, "4"]), "four finite numbers"),
+        (broken("annotations", 0, bbox=[1, 2, 3, True]), "four finite numbers"),
+        (broken("annotations", 0, bbox=[1, 2, 3, 1e300]), "four finite numbers of at most 1e"),
+        (broken("annotations", 0, bbox=[1, 2, -3, 4]), "annotation 1 .*negative.*mend it"),
+        (broken("annotations", 0, category_id=[5]), r"annotation 1 .*category_id \[5\]"),
+        (broken("images", 0, width=0), "image 3 .*width 0: it must be a number above 0"),
+        (broken("images", 0, height="30"), "image 3 .*height '30': it must be a number"),
+        (broken("images", 0, file_name=7), "image 3 .*file_name 7: it must be a text"),
         (broken("annotations", 0, ignore=1), "annotation 1 .*'ignore'"),
     ],
 )

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -238,6 +239,31 @@ def test_an_interrupted_conversion_is_made_anew(folder: Path, monkeypatch) -> No
     assert not json_file.exists()
     make_crowdhuman(*paths(folder))
     assert len(json.loads(json_file.read_text())["images"]) == 3
+    assert not list(folder.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("name", ["annotation_train.json", "annotation_train.json.recipe"])
+def test_a_killed_conversion_is_made_anew(folder: Path, name: str) -> None:
+    """SIGKILL in the middle of a file, with the lock in its hands."""
+    write_whole = crowdhuman_module.write_whole
+
+    def write_or_die(path: str, content: bytes) -> None:
+        if os.path.basename(path) == name:
+            Path(f"{path}.tmp").write_bytes(content[: len(content) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        write_whole(path, content)
+
+    def convert() -> None:
+        crowdhuman_module.write_whole = write_or_die  # in the child only
+        make_crowdhuman(*paths(folder))
+
+    process = multiprocessing.get_context("fork").Process(target=convert)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert (folder / f"{name}.tmp").exists() and not (folder / name).exists()
+    content = json.loads(Path(make_crowdhuman(*paths(folder))).read_text())
+    assert content == convert_odgt(*paths(folder))
     assert not list(folder.glob("*.tmp"))
 
 

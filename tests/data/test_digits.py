@@ -171,11 +171,11 @@ def make_and_be_killed(root: str) -> None:
     """Dies by SIGKILL, holding the lock, with image 20 half written."""
     write_whole = digits_module.write_whole
 
-    def write_or_die(path: str, content: bytes) -> None:
+    def write_or_die(path: str, content: bytes, **options: bool) -> None:
         if path.endswith("000020.jpg"):
             Path(f"{path}.tmp").write_bytes(content[: len(content) // 2])
             os.kill(os.getpid(), signal.SIGKILL)
-        write_whole(path, content)
+        write_whole(path, content, **options)
 
     digits_module.write_whole = write_or_die  # in the child only
     make(root)

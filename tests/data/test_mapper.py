@@ -13,7 +13,7 @@ from PIL import Image
 
 from onenet.config import add_onenet_config
 from onenet.data.mapper import OneNetDatasetMapper, build_train_augmentation
-from onenet.errors import DataError
+from onenet.errors import DataError, ImageError
 
 
 @pytest.fixture
@@ -93,6 +93,25 @@ def test_truncated_image_is_named(cfg, record: dict) -> None:
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(DataError, match=r"a\.png cannot be read"):
         OneNetDatasetMapper(cfg, is_train=False)(record)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_flipped_bits_change_the_image_or_are_named(cfg, record: dict, suffix: str) -> None:
+    """A decoder cannot tell all of them; but nothing else than an ImageError comes of any."""
+    path = Path(record["file_name"]).with_suffix(f".{suffix}")
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (48, 96, 3), dtype=np.uint8)).save(path)
+    content = path.read_bytes()
+    mapper, num_named = OneNetDatasetMapper(cfg, is_train=True), 0
+    for place in [*range(min(len(content), 700)), *rng.integers(len(content), size=100)]:
+        flipped = content[place] ^ (1 << int(rng.integers(8)))
+        path.write_bytes(content[:place] + bytes([flipped]) + content[place + 1 :])
+        try:
+            assert mapper({**record, "file_name": str(path)})["image"].shape == (3, 64, 128)
+        except ImageError as error:
+            assert path.name in str(error)
+            num_named += 1
+    assert num_named > 10
 
 
 def test_missing_image_and_wrong_size_are_named(cfg, record: dict) -> None:

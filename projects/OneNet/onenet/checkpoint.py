@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from .convert import Conversion, convert_foreign
-from .errors import ConfigError
+from .errors import ConfigError, TrainingError
+from .files import cannot_write, whole_file, write_whole
+from .untrusted import read_pickled_checkpoint
 
 __all__ = ["OneNetCheckpointer", "load_weights", "read_checkpoint"]
 
@@ -72,6 +75,8 @@ class _MisfitError(ConfigError):
 class OneNetCheckpointer(DetectionCheckpointer):
     """Detectron2's, which runs no code that a .pth file contains, and reads others' weights too.
 
+    What it saves is whole or not there, and ``last_checkpoint`` never names anything else.
+
     A checkpoint of the authors' code is converted as it is loaded, and has to fill the whole model;
     torchvision's ResNets have to fill the model's ResNet. Of any file something has to fit.
 
@@ -115,6 +120,47 @@ class OneNetCheckpointer(DetectionCheckpointer):
             ) from error
         finally:
             self._parsed_url_during_load = None  # Detectron2 asserts it, and forgets it on errors
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """See Detectron2's; only on a local disk.
+
+        Raises:
+            TrainingError: the file cannot be written, and what was saved before stays as it is; or
+                a parameter is NaN or infinite.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        for key, weights in self.model.named_parameters():
+            if not weights.isfinite().all():
+                raise TrainingError(
+                    f"{path} was not saved, as the weights {key} are not finite; go on from an"
+                    " earlier checkpoint with a lower SOLVER.BASE_LR or with SOLVER.CLIP_GRADIENTS."
+                )
+        content = {"model": self.model.state_dict()}
+        content.update({key: item.state_dict() for key, item in self.checkpointables.items()})
+        content.update(kwargs)
+        self.logger.info(f"Saving checkpoint to {path}")
+        try:
+            with whole_file(path) as file:
+                torch.save(content, file)
+            self.tag_last_checkpoint(os.path.basename(path))
+        except OSError as error:
+            raise cannot_write(error.filename, error) from error
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """See Detectron2's."""
+        path = os.path.join(self.save_dir, "last_checkpoint")
+        write_whole(path, last_filename_basename.encode())
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        # Detectron2 hands .pkl files to pickle, which would run the code in them
+        if filename.endswith(".pkl"):
+            return read_pickled_checkpoint(filename)
+        try:
+            return super()._load_file(filename)
+        except (pickle.UnpicklingError, AssertionError) as error:  # of a .pyth file, of pycls
+            raise ConfigError(f"The file {filename} is no checkpoint of pycls.") from error
 
     def _torch_load(self, f: str) -> dict[str, Any]:
         return read_checkpoint(f)

@@ -8,7 +8,6 @@ import os
 from collections.abc import Sequence
 
 import torch
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
@@ -20,8 +19,11 @@ from .heads import ONENET_HEAD_REGISTRY
 from .heads.parts import check_parts, parts_from_config
 from .matcher import ONENET_MATCHER_REGISTRY
 from .registry import get_registered
+from .untrusted import read_yaml
 
 __all__ = ["add_onenet_config", "load_config", "resolve_num_classes"]
+
+MAX_BASES = 100  # files that _BASE_ may lead to
 
 
 def add_onenet_config(cfg: CfgNode) -> None:
@@ -98,6 +100,10 @@ def add_onenet_config(cfg: CfgNode) -> None:
     cfg.MODEL.ONENET.MATCHER.PRIOR = ""
     cfg.MODEL.ONENET.MATCHER.PRIOR_RADIUS = 1.5
 
+    # Whether ResNet's blocks and the towers keep only their inputs in training, and are computed
+    # again in backward: less memory, more time, the same results.
+    cfg.MODEL.ONENET.ACTIVATION_CHECKPOINTING = False
+
     # What is trained with several samples an object, besides: "" for nothing; "pair" for a second
     # pair of predictors on the same towers, absent in inference; "base" for the logits before the
     # max filter, and the boxes.
@@ -164,6 +170,11 @@ def add_onenet_config(cfg: CfgNode) -> None:
     cfg.INPUT.CROP.PROB = 0.5
     cfg.INPUT.CROP.MIN_SIZES = (400, 500, 600)
 
+    # What an image does that is missing, does not decode, or has another size than its annotation
+    # says: "fail" ends the run, naming it; "skip" goes on, and tells names and count at the end. In
+    # training another image takes its place; in evaluation nothing is found in it.
+    cfg.INPUT.ON_BAD_IMAGE = "fail"
+
     # Duplicates, score gap and what NMS would change, measured beside COCO's AP
     # (onenet.evaluation). A detector that carries NMS is evaluated a second time without it.
     cfg.TEST.END_TO_END = CfgNode()
@@ -211,18 +222,14 @@ def load_config(
         raise ConfigError("Name a config with --config-file; configs/ has many.")
     if not os.path.isfile(config_file):
         raise ConfigError(f"--config-file: there is no file '{config_file}'.")
+    _check_yaml(config_file, [])
     try:
         cfg.merge_from_file(config_file, allow_unsafe=False)
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"{config_file} (or its _BASE_) is no plain yaml, which alone is accepted:"
-            f" {_reason(error)}"
-        ) from error
-    except (KeyError, ValueError, AssertionError, OSError, TypeError, AttributeError) as error:
+    except Exception as error:  # fvcore and yacs raise anything, by what is wrong
         raise ConfigError(f"{config_file} is no valid config: {_reason(error)}") from error
     try:
         cfg.merge_from_list(opts or [])
-    except (KeyError, ValueError, AssertionError) as error:
+    except (KeyError, ValueError, AssertionError, RecursionError, MemoryError) as error:
         raise ConfigError(f"Override on the command line: {_reason(error)}") from error
     # For an evaluation the training data need not be there, nor agree.
     keys = ("TEST",) if eval_only else ("TRAIN", "TEST")
@@ -234,6 +241,10 @@ def load_config(
         _check_registered(cfg, key)
     if eval_only and not cfg.DATASETS.TEST:
         raise ConfigError("--eval-only has nothing to evaluate: DATASETS.TEST is empty.")
+    if cfg.INPUT.ON_BAD_IMAGE not in ("fail", "skip"):
+        raise ConfigError(
+            f"INPUT.ON_BAD_IMAGE is '{cfg.INPUT.ON_BAD_IMAGE}'; give 'fail' or 'skip'."
+        )
     _check_limits(cfg)
     _check_thresholds(cfg)
     get_registered(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
@@ -248,6 +259,22 @@ def load_config(
     _check_solver(cfg)
     cfg.freeze()
     return cfg
+
+
+def _check_yaml(path: str, visited: list[str]) -> None:
+    """Raises where a config, or a file that its _BASE_ leads to, is not to be read."""
+    visited.append(path)
+    if len(visited) > MAX_BASES:
+        raise ConfigError(
+            f"_BASE_ leads from {visited[0]} to more than {MAX_BASES} files, the last is {path};"
+            " does one lead back to itself?"
+        )
+    content = read_yaml(path)
+    bases = content.get("_BASE_", []) if isinstance(content, dict) else []
+    for base in bases if isinstance(bases, list) else [bases]:
+        base = os.path.join(os.path.dirname(path), os.path.expanduser(str(base)))
+        if os.path.isfile(base):
+            _check_yaml(base, visited)
 
 
 def _check_solver(cfg: CfgNode) -> None:

@@ -10,21 +10,19 @@ import os
 import re
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from unittest import mock
 from urllib.parse import urlparse
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import (
-    MetadataCatalog,
-    build_detection_test_loader,
-    build_detection_train_loader,
-)
+from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase, default_setup, defaults, hooks, launch
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from detectron2.utils.logger import setup_logger
 from torch import multiprocessing
 
@@ -32,7 +30,7 @@ from .backbone.features import without_pretrained
 from .checkpoint import OneNetCheckpointer
 from .config import load_config
 from .convert import torchvision_url
-from .data.mapper import OneNetDatasetMapper
+from .data.loaders import TrainLoader, build_test_loader
 from .ema import EMAHook
 from .errors import ConfigError, DataError, LimitError, WithoutTraceback
 from .evaluation import (
@@ -43,6 +41,8 @@ from .evaluation import (
     weights_digest,
     without_nms,
 )
+from .faults import LossGuard, NamedWriter, naming_faults, tell_once_of_lost_logs
+from .resume import ResumableData, ResumableEvalHook, cut_metrics
 from .solver import build_optimizer
 
 __all__ = ["Trainer", "build_evaluator", "check_limits", "launch_workers", "setup"]
@@ -64,8 +64,13 @@ def launch_workers(main: Callable[[argparse.Namespace], None], args: argparse.Na
             dist_url=args.dist_url,
             args=(args,),
         )
-    except multiprocessing.ProcessExitedException:
-        sys.exit(1)  # the worker has said why
+    except multiprocessing.ProcessExitedException as error:
+        if error.signal_name is None:
+            sys.exit(1)  # the worker has said why
+        sys.exit(
+            f"error: worker {error.error_index} was ended by {error.signal_name}, and the others"
+            " with it; the system does that where memory runs out. Start again with --resume."
+        )
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -87,10 +92,14 @@ def setup(args: argparse.Namespace) -> CfgNode:
     _check_weights(cfg, args.resume)
     for name in cfg.DATASETS.TEST:
         _check_evaluator(name)
-    default_setup(cfg, args)
-    setup_logger(
-        cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="onenet", configure_stdout=False
-    )
+    # A log file that cannot be written is told of below
+    quiet = mock.patch.object(logging, "raiseExceptions", False)
+    with naming_faults(cfg.OUTPUT_DIR), quiet:
+        default_setup(cfg, args)
+        setup_logger(
+            cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="onenet", configure_stdout=False
+        )
+    tell_once_of_lost_logs()
     if not torch.cuda.is_available():
         logging.getLogger(__name__).info("There is no GPU: running on the CPU.")
     return without_pretrained(cfg) if args.resume and _last_checkpoint(cfg) else cfg
@@ -260,6 +269,16 @@ class Trainer(DefaultTrainer):
         self.ema: EMAHook | None = None  # build_hooks, which Detectron2 calls, sets it
         with mock.patch.object(defaults, "create_ddp_model", create_ddp_model):
             super().__init__(cfg)
+        loader = self.data_loader
+        if isinstance(loader, TrainLoader):  # a subclass may have another
+            # Behind the average, which copies the model with the hooks it has
+            guard = LossGuard(self._trainer.model, loader, cfg.OUTPUT_DIR)
+            self._trainer.register_hooks([guard])
+            self.register_hooks([ResumableData(loader)])
+
+    def build_writers(self) -> list[EventWriter]:
+        """Detectron2's writers of metrics, whose errors name the file."""
+        return [NamedWriter(writer, self.cfg.OUTPUT_DIR) for writer in super().build_writers()]
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks; with SOLVER.EMA_DECAY the average is what they evaluate and save.
@@ -268,25 +287,29 @@ class Trainer(DefaultTrainer):
         to go on training from are beside it.
         """
         cfg = self.cfg
-        if cfg.SOLVER.EMA_DECAY == 0:
-            self._set_checkpointer(self.model)
-            return super().build_hooks()
-        model = self.model
-        if isinstance(model, torch.nn.parallel.DistributedDataParallel):
-            model = model.module
-        ema = self.ema = EMAHook(model, cfg.SOLVER.EMA_DECAY)
-        # Detectron2's trainer saves the hooks' state: the average's is there.
-        self._set_checkpointer(ema.average)
+        evaluated, first = self.model, []
+        if cfg.SOLVER.EMA_DECAY > 0:
+            model = self.model
+            if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+                model = model.module
+            self.ema = EMAHook(model, cfg.SOLVER.EMA_DECAY)
+            evaluated, first = self.ema.average, [self.ema]
+        # Detectron2's trainer saves the hooks' state: there are the trained weights of an average.
+        self._set_checkpointer(evaluated)
 
         def evaluate() -> dict:
-            self._last_eval_results = self.test(cfg, ema.average)
+            self._last_eval_results = self.test(cfg, evaluated)
             return self._last_eval_results
 
         built = super().build_hooks()
         for i, hook in enumerate(built):
             if isinstance(hook, hooks.EvalHook):
-                built[i] = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate)
-        return [ema, *built]
+                built[i] = ResumableEvalHook(cfg.TEST.EVAL_PERIOD, evaluate, self._metrics_file)
+        return [*first, *built]
+
+    @property
+    def _metrics_file(self) -> str:
+        return os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")
 
     def _set_checkpointer(self, model: torch.nn.Module) -> None:
         """Puts ours in the place of Detectron2's, before hooks take it."""
@@ -310,18 +333,16 @@ class Trainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Any:
-        """Detectron2's train loader with :class:`onenet.data.mapper.OneNetDatasetMapper`."""
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
+        """See :class:`onenet.data.loaders.TrainLoader`."""
         with _name_missing_files():
-            return build_detection_train_loader(cfg, mapper=OneNetDatasetMapper(cfg, is_train=True))
+            return TrainLoader(cfg)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        """Detectron2's test loader with :class:`onenet.data.mapper.OneNetDatasetMapper`."""
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
+        """See :func:`onenet.data.loaders.build_test_loader`."""
         with _name_missing_files():
-            return build_detection_test_loader(
-                cfg, dataset_name, mapper=OneNetDatasetMapper(cfg, is_train=False)
-            )
+            return build_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -352,7 +373,8 @@ class Trainer(DefaultTrainer):
             the tasks "bbox_nms_off" and "end_to_end_nms_off". Without metrics in all but the main
             process.
         """
-        results = super().test(cfg, model, evaluators)
+        with naming_faults(cfg.OUTPUT_DIR):
+            results = super().test(cfg, model, evaluators)
         wanted = evaluators is None and cfg.TEST.END_TO_END.ENABLED and cfg.DATASETS.TEST
         if wanted and comm.is_main_process():
             digest = weights_digest(model)
@@ -379,8 +401,27 @@ class Trainer(DefaultTrainer):
 
         Raises:
             ConfigError, LimitError: see :func:`check_limits`; the model is saved by then.
+            TrainingError: the loss is no number, the disk is full, or another worker has ended.
         """
-        results = super().train()
+        if comm.is_main_process() and self.start_iter:
+            cut_metrics(self._metrics_file, self.start_iter)
+        last = os.path.basename(_last_checkpoint(self.cfg))
+        if self.start_iter >= self.max_iter and last != "model_final.pth":
+            # Cut off between the last iteration's checkpoint and the final one, which is the same
+            self.checkpointer.save("model_final", iteration=self.iter)
+        with naming_faults(self.cfg.OUTPUT_DIR):
+            results = super().train()
+        self._tell_of_skipped()
         if self.cfg.TEST.LIMITS:
             check_limits(self.cfg, self._last_eval_results)
         return results
+
+    def _tell_of_skipped(self) -> None:
+        """The count of INPUT.ON_BAD_IMAGE "skip", of all workers, since the start or resuming."""
+        of_workers = comm.gather(getattr(self.data_loader, "skipped", {}))
+        counts = sum(map(Counter, of_workers), Counter())
+        if counts:
+            logging.getLogger(__name__).warning(
+                f"{len(counts)} images could not be used, and others took their place"
+                f" {counts.total()} times: {' '.join(sorted(counts))}"
+            )

@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from ..errors import DataError
-from .coco_json import check_images_exist
+from .coco_json import LARGEST, check_images_exist, is_number
 
 __all__ = ["load_voc_boxes", "register_all_bccd"]
 
@@ -33,9 +33,15 @@ def _text(node: ElementTree.Element, path: str, xml_file: str) -> str:
 def _number(node: ElementTree.Element, path: str, xml_file: str) -> float:
     text = _text(node, path, xml_file)
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        raise DataError(f"{xml_file} has the <{path}> {text!r}, which is not a number") from None
+        number = float("nan")
+    if not is_number(number):  # float() knows "nan" and "inf", too
+        raise DataError(
+            f"{xml_file} has the <{path}> {text!r}, which is not a number of at most {LARGEST:.0e}:"
+            " mend or remove it"
+        )
+    return number
 
 
 def _load_image(
@@ -44,7 +50,7 @@ def _load_image(
     """Reads one xml file: height, width, annotations, and the number of boxes dropped."""
     try:
         root = ElementTree.parse(xml_file).getroot()
-    except (OSError, ElementTree.ParseError) as error:
+    except (OSError, ElementTree.ParseError, LookupError, ValueError) as error:  # by encoding
         raise DataError(f"the annotation {xml_file} cannot be read: {error}") from error
     height = int(_number(root, "size/height", xml_file))
     width = int(_number(root, "size/width", xml_file))

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
+import reprlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,28 +19,27 @@ from detectron2.data.datasets.coco import load_coco_json
 from iopath.common.file_io import get_cache_dir
 
 from ..errors import DataError
+from ..untrusted import read_json
 
-__all__ = ["check_images_exist", "check_same_classes", "register_coco_json"]
+__all__ = [
+    "LARGEST",
+    "check_images_exist",
+    "check_same_classes",
+    "is_box",
+    "is_number",
+    "register_coco_json",
+]
 
 logger = logging.getLogger(__name__)
+
+LARGEST = 1e9  # pixels: far beyond any image, and areas stay finite
 
 
 def _read(json_file: str) -> dict[str, Any]:
     """Reads the file and checks that it has COCO's three lists."""
     if not os.path.isfile(json_file):
         raise DataError(f"there is no annotation file {json_file}: check the path in the config")
-    try:
-        with open(json_file, encoding="utf-8") as file:
-            content = json.load(file)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{json_file} is not valid json: {error.msg} at line {error.lineno}, column "
-            f"{error.colno}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{json_file} is not a json file: it is not UTF-8 text ({error})"
-        ) from error
+    content = read_json(json_file)
     if not isinstance(content, dict):
         raise DataError(
             f"{json_file} holds a {type(content).__name__} where COCO's format has an object with "
@@ -65,12 +64,14 @@ def _unique_ids(json_file: str, entries: list[Any], kind: str, keys: Iterable[st
     ids = set()
     for index, entry in enumerate(entries):
         if not isinstance(entry, dict):
-            raise DataError(f"{kind} number {index} in {json_file} is not an object: {entry!r}")
+            raise DataError(
+                f"{kind} number {index} in {json_file} is not an object: {reprlib.repr(entry)}"
+            )
         entry_id = entry.get("id")
         if not isinstance(entry_id, int):
             raise DataError(
-                f"{kind} number {index} in {json_file} has no integer 'id' (found {entry_id!r}): "
-                f"COCO's format needs one, different for each {kind}"
+                f"{kind} number {index} in {json_file} has no integer 'id' (found"
+                f" {reprlib.repr(entry_id)}): COCO's format needs one, different for each {kind}"
             )
         if entry_id in ids:
             raise DataError(
@@ -83,43 +84,76 @@ def _unique_ids(json_file: str, entries: list[Any], kind: str, keys: Iterable[st
     return ids
 
 
-def _is_box(box: Any) -> bool:
-    return (
-        isinstance(box, list)
-        and len(box) == 4
-        and all(isinstance(value, (int, float)) and math.isfinite(value) for value in box)
-    )
+def is_number(value: Any) -> bool:
+    """Whether it is a number that can be calculated with: no bool, no nan, none that overflows."""
+    return type(value) in (int, float) and abs(value) <= LARGEST
+
+
+def is_box(box: Any) -> bool:
+    """Whether it is a list of four numbers; see :func:`is_number`."""
+    return isinstance(box, list) and len(box) == 4 and all(is_number(value) for value in box)
+
+
+def _check_images(json_file: str, images: list[dict[str, Any]]) -> None:
+    for image in images:
+        name = f"image {image['id']} in {json_file}"
+        if not isinstance(image["file_name"], str):
+            raise DataError(f"{name} has the file_name {image['file_name']!r}: it must be a text")
+        for key in ("width", "height"):
+            if not is_number(image[key]) or image[key] <= 0:
+                raise DataError(
+                    f"{name} has the {key} {image[key]!r}: it must be a number above 0, in pixels"
+                )
+
+
+def _is_outside(box: list[float], width: float, height: float) -> bool:
+    """Whether nothing of a box of some size, as x, y, width, height, lies inside the image."""
+    x, y, box_width, box_height = box
+    return x >= width or y >= height or x + box_width <= 0 or y + box_height <= 0
 
 
 def _check_annotations(
-    json_file: str, annotations: list[dict[str, Any]], image_ids: set[int], category_ids: set[int]
+    json_file: str,
+    annotations: list[dict[str, Any]],
+    images: list[dict[str, Any]],
+    category_ids: set[int],
 ) -> None:
-    references = {"image_id": ("images", image_ids), "category_id": ("categories", category_ids)}
-    num_flat = 0
+    sizes = {image["id"]: (image["width"], image["height"]) for image in images}
+    references = {"image_id": ("images", sizes), "category_id": ("categories", category_ids)}
+    num_flat = num_outside = 0
     for annotation in annotations:
         name = f"annotation {annotation['id']} in {json_file}"
         for key, (where, known) in references.items():
-            if annotation[key] not in known:
+            if not isinstance(annotation[key], int) or annotation[key] not in known:
                 raise DataError(
-                    f"{name} has {key} {annotation[key]!r}, which is not in '{where}': add it "
-                    "there or mend the annotation"
+                    f"{name} has {key} {reprlib.repr(annotation[key])}, which is not in '{where}':"
+                    " add it there or mend the annotation"
                 )
-        if not _is_box(annotation["bbox"]):
+        box = annotation["bbox"]
+        if not is_box(box):
             raise DataError(
-                f"{name} has the bbox {annotation['bbox']!r}: it must be four finite numbers, "
-                "[x, y, width, height] in pixels"
+                f"{name} has the bbox {reprlib.repr(box)}: it must be four finite numbers of at"
+                f" most {LARGEST:.0e}, [x, y, width, height] in pixels"
+            )
+        if min(box[2:]) < 0:  # Detectron2 would train on the mirrored box
+            raise DataError(
+                f"{name} has the bbox {box}, whose width or height is negative: mend it to [x, y,"
+                " width, height] in pixels, from the upper left corner, or remove the annotation"
             )
         if annotation.get("ignore", 0) != 0:
             raise DataError(
                 f"{name} has 'ignore' set, which Detectron2 does not support: remove the "
                 "annotation, or set 'iscrowd' in place of 'ignore'"
             )
-        num_flat += min(annotation["bbox"][2:]) <= 0
-    if num_flat:
-        logger.warning(
-            f"{num_flat} boxes in {json_file} have no area: training leaves them out, evaluation "
-            "counts them as objects"
-        )
+        is_flat = min(box[2:]) == 0
+        num_flat += is_flat
+        num_outside += not is_flat and _is_outside(box, *sizes[annotation["image_id"]])
+    for count, what in ((num_flat, "have no area"), (num_outside, "lie outside their image")):
+        if count:
+            logger.warning(
+                f"{count} boxes in {json_file} {what}: training leaves them out, evaluation counts"
+                " them as objects"
+            )
 
 
 def check_images_exist(source: str, image_root: str, file_names: Iterable[str]) -> None:
@@ -156,27 +190,28 @@ def _completed(json_file: str, content: dict[str, Any]) -> str:
     """The file that Detectron2 and COCOeval read: a mended copy, where the original needs it.
 
     COCOeval fails without area and iscrowd, and takes the annotation id 0 for "no match".
-    Detectron2 drops a box whose segmentation is an empty polygon, which labelling tools write.
+    Detectron2 drops a box whose segmentation is an empty polygon, which labelling tools write, and
+    fails on segmentations and keypoints that are broken, though boxes need neither.
     """
     annotations = content["annotations"]
     mended = [
         {
-            "area": max(annotation["bbox"][2], 0) * max(annotation["bbox"][3], 0),
+            "area": annotation["bbox"][2] * annotation["bbox"][3],
             "iscrowd": 0,
-            **{key: value for key, value in annotation.items() if key != "segmentation"},
+            **{key: value for key, value in annotation.items() if _is_of_use(key, value)},
         }
         for annotation in annotations
     ]
     if any(annotation["id"] < 1 for annotation in annotations):
         mended = [{**annotation, "id": i} for i, annotation in enumerate(mended, start=1)]
-    plain = [{k: v for k, v in a.items() if k != "segmentation"} for a in annotations]
-    if mended == plain and all(_has_polygon(annotation) for annotation in annotations):
+    plain = [{k: v for k, v in a.items() if k not in _NO_BOXES} for a in annotations]
+    if mended == plain and all(_is_kept(annotation) for annotation in annotations):
         return json_file
     text = json.dumps({**content, "annotations": mended}).encode()
     # Named after the content: a copy is right for ever, and all workers agree on it.
     copy = os.path.join(get_cache_dir(), f"onenet_{hashlib.sha256(text).hexdigest()[:16]}.json")
     logger.info(
-        f"{json_file} lacks area or iscrowd, or has empty polygons or an annotation id of 0: its"
+        f"{json_file} lacks area or iscrowd, or has broken polygons or an annotation id of 0: its"
         f" completed copy {copy} is used"
     )
     temporary = f"{copy}.{os.getpid()}.tmp"
@@ -186,12 +221,38 @@ def _completed(json_file: str, content: dict[str, Any]) -> str:
     return copy
 
 
-def _has_polygon(annotation: dict[str, Any]) -> bool:
-    """Whether Detectron2 keeps the annotation: no segmentation at all, or one of some size."""
+_NO_BOXES = ("segmentation", "keypoints")
+
+
+def _is_of_use(key: str, value: Any) -> bool:
+    if key == "area":
+        return is_number(value)
+    return value in (0, 1) if key == "iscrowd" else key not in _NO_BOXES
+
+
+def _is_kept(annotation: dict[str, Any]) -> bool:
+    """Whether Detectron2 reads and keeps it: segmentation and keypoints are right, or absent."""
+    if keypoints := annotation.get("keypoints"):
+        if not isinstance(keypoints, list) or not all(map(is_number, keypoints)):
+            return False
     segmentation = annotation.get("segmentation")
-    if not isinstance(segmentation, list) or not segmentation:
-        return True
-    return any(len(polygon) % 2 == 0 and len(polygon) >= 6 for polygon in segmentation)
+    if isinstance(segmentation, dict) and segmentation:
+        size, counts = segmentation.get("size"), segmentation.get("counts")
+        return (
+            _are_counts(size)
+            and len(size) == 2
+            and (isinstance(counts, str) or _are_counts(counts))
+        )
+    if isinstance(segmentation, list) and segmentation:
+        if not all(isinstance(polygon, list) for polygon in segmentation):
+            return False
+        return any(len(polygon) % 2 == 0 and len(polygon) >= 6 for polygon in segmentation)
+    return not segmentation
+
+
+def _are_counts(values: Any) -> bool:
+    """Whether it is what run-length encoding is made of."""
+    return isinstance(values, list) and all(type(v) is int and 0 <= v < 2**32 for v in values)
 
 
 def register_coco_json(json_file: str, image_root: str) -> str:
@@ -212,10 +273,11 @@ def register_coco_json(json_file: str, image_root: str) -> str:
     content = _read(json_file)
     category_ids = _unique_ids(json_file, content["categories"], "category", ["name"])
     images = content["images"]
-    image_ids = _unique_ids(json_file, images, "image", ["file_name", "width", "height"])
+    _unique_ids(json_file, images, "image", ["file_name", "width", "height"])
+    _check_images(json_file, images)
     keys = ["image_id", "category_id", "bbox"]
     _unique_ids(json_file, content["annotations"], "annotation", keys)
-    _check_annotations(json_file, content["annotations"], image_ids, category_ids)
+    _check_annotations(json_file, content["annotations"], images, category_ids)
     check_images_exist(json_file, image_root, [image["file_name"] for image in images])
 
     if json_file in DatasetCatalog:

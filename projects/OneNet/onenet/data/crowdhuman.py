@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..errors import DataError
 from ..files import write_whole
-from .coco_json import check_images_exist
+from .coco_json import LARGEST, check_images_exist, is_box, is_number
 
 __all__ = ["convert_odgt", "make_crowdhuman", "register_all_crowdhuman", "register_crowdhuman"]
 
@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 SPLITS = ("train", "val")
 CONVERSION_VERSION = 2  # raise it with every change that alters the json
 
-_LARGEST = 1e9  # pixels: far beyond any image, and areas stay finite
 _FOLDER = "crowdhuman"
 _CLASS_NAMES = ["person"]
 _HOW_TO_GET = (
@@ -47,23 +46,14 @@ def _json_file(odgt_file: str) -> str:
     return f"{odgt_file.removesuffix('.odgt')}.json"
 
 
-def _is_number(value: Any) -> bool:
-    """Whether it is a number that can be calculated with: no bool, no nan, none that overflows."""
-    return type(value) in (int, float) and abs(value) <= _LARGEST
-
-
-def _is_box(box: Any) -> bool:
-    return isinstance(box, list) and len(box) == 4 and all(_is_number(value) for value in box)
-
-
 def _check_gtbox(place: str, gtbox: Any) -> None:
     if not isinstance(gtbox, dict) or not isinstance(gtbox.get("tag"), str):
         raise DataError(f"{place} has a box without 'tag': mend or remove the line")
     for key in ("fbox", "vbox"):
-        if key in gtbox and not _is_box(gtbox[key]):
+        if key in gtbox and not is_box(gtbox[key]):
             raise DataError(
                 f"{place} has the '{key}' {reprlib.repr(gtbox[key])}: it must be four numbers of at"
-                f" most {_LARGEST:.0e}, [x, y, width, height] in pixels"
+                f" most {LARGEST:.0e}, [x, y, width, height] in pixels"
             )
     if "fbox" not in gtbox:
         raise DataError(f"{place} has a box without 'fbox', the full box: add it")
@@ -72,7 +62,7 @@ def _check_gtbox(place: str, gtbox: Any) -> None:
         raise DataError(
             f"{place} has the 'extra' {reprlib.repr(extra)}, which is no object: mend it"
         )
-    if not _is_number(extra.get("ignore", 0)):
+    if not is_number(extra.get("ignore", 0)):
         raise DataError(
             f"{place} has the 'extra.ignore' {reprlib.repr(extra['ignore'])}: it must be a number,"
             " 0 or 1"

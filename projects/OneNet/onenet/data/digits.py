@@ -49,6 +49,13 @@ def _paths(root: str, split: str, layout: DigitsLayout) -> tuple[str, str]:
     return os.path.join(folder, "annotations", f"{split}.json"), os.path.join(folder, split)
 
 
+def _present(image_dir: str) -> set[str]:
+    """The images that are there; an empty file is what a crash of the machine may leave of one."""
+    if not os.path.isdir(image_dir):
+        return set()
+    return {entry.name for entry in os.scandir(image_dir) if entry.stat().st_size > 0}
+
+
 def _make_split(
     json_file: str,
     image_dir: str,
@@ -59,7 +66,7 @@ def _make_split(
 ) -> None:
     """Draws the images that `image_dir` lacks, then writes the annotations of all."""
     size = layout.canvas_size
-    present = set(os.listdir(image_dir))
+    present = _present(image_dir)
     images, annotations = [], []
     for index in tqdm(range(num_images), desc=f"making {layout.folder} {split}", unit="image"):
         file_name = _file_name(index)
@@ -68,7 +75,8 @@ def _make_split(
         if file_name not in present:
             jpeg = io.BytesIO()
             Image.fromarray(draw_digits(rng, digits, size)).save(jpeg, "JPEG", quality=JPEG_QUALITY)
-            write_whole(os.path.join(image_dir, file_name), jpeg.getvalue())
+            # Thousands of files: to wait for the disk each time would take a minute in all.
+            write_whole(os.path.join(image_dir, file_name), jpeg.getvalue(), sync=False)
         images.append({"id": index, "file_name": file_name, "width": size, "height": size})
         for digit in digits:
             annotations.append(
@@ -140,7 +148,7 @@ def make_digits(
     def is_complete() -> bool:
         if not (_check_recipe(recipe_file, recipe) and os.path.isfile(json_file)):
             return False
-        present = set(os.listdir(image_dir)) if os.path.isdir(image_dir) else set()
+        present = _present(image_dir)
         return all(_file_name(index) in present for index in range(num_images))
 
     # A complete set needs no lock, and so may lie in a folder that cannot be written.

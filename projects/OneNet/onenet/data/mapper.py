@@ -9,7 +9,7 @@ from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import SizeMismatchError, build_augmentation, read_image
 
-from ..errors import DataError
+from ..errors import ImageError
 
 __all__ = ["OneNetDatasetMapper", "build_train_augmentation"]
 
@@ -54,18 +54,18 @@ class OneNetDatasetMapper(DatasetMapper):
         """See :class:`detectron2.data.DatasetMapper`.
 
         Raises:
-            DataError: the image is missing, does not decode, or has another size than its
+            ImageError: the image is missing, does not decode, or has another size than its
                 annotation says.
         """
         try:
             return super().__call__(dataset_dict)
         except SizeMismatchError as error:
-            raise DataError(str(error)) from error
+            raise ImageError(str(error)) from error
         except Exception as error:
             reason = self._why_unreadable(dataset_dict["file_name"])
             if reason is None:
                 raise  # it was not the image
-            raise DataError(
+            raise ImageError(
                 f"The image {dataset_dict['file_name']} cannot be read ({reason}); replace it, or"
                 " remove it from the annotations."
             ) from error

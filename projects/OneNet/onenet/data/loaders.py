@@ -1,0 +1,268 @@
+"""Loaders that go on where a run was cut off, and that can do without an image that is broken.
+
+Detectron2's train loader starts its order anew with every process, and draws augmentations from
+generators whose state depends on all that went before. Here a sample follows from the run's seed
+and its own number alone, whatever was before it, and whichever process loads it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import (
+    DatasetFromList,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..errors import ConfigError, DataError, ImageError
+from .mapper import OneNetDatasetMapper
+
+__all__ = ["TrainLoader", "build_test_loader", "seed_random"]
+
+logger = logging.getLogger(__name__)
+
+Mapper = Callable[[dict[str, Any]], dict[str, Any]]
+
+_TRIES = 100  # images in place of a broken one, before it is the set that must be broken
+_SKIPPED = "skipped"  # a sample's key: sentences about the images that it takes the place of
+
+
+def seed_random(*numbers: int) -> None:
+    """Seeds Python's, NumPy's and torch's global generators by whole numbers from 0 on."""
+    torch.manual_seed(_seed_numpy(*numbers))
+
+
+def _seed_numpy(*numbers: int) -> int:
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    return seed
+
+
+@contextlib.contextmanager
+def _random_of(*numbers: int) -> Iterator[None]:
+    """The CPU's global generators, seeded by the numbers; afterwards they are as before."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(_seed_numpy(*numbers))
+        try:
+            yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)
+
+
+class _Samples(Dataset):
+    """The samples of an endless stream, by (number in the stream, index of the record)."""
+
+    def __init__(self, records: Dataset, mapper: Mapper, seed: int, skips: bool) -> None:
+        self._records = records
+        self._mapper = mapper
+        self._seed = seed
+        self._skips = skips
+
+    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
+        number, index = place
+        with _random_of(self._seed, number):
+            if not self._skips:
+                return self._mapper(self._records[index])
+            return self._first_that_loads(index)
+
+    def _first_that_loads(self, index: int) -> dict[str, Any]:
+        skipped: list[str] = []
+        for _ in range(_TRIES):
+            try:
+                return {**self._mapper(self._records[index]), _SKIPPED: skipped}
+            except ImageError as error:
+                skipped.append(str(error))
+            index = int(np.random.randint(len(self._records)))
+        raise DataError(
+            f"INPUT.ON_BAD_IMAGE is 'skip', but none of {_TRIES} images could be read; the last:"
+            f" {skipped[-1]}"
+        )
+
+
+class _Batches(Sampler):
+    """Batches of places in the stream, as :class:`_Samples` takes them.
+
+    As in Detectron2, a batch has images of one orientation only, if `is_wide` is given.
+    """
+
+    def __init__(
+        self, indices: Sampler, batch_size: int, is_wide: np.ndarray | None, start: int
+    ) -> None:
+        self._indices = indices
+        self._batch_size = batch_size
+        self._is_wide = is_wide
+        self._start = start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return itertools.islice(self._all(), self._start, None)
+
+    def _all(self) -> Iterator[list[tuple[int, int]]]:
+        rank, world_size = comm.get_rank(), comm.get_world_size()
+        groups: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
+        for count, index in enumerate(self._indices):
+            group = groups[self._is_wide is not None and bool(self._is_wide[index])]
+            group.append((count * world_size + rank, index))
+            if len(group) == self._batch_size:
+                yield group.copy()
+                group.clear()
+
+
+class TrainLoader:
+    """Endless batches for training: batch n follows from config, seed and n alone.
+
+    So a run that is resumed sees the same images, augmented in the same way, as one that never
+    stopped, for any number of loading processes (DATALOADER.NUM_WORKERS). What came before the
+    first batch is skipped by its index: no image of it is read.
+
+    Attributes:
+        seed: of order and augmentations; SEED, or drawn. May be set before iterating.
+        start: number of the first batch. May be set before iterating.
+        batch: the last one that was yielded.
+        skipped: the sentence about each image that could not be read -> how often another one took
+            its place; only with INPUT.ON_BAD_IMAGE "skip".
+    """
+
+    def __init__(self, cfg: CfgNode, mapper: Mapper | None = None) -> None:
+        """
+        Args:
+            cfg: its DATASETS.TRAIN are loaded at once; a dataset is a list of records.
+            mapper: raises :class:`onenet.errors.ImageError` for a broken image;
+                :class:`onenet.data.mapper.OneNetDatasetMapper` if not given.
+
+        Raises:
+            ConfigError: the workers cannot share SOLVER.IMS_PER_BATCH.
+            DataError: no image has an object, and DATALOADER.FILTER_EMPTY_ANNOTATIONS is on.
+        """
+        world_size = comm.get_world_size()
+        self._batch_size, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, world_size)
+        if rest:
+            raise ConfigError(
+                f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {world_size} workers"
+                f" cannot share; give a multiple of {world_size}."
+            )
+        self._cfg = cfg
+        self._mapper = mapper or OneNetDatasetMapper(cfg, is_train=True)
+        records = _load_records(cfg)
+        self._is_wide = None
+        if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
+            self._is_wide = np.array([r["width"] > r["height"] for r in records])
+        self._records = DatasetFromList(records, copy=False)  # small, and shared by all processes
+        self.seed = cfg.SEED if cfg.SEED >= 0 else int(comm.shared_random_seed())
+        self.start = 0
+        self.batch: list[dict[str, Any]] = []
+        self.skipped: dict[str, int] = {}
+
+    def _sampler(self) -> Sampler:
+        cfg = self._cfg.clone()
+        cfg.defrost()
+        cfg.SEED = self.seed  # where one of Detectron2's samplers has its seed from
+        with _random_of(self.seed):  # and the others
+            return build_detection_train_loader.from_config(
+                cfg, mapper=self._mapper, dataset=self._records
+            )["sampler"]
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        skips = self._cfg.INPUT.ON_BAD_IMAGE == "skip"
+        loader = DataLoader(
+            _Samples(self._records, self._mapper, self.seed, skips),
+            batch_sampler=_Batches(self._sampler(), self._batch_size, self._is_wide, self.start),
+            num_workers=self._cfg.DATALOADER.NUM_WORKERS,
+            collate_fn=list,
+            generator=torch.Generator().manual_seed(self.seed),  # else it draws from the global one
+        )
+        for batch in loader:
+            for sample in batch:
+                for sentence in sample.pop(_SKIPPED, ()):
+                    if sentence not in self.skipped:
+                        logger.warning(f"Skipped: {sentence}")
+                    self.skipped[sentence] = self.skipped.get(sentence, 0) + 1
+            self.batch = batch
+            yield batch
+
+
+def _load_records(cfg: CfgNode) -> list[dict[str, Any]]:
+    try:
+        return get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        )
+    except AssertionError as error:
+        if "No valid data" not in str(error):
+            raise
+        raise DataError(
+            f"No image of {', '.join(cfg.DATASETS.TRAIN)} has an object that is no crowd region;"
+            " add annotations, or set DATALOADER.FILTER_EMPTY_ANNOTATIONS to False to train on"
+            " background alone."
+        ) from error
+
+
+class _OrSkipped:
+    """A mapper that returns the sentence about a broken image in its place."""
+
+    def __init__(self, mapper: Mapper) -> None:
+        self._mapper = mapper
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self._mapper(record)
+        except ImageError as error:
+            return {_SKIPPED: [str(error)]}
+
+
+class _WithoutBroken:
+    """A test loader without the images that could not be read, of which it tells at the end."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        skipped, num_images = [], 0
+        for batch in self._loader:
+            num_images += len(batch)
+            for sample in batch:
+                skipped.extend(sample.get(_SKIPPED, ()))
+            if whole := [sample for sample in batch if _SKIPPED not in sample]:
+                yield whole
+        # Every worker comes here, however many images it had
+        counts = comm.all_gather((skipped, num_images))
+        sentences = [sentence for of_worker, _ in counts for sentence in of_worker]
+        if sentences:
+            logger.warning(
+                f"{len(sentences)} of {sum(count for _, count in counts)} images could not be read,"
+                f" and count as images in which nothing was found: {' '.join(sentences)}"
+            )
+        if len(sentences) == sum(count for _, count in counts):
+            raise DataError(f"No image could be read; the first: {sentences[0]}")
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader | _WithoutBroken:
+    """Detectron2's test loader with :class:`onenet.data.mapper.OneNetDatasetMapper`.
+
+    With INPUT.ON_BAD_IMAGE "skip" images that cannot be read are left out. All evaluators take
+    them for images in which nothing was found, so that metrics are never better than with them.
+
+    Args:
+        cfg: what the mapper and the loader need.
+        dataset_name: a registered dataset.
+    """
+    mapper: Mapper = OneNetDatasetMapper(cfg, is_train=False)
+    if cfg.INPUT.ON_BAD_IMAGE == "fail":
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+    return _WithoutBroken(build_detection_test_loader(cfg, dataset_name, mapper=_OrSkipped(mapper)))

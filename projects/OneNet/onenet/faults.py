@@ -1,0 +1,248 @@
+"""Faults of a run as one sentence each: a loss that is no number, a full disk, a lost worker."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, JSONWriter
+from torch import Tensor, nn
+
+from .data.loaders import TrainLoader
+from .errors import ConfigError, DataError, TrainingError
+from .files import cannot_write, whole_file
+
+__all__ = ["LossGuard", "NamedWriter", "naming_faults", "tell_once_of_lost_logs"]
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_MAX_NAMES = 8  # images in a sentence
+
+
+class LossGuard(HookBase):
+    """Ends the run before the step of a loss that is NaN or infinite, and keeps what led to it.
+
+    For the inner trainer of Detectron2's DefaultTrainer. Each worker checks its own losses, so that
+    it is its own images that are named.
+    """
+
+    def __init__(self, model: nn.Module, loader: TrainLoader, output_dir: str) -> None:
+        """
+        Args:
+            model: what is trained, wrapped as the trainer calls it; returns a dict of losses.
+            loader: remembers the last batch.
+            output_dir: gets ``nonfinite_iteration_<n>.pth``, which `torch.load` reads with
+                ``weights_only``, and which can be MODEL.WEIGHTS: "model" (the weights before the
+                step), "iteration", "losses" (name -> value), and of each image "file_names",
+                "images" (C, H, W), "boxes" (n, 4), "classes" (n,).
+        """
+        self._model = model
+        self._loader = loader
+        self._output_dir = output_dir
+        self._losses: Mapping[str, Tensor] = {}
+        model.register_forward_hook(self._remember)
+
+    def _remember(self, model: nn.Module, _: Any, output: Any) -> None:
+        if model.training:
+            self._losses = {"total_loss": output} if isinstance(output, Tensor) else output
+
+    def after_backward(self) -> None:
+        """See :class:`detectron2.engine.HookBase`.
+
+        Raises:
+            TrainingError: a loss is NaN or infinite; the weights are as before the step.
+        """
+        values = torch.stack([loss.detach().float() for loss in self._losses.values()])
+        if values.isfinite().all():
+            return
+        losses = dict(zip(self._losses, values.tolist(), strict=True))
+        iteration, names = self.trainer.iter, [s["file_name"] for s in self._loader.batch]
+        more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+        told = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+        sound = all(weights.isfinite().all() for weights in self._model.parameters())
+        why = (
+            "The weights were finite until then"
+            if sound
+            else "The step before had already made weights NaN or infinite"
+        )
+        raise TrainingError(
+            f"The loss became NaN or infinite at iteration {iteration} ({told}), on the images"
+            f" {', '.join(names[:_MAX_NAMES])}{more}. {why}; {self._keep(iteration, losses)}. Look"
+            " at these images and their boxes, or lower SOLVER.BASE_LR, and go on with --resume."
+        )
+
+    def _keep(self, iteration: int, losses: dict[str, float]) -> str:
+        """Writes the file; returns the part of the sentence about it."""
+        rank = f"_worker{comm.get_rank()}" if comm.get_rank() else ""
+        name = f"nonfinite_iteration_{iteration:07d}{rank}.pth"
+        path = os.path.join(self._output_dir, name)
+        model = self._model
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        batch = self._loader.batch
+        content = {
+            "model": model.state_dict(),
+            "iteration": iteration,
+            "losses": losses,
+            "file_names": [sample["file_name"] for sample in batch],
+            "images": [sample["image"] for sample in batch],
+            "boxes": [sample["instances"].gt_boxes.tensor for sample in batch],
+            "classes": [sample["instances"].gt_classes for sample in batch],
+        }
+        try:
+            with whole_file(path) as file:
+                torch.save(content, file)
+        except OSError as error:
+            return f"they could not be kept, as {path} cannot be written ({error.strerror})"
+        return f"they, the losses and the batch are kept in {path}"
+
+
+class NamedWriter(EventWriter):
+    """A writer of metrics whose errors name the file, and which is quiet after the first."""
+
+    def __init__(self, writer: EventWriter, output_dir: str) -> None:
+        """
+        Args:
+            writer: Detectron2's.
+            output_dir: where it writes.
+        """
+        self._writer = writer
+        self._broken = False
+        what = "metrics.json" if isinstance(writer, JSONWriter) else "TensorBoard's events"
+        self._path = os.path.join(output_dir, what)
+
+    def write(self) -> None:
+        """See Detectron2's.
+
+        Raises:
+            TrainingError: the file cannot be written.
+        """
+        self._call(self._writer.write)
+
+    def close(self) -> None:
+        """See Detectron2's."""
+        self._call(self._writer.close)
+
+    def _call(self, method: Any) -> None:
+        if self._broken:
+            return
+        try:
+            method()
+        except OSError as error:
+            self._broken = True
+            raise cannot_write(self._path, error) from error
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it was raised on top of, the newest first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first_fault(error: BaseException | None, is_told: bool = False) -> BaseException | None:
+    """The oldest fault that has a sentence: what came after, came of it, while the run ended.
+
+    Args:
+        error: the newest.
+        is_told: whether it is the cause of one with a sentence, which tells of it.
+    """
+    if error is None:
+        return None
+    has_sentence = isinstance(error, (ConfigError, DataError, TrainingError))
+    earlier = _first_fault(error.__cause__, is_told or has_sentence)
+    if error.__context__ is not error.__cause__:
+        earlier = _first_fault(error.__context__) or earlier
+    return earlier or (error if has_sentence and not is_told else None)
+
+
+def _is_lost_worker(error: BaseException) -> bool:
+    backend = (torch.distributed.DistBackendError, torch.distributed.DistNetworkError)
+    of_gloo = type(error) is RuntimeError and "gloo" in str(error).lower()
+    return comm.get_world_size() > 1 and (of_gloo or isinstance(error, backend))
+
+
+def _is_lost_loader(error: BaseException) -> bool:
+    return type(error) is RuntimeError and str(error).startswith("DataLoader worker (pid")
+
+
+def _brief(error: BaseException) -> str:
+    """The first sentence of a message, without the line of the source that it comes from."""
+    return re.sub(r"^\[\S*\] ", "", str(error)).split(". ")[0].splitlines()[0]
+
+
+@contextlib.contextmanager
+def naming_faults(output_dir: str) -> Iterator[None]:
+    """Turns what ends a run into one sentence where it is a full disk or a lost process.
+
+    Args:
+        output_dir: where the run writes.
+
+    Raises:
+        TrainingError: one of these; or the first of several errors that have a sentence.
+    """
+    try:
+        yield
+    except Exception as error:
+        first = _first_fault(error)
+        if first is error:
+            raise
+        if first is not None:
+            raise first from None
+        for cause in _chain(error):
+            if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
+                path = cause.filename or f"A file below {output_dir}"
+                raise cannot_write(str(path), cause) from error
+            if _is_lost_worker(cause):
+                raise TrainingError(
+                    f"Another worker of this run has ended, or cannot be reached ({_brief(cause)})."
+                    " Its own output has the cause; start all workers again with --resume."
+                ) from error
+            if _is_lost_loader(cause):
+                raise TrainingError(
+                    f"A process that loads images has ended ({_brief(cause)}); the system does that"
+                    " where memory, or the shared memory /dev/shm, runs out. Lower"
+                    " DATALOADER.NUM_WORKERS, and go on with --resume."
+                ) from error
+        raise
+
+
+def tell_once_of_lost_logs(loggers: Sequence[str] = ("detectron2", "fvcore", "onenet")) -> None:
+    """Has log files that cannot be written any more say so once, in place of tracebacks.
+
+    The terminal has the log all the same, so the run goes on.
+
+    Args:
+        loggers: names of those that Detectron2's set-up gave a file.
+    """
+    for name in loggers:
+        for handler in logging.getLogger(name).handlers:
+            path = getattr(getattr(handler, "stream", None), "name", "<stdout>")
+            if isinstance(handler, logging.StreamHandler) and not str(path).startswith("<"):
+                handler.handleError = _TellOnce(str(path))
+
+
+class _TellOnce:
+    """For :meth:`logging.Handler.handleError`, of which the file's handlers share a set."""
+
+    _told: set[str] = set()
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __call__(self, _: logging.LogRecord) -> None:
+        if self._path not in self._told:
+            self._told.add(self._path)
+            reason = sys.exc_info()[1]
+            print(
+                f"warning: {self._path} cannot be written ({reason}); the log goes on here alone.",
+                file=sys.stderr,
+            )

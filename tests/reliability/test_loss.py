@@ -1,0 +1,62 @@
+"""A loss or a weight that is no number ends the run, and leaves what is needed to see why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import plants
+import pytest
+import torch
+from short_runs import differences, error_of, tensors, terminal
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_loss_that_is_no_number(runs, undisturbed: Path, tmp_path: Path, value: float) -> None:
+    plant = {"before": plants.loss_of, "given": (value, 5)}
+    assert runs.finish(tmp_path, **plant) == 1
+    error = error_of(tmp_path)
+    kept = tmp_path / "nonfinite_iteration_0000005.pth"
+    assert "NaN or infinite at iteration 5 (" in error and f"loss_l1 {value:.4g}" in error
+    assert "The weights were finite until then" in error and str(kept) in error
+    assert "Traceback" not in terminal(tmp_path)
+
+    content = torch.load(kept, weights_only=True)
+    assert content["iteration"] == 5
+    assert not torch.tensor(content["losses"]["loss_l1"]).isfinite()
+    assert torch.tensor(content["losses"]["loss_giou"]).isfinite()
+    assert len(content["file_names"]) == 2
+    assert all(name in error and Path(name).is_file() for name in content["file_names"])
+    for image, boxes, classes in zip(
+        content["images"], content["boxes"], content["classes"], strict=True
+    ):
+        assert image.dtype == torch.uint8 and image.shape[0] == 3
+        assert boxes.shape == (1, 4) and classes.shape == (1,)
+
+    # What was saved is untouched, and the state is weights that can be begun with
+    assert [path.name for path in tmp_path.glob("model_*")] == ["model_0000003.pth"]
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"
+    words = ("MODEL.WEIGHTS", str(kept), "SOLVER.MAX_ITER", "1")
+    assert runs.finish(tmp_path / "new", *words) == 0
+    assert runs.finish(tmp_path, resume=True) == 0
+    assert not differences(tensors(tmp_path), tensors(undisturbed))
+
+
+@pytest.mark.slow
+def test_weights_that_are_no_numbers_are_not_saved(runs, undisturbed, tmp_path: Path) -> None:
+    plant = {"before": plants.spoiled_weights, "given": (7,)}
+    assert runs.finish(tmp_path, **plant) == 1
+    error = error_of(tmp_path)
+    assert f"{tmp_path / 'model_0000007.pth'} was not saved, as the weights " in error
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"
+    assert runs.finish(tmp_path, resume=True) == 0
+    assert not differences(tensors(tmp_path), tensors(undisturbed))
+
+
+@pytest.mark.slow
+def test_the_loss_after_weights_that_are_no_numbers(runs, tmp_path: Path) -> None:
+    plant = {"before": plants.spoiled_weights, "given": (5,)}
+    assert runs.finish(tmp_path, **plant) == 1
+    error = error_of(tmp_path)
+    assert "NaN or infinite at iteration 6" in error
+    assert "The step before had already made weights NaN or infinite" in error

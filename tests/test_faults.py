@@ -1,0 +1,52 @@
+"""Which of several errors ends a run, and its sentence; tests/reliability has the faults."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from onenet.errors import ConfigError, DataError, TrainingError
+from onenet.faults import naming_faults
+
+
+def test_the_first_fault_is_told() -> None:
+    """What is raised on top of it while the run ends, as it closes files, is not."""
+    with pytest.raises(DataError, match="^broken image$"), naming_faults("out"):
+        try:
+            raise DataError("broken image") from ValueError("decoder")
+        finally:
+            raise TrainingError("cannot close") from OSError(errno.ENOSPC, "full")
+
+
+def test_a_sentence_is_preferred_to_its_causes() -> None:
+    with pytest.raises(ConfigError, match="^whole sentence$"), naming_faults("out"):
+        try:
+            raise DataError("a part of it")
+        except DataError as error:
+            raise ConfigError("whole sentence") from error
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "full", "out/a"), r"^out/a cannot be written \(full\)"),
+        (OSError(errno.EDQUOT, "quota"), r"^A file below out cannot be written \(quota\)"),
+        (RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed. "), "loads images"),
+    ],
+)
+def test_system_errors_get_a_sentence(error: Exception, told: str) -> None:
+    with pytest.raises(TrainingError, match=told), naming_faults("out"):
+        try:
+            raise error
+        except Exception as cause:
+            raise RuntimeError("of a library") from cause
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOENT, "no such file", "a"), RuntimeError("gloo"), KeyError("a")]
+)
+def test_others_stay_as_they_are(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, naming_faults("out"):
+        raise error
+    assert caught.value is error
