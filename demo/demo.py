@@ -26,7 +26,7 @@ from detectron2.structures import Instances
 from PIL import Image
 
 from onenet.data.sample_images import IMAGE_SUFFIXES
-from onenet.errors import ConfigError, DataError, exit_with_one_sentence
+from onenet.errors import ConfigError, DataError, exit_with_one_sentence, printable
 from onenet.predictor import Predictor, keep, load_predictor_config
 from onenet.visualization import draw_detections, enlarged_height
 
@@ -213,7 +213,7 @@ def run_on_images(
         except DataError as error:
             failures.append(f"{path}: {error}")
             continue
-        print(f"{path}: {summary(shown, seconds)}")
+        print(printable(f"{path}: {summary(shown, seconds)}"))
         if output is not None:
             try:
                 Image.fromarray(picture).save(output)

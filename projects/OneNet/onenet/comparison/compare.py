@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DataError
+from ..untrusted import read_json
 from . import plots
 from .page import Gallery, html_page
 from .pictures import draw_detections, draw_truth, pick_records
@@ -109,8 +109,8 @@ def _is_up_to_date(output: Path, mark: str) -> bool:
     if not all((output / name).is_file() for name in _FILES):
         return False
     try:
-        return json.loads((output / "comparison.json").read_text())["fingerprint"] == mark
-    except (ValueError, KeyError, TypeError):
+        return read_json(output / "comparison.json")["fingerprint"] == mark
+    except (DataError, KeyError, TypeError):
         return False
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from detectron2.structures import BoxMode
 from PIL import Image, ImageDraw
 
 from ..evaluation import Status, match_detections
+from ..untrusted import read_json
 
 __all__ = ["COLORS", "Picture", "draw", "draw_detections", "draw_truth", "pick_records"]
 
@@ -93,7 +93,7 @@ def draw_detections(
     if not path.is_file():
         return []
     by_image: dict[Any, list[dict[str, Any]]] = {record["image_id"]: [] for record in records}
-    for detection in json.loads(path.read_text()):
+    for detection in read_json(path):
         if detection["image_id"] in by_image:
             by_image[detection["image_id"]].append(detection)
     contiguous = MetadataCatalog.get(dataset).get("thing_dataset_id_to_contiguous_id")

@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..errors import ConfigError
+from ..untrusted import read_yaml
 
 __all__ = ["Entry", "Plan", "plan_from_paths", "read_plan"]
 
@@ -116,17 +115,7 @@ def read_plan(path: str) -> Plan:
     Raises:
         ConfigError: the file, a key or a value is wrong; one sentence that names it and the cure.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = yaml.safe_load(file)
-    except OSError as error:
-        raise ConfigError(
-            f"--plan: {path} cannot be read ({error.strerror}); check the path."
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path} is no plain yaml: {reason}; mend that line.") from error
-    where = path
+    content, where = read_yaml(path), path
     _check_keys(content, _PLAN_KEYS, where)
     for key in ("output", "runs"):
         if not content.get(key):

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
+from ..untrusted import read_json
 from .runs import Run, flat
 
 __all__ = [
@@ -204,7 +205,7 @@ def read_losses(run: Run) -> tuple[list[int], list[float]]:
         try:
             entry = json.loads(line)
             losses[int(entry["iteration"])] = float(entry["total_loss"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue  # an evaluation's line, or one that was cut off with the training
     iterations = sorted(losses)
     return iterations, [losses[i] for i in iterations]
@@ -329,11 +330,9 @@ def _parts(runs: Sequence[Run]) -> Iterator[bytes]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path} cannot be read ({error}); delete it, and its run is evaluated again."
-        ) from error
+        content = read_json(path)
+    except DataError as error:
+        raise ConfigError(f"{error}; delete it, and its run is evaluated again.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} is no evaluation; delete it, and its run is evaluated again.")
     return content

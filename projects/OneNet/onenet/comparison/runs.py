@@ -397,7 +397,7 @@ def _check_same_settings(run: Run) -> None:
         raise ConfigError(
             f"{path} cannot be read ({error.strerror}); make it readable, or give another --output."
         ) from error
-    except (ValueError, KeyError, TypeError) as error:  # no json, no UTF-8, or not what is written
+    except (ValueError, KeyError, TypeError, RecursionError) as error:  # not what is written
         raise ConfigError(
             f"{path} is broken; delete the folder {run.folder} to do this run anew."
         ) from error

@@ -7,7 +7,6 @@ takes the thresholds of one checkpoint for another's.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import statistics
@@ -21,6 +20,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 
 from ..errors import ConfigError, DataError
+from ..untrusted import read_json
 from .ap import Scene
 from .matching import Status, match_detections
 
@@ -38,6 +38,7 @@ __all__ = [
 FILE_NAME = "thresholds.json"
 DEFAULT_THRESHOLD = 0.3  # where no class has one of its own
 
+_MAX_BYTES = 2**26  # a name and a number for each of thousands of classes are less than 1 MB
 _HOW_TO_MAKE = "evaluate the checkpoint (train_net.py --eval-only) to write it anew"
 
 
@@ -206,14 +207,9 @@ def read_thresholds(path: str) -> dict[str, Any]:
         DataError: it is missing or damaged.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except OSError as error:
-        raise DataError(
-            f"The thresholds {path} cannot be read ({error.strerror}); {_HOW_TO_MAKE}."
-        ) from error
-    except ValueError as error:  # no json, or no text
-        raise DataError(f"The thresholds {path} are damaged: no json; {_HOW_TO_MAKE}.") from error
+        content = read_json(path, _MAX_BYTES)
+    except DataError as error:
+        raise DataError(f"Thresholds: {error}; {_HOW_TO_MAKE}.") from error
     classes = content.get("classes") if isinstance(content, dict) else None
     if not isinstance(classes, list) or not all(_is_entry(entry) for entry in classes):
         raise DataError(

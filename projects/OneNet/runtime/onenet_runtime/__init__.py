@@ -6,6 +6,7 @@ Needs NumPy, ONNX Runtime and OpenCV only, neither PyTorch nor Detectron2.
     boxes, scores, classes, names = detector("street.jpg")
 """
 
+from . import limits  # noqa: F401, first: it has to come ahead of OpenCV
 from .detector import Detections, Detector
 from .draw import draw_detections
 from .errors import AnnotationsError, ImageError, ModelError

@@ -22,8 +22,8 @@ import numpy as np
 from .coco import Annotations, image_ids_of_names, to_results, write_json
 from .detector import Detections, Detector, Threshold
 from .draw import draw_detections
-from .errors import AnnotationsError, ImageError, ModelError
-from .images import read_image
+from .errors import AnnotationsError, ImageError, ModelError, printable
+from .images import is_utf8, read_image
 from .metadata import ModelMetadata
 from .sources import Source, UsageError, expand, output_names
 
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         detector = Detector(args.model, args.threshold, _providers(args.device))
         run, jobs = _plan(args, detector)
     except ValueError as error:  # all errors of this package are
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     try:
         interrupted = _execute(run, jobs, args.json)
@@ -350,7 +350,7 @@ def _run_images(run: _Run, jobs: list[_Job]) -> None:
         run.fail(ModelError(f"{', '.join(str(job.source) for job in readable)}: {error}"))
         return
     for job, image, detections in zip(readable, images, found, strict=True):
-        print(f"{job.source}: {_summary(detections.names)}", flush=True)
+        print(printable(f"{job.source}: {_summary(detections.names)}"), flush=True)
         if job.output or run.show:
             picture = draw_detections(image, detections)
             try:
@@ -395,6 +395,9 @@ def _run_video(run: _Run, job: _Job) -> None:
     location = job.source.location
     if isinstance(location, Path) and not location.is_file():
         raise ImageError(f"{location} does not exist: check the path.")
+    for path in (location, job.output):
+        if isinstance(path, Path) and not is_utf8(path):
+            raise ImageError(f"{path} has a name that is not UTF-8, which OpenCV needs: rename it.")
     capture = cv2.VideoCapture(location if isinstance(location, int) else str(location))
     before, objects = run.frames, run.objects
     try:
@@ -411,7 +414,7 @@ def _run_video(run: _Run, job: _Job) -> None:
         frames = _plural(run.frames - before, "frame")
         if run.frames > before:
             detections = _plural(run.objects - objects, "detection")
-            print(f"{job.source}: {frames}, {detections}", flush=True)
+            print(printable(f"{job.source}: {frames}, {detections}"), flush=True)
     if run.frames == before:
         raise ImageError(f"{job.source} has no frame that can be decoded: copy or convert it.")
 
@@ -516,7 +519,7 @@ def _report_failures(run: _Run) -> None:
     if run.failures:
         print(f"{_plural(len(run.failures), 'input')} failed:", file=sys.stderr)
         for failure in run.failures:
-            print(f"  {failure}", file=sys.stderr)
+            print(f"  {printable(failure)}", file=sys.stderr)
 
 
 def _drop_output() -> None:

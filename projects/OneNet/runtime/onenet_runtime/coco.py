@@ -19,6 +19,8 @@ __all__ = [
     "write_json",
 ]
 
+_MAX_BYTES = 2**31  # COCO's own annotations have 0.5 GB
+
 
 def to_results(
     detections: Detections, image_id: int | str, category_ids: Sequence[int]
@@ -66,14 +68,16 @@ class Annotations:
             AnnotationsError: the file is missing or not in COCO's format.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(_read_text(path))
             image_ids = {str(image["file_name"]): image["id"] for image in content["images"]}
             categories = [(int(c["id"]), str(c["name"])) for c in content.get("categories", [])]
+        except AnnotationsError:
+            raise
         except OSError as error:
             raise AnnotationsError(
                 f"{path} cannot be read ({error.strerror}): check the path of the annotations."
             ) from None
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             raise AnnotationsError(
                 f"{path} is not in COCO's format: it needs a list 'images', each with 'file_name'"
                 " and 'id', and a list 'categories', each with 'name' and 'id'."
@@ -132,6 +136,16 @@ class Annotations:
                     f"The category {category_id} is {name!r} in the model, but {other!r} in"
                     f" {self.path}: give the annotations of the data set that it was trained on."
                 )
+
+
+def _read_text(path: Path) -> str:
+    with path.open("rb") as file:
+        content = file.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+        raise AnnotationsError(
+            f"{path} is larger than {_MAX_BYTES:,} bytes, the most that is read."
+        )
+    return content.decode("utf-8")
 
 
 def image_ids_of_names(paths: Sequence[Path]) -> list[int | str]:

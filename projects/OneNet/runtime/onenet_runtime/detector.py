@@ -196,10 +196,22 @@ class Detector:
                 f"ONNX Runtime cannot run {self._path} on a batch of shape {batch.shape}"
                 f" ({first_line(error)}): try a smaller batch, or another provider."
             ) from error
+        self._check_outputs(boxes, scores, classes, len(images))
         return [
             self._to_detections(boxes[i], scores[i], classes[i], resized[i], image)
             for i, image in enumerate(images)
         ]
+
+    def _check_outputs(self, boxes: Any, scores: Any, classes: Any, n: int) -> None:
+        wanted = {"boxes": (boxes, "f", 4), "scores": (scores, "f"), "classes": (classes, "i")}
+        rows = getattr(scores, "shape", (n, 0))[1:2]
+        for name, (array, kind, *last) in wanted.items():
+            is_array = isinstance(array, np.ndarray) and array.dtype.kind == kind
+            if not is_array or array.shape != (n, *rows, *last):
+                raise ModelError(
+                    f"{self._path} gives {name} of another type or shape than an exported OneNet:"
+                    " export it again."
+                )
 
     def _to_detections(
         self,

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from .detector import Detections
+from .errors import printable
 
 __all__ = ["draw_detections"]
 
@@ -33,7 +34,7 @@ def draw_detections(image: np.ndarray, detections: Detections) -> np.ndarray:
         color = _color(int(class_index))
         x0, y0, x1, y1 = (round(float(value)) for value in box)
         cv2.rectangle(picture, (x0, y0), (x1, y1), color, thickness, cv2.LINE_AA)
-        _draw_label(picture, f"{name} {score:.2f}", (x0, y0), color, scale)
+        _draw_label(picture, printable(f"{name} {score:.2f}"), (x0, y0), color, scale)
     return picture
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from .errors import ImageError, first_line
 
-__all__ = ["check_array", "read_image"]
+__all__ = ["check_array", "is_utf8", "read_image"]
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
@@ -45,12 +45,21 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         ) from None
     if image is not None:
         return image
-    if cv2.haveImageReader(str(path)):
+    if is_utf8(path) and cv2.haveImageReader(str(path)):
         raise ImageError(f"{path} is damaged or cut off: copy or download it again.")
     raise ImageError(
         f"{path} is not an image that OpenCV can read, whatever its name says:"
         " convert it to JPEG or PNG."
     )
+
+
+def is_utf8(path: str | os.PathLike[str]) -> bool:
+    """Whether OpenCV may be given the name: any other one ends the process in OpenCV 5."""
+    try:
+        os.fspath(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_bytes(path: str | os.PathLike[str]) -> bytes:

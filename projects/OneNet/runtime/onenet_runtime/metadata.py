@@ -94,7 +94,7 @@ class ModelMetadata:
 def _decode(properties: Mapping[str, str], key: str, path: str) -> Any:
     try:
         return json.loads(properties[key])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         raise _broken(path, key) from None
 
 

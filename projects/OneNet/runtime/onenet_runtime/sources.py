@@ -10,6 +10,8 @@ from pathlib import Path
 
 import cv2
 
+from .images import is_utf8
+
 __all__ = ["IMAGE_SUFFIXES", "VIDEO_SUFFIXES", "Source", "UsageError", "expand", "output_names"]
 
 IMAGE_SUFFIXES = frozenset(
@@ -117,7 +119,7 @@ def output_names(sources: Sequence[Source]) -> list[str]:
         name = source.name
         if not source.is_image:
             name = f"{Path(name).stem}.mp4"
-        elif not cv2.haveImageWriter(name):
+        elif not (is_utf8(name) and cv2.haveImageWriter(name)):
             name = f"{name}.png"
         unique, count = name, 1
         while unique.lower() in taken:
