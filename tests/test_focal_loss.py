@@ -16,6 +16,20 @@ def fvcore_sum(logits, positives, alpha, gamma) -> torch.Tensor:
     return sigmoid_focal_loss(logits, target.view(logits.shape), alpha, gamma, reduction="sum")
 
 
+def test_scale_and_the_gradient_from_behind() -> None:
+    logits, positives = torch.randn(4, 5), torch.tensor([3, 7])
+    loss, gradient = loss_and_gradient(focal_loss_sum, logits, positives)
+    scaled = loss_and_gradient(focal_loss_sum, logits, positives, 0.25, 2.0, 0.5)
+    torch.testing.assert_close(scaled, (0.5 * loss, 0.5 * gradient))
+    logits.requires_grad_()
+    once = focal_loss_sum(logits, positives)
+    for factor in (1.0, 1.0, 2.0):  # one after another, the graph being kept
+        (found,) = torch.autograd.grad(once * factor, logits, retain_graph=True)
+        torch.testing.assert_close(found, gradient / 3 * factor)
+        once.backward(retain_graph=True)
+    torch.testing.assert_close(logits.grad, gradient)
+
+
 def loss_and_gradient(function, logits, *arguments) -> tuple[torch.Tensor, torch.Tensor]:
     logits = logits.detach().clone().requires_grad_()
     loss = function(logits, *arguments)

@@ -165,14 +165,19 @@ class Criterion(nn.Module):
         matched = boxes.flatten(0, 1)[places]  # (P, 4)
         gt_boxes, scales = targets.boxes[matches.objects], targets.scales[matches.objects]
         places = places * logits.shape[2] + targets.classes[matches.objects]  # among its logits
+        weight = weight / _per_worker(count, predictions)
         if self.class_loss == "focal" and not self.soft_negatives:
-            loss_cls = focal_loss_sum(logits, places, self.focal_alpha, self.focal_gamma)
+            inside, behind = (self.class_weight * weight, 1.0)
+            if isinstance(weight, Tensor):
+                inside, behind = 1.0, inside
+            loss_cls = focal_loss_sum(logits, places, self.focal_alpha, self.focal_gamma, inside)
+            loss_cls = loss_cls * behind
         else:
             ious = _ious(matched, gt_boxes)
-            loss_cls = self._class_losses(predictions, targets, matches, places, ious).sum()
-        weight = weight / _per_worker(count, predictions)
+            losses = self._class_losses(predictions, targets, matches, places, ious)
+            loss_cls = losses.sum() * (self.class_weight * weight)
         return {
-            "loss_cls": loss_cls * (self.class_weight * weight),
+            "loss_cls": loss_cls,
             "loss_l1": ((matched - gt_boxes) / scales).abs().sum() * (self.l1_weight * weight),
             "loss_giou": giou_loss(matched, gt_boxes).sum() * (self.giou_weight * weight),
         }

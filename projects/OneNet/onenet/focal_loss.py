@@ -17,7 +17,11 @@ cache."""
 
 
 def focal_loss_sum(
-    logits: Tensor, positives: Tensor, alpha: float = 0.25, gamma: float = 2.0
+    logits: Tensor,
+    positives: Tensor,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    scale: float = 1.0,
 ) -> Tensor:
     """The sum of the sigmoid focal loss (arXiv 1708.02002, equation 5), as fvcore's.
 
@@ -29,19 +33,23 @@ def focal_loss_sum(
         positives: (P,) int64, which of the flattened logits are positives; may repeat itself.
         alpha: weight of the positives' loss; 1 - alpha that of the negatives'. Below 0 both are 1.
         gamma: focusing exponent.
+        scale: what the sum is multiplied by. Rather here than behind: on a CPU a gradient of 1 from
+            there needs no second array.
 
     Returns:
         A scalar. It cannot be differentiated twice.
     """
-    return _FocalLossSum.apply(logits, positives, alpha, gamma)
+    return _FocalLossSum.apply(logits, positives, alpha, gamma, scale)
 
 
 class _FocalLossSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, positives: Tensor, alpha: float, gamma: float) -> Tensor:
+    def forward(
+        ctx: Any, logits: Tensor, positives: Tensor, alpha: float, gamma: float, scale: float
+    ) -> Tensor:
         flat = logits.detach().reshape(-1)
-        of_negatives = 1 - alpha if alpha >= 0 else 1.0
-        of_positives = alpha if alpha >= 0 else 1.0
+        of_negatives = scale * (1 - alpha if alpha >= 0 else 1.0)
+        of_positives = scale * (alpha if alpha >= 0 else 1.0)
         total, gradient = _negatives(flat, gamma, of_negatives)
         places = positives.sort().values
         first = torch.ones_like(places, dtype=torch.bool)
@@ -58,8 +66,11 @@ class _FocalLossSum(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
-        return ctx.saved_tensors[0] * grad_output, None, None, None
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        if grad_output.device.type != "cpu" or grad_output != 1:  # a GPU would be waited for
+            gradient = gradient * grad_output
+        return gradient, None, None, None, None
 
 
 def _negatives(logits: Tensor, gamma: float, weight: float) -> tuple[Tensor, Tensor]:

@@ -79,7 +79,7 @@ class Matcher:
     counts as worse than any finite one.
     """
 
-    max_chunk_elements = 2**22
+    max_chunk_elements = 2**21
     """Largest number of (sample, object) pairs whose cost is in memory at once."""
 
     @configurable
