@@ -14,8 +14,8 @@ above what was in use before, of the device; on a CPU each way has a process of 
 
 The limit is what a perfect program would need to move the bytes that have to move, at the speed of
 a copy, measured in the same run. Matching reads all boxes and, of the logits, those of the image's
-classes, in pieces of a cache line (64 bytes on a CPU, 32 on a GPU); losses read and write all
-logits and boxes besides.
+classes, in pieces of a cache line (64 bytes on a CPU, 32 on a GPU); losses read all
+logits and boxes again, and write the gradients of the logits.
 """
 
 from __future__ import annotations

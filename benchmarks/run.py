@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("output/benchmarks"))
     args = parser.parse_args()
+    args.output = args.output.resolve()
     args.output.mkdir(parents=True, exist_ok=True)
     report = args.output / "benchmarks.md"
     failed = []
@@ -80,6 +81,7 @@ def main() -> None:
                 [sys.executable, "-W", "ignore", str(HERE / words[0]), *words[1:]],
                 capture_output=True,
                 text=True,
+                cwd=HERE.parent,
             )
             if done.returncode != 0:
                 failed.append(shown)

@@ -76,7 +76,7 @@ def make_steps(args: argparse.Namespace, model: nn.Module) -> dict[str, Callable
             _, predictions = predict()
         outputs = [predictions.pred_logits, predictions.pred_boxes]
         if predictions.one_to_many is not None:
-            outputs += [predictions.one_to_many.pred_logits]
+            outputs += [predictions.one_to_many.pred_logits, predictions.one_to_many.pred_boxes]
         finish(sum(x.float().sum() for x in outputs) * 1e-9)
 
     def onenet() -> None:

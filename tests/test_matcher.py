@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 import sys
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -16,7 +17,8 @@ from hypothesis.extra import numpy as npst
 from scipy.optimize import linear_sum_assignment
 
 import onenet.matcher
-from onenet.costs import MatchingCost
+from onenet.costs import MatchingCost, SpatialPrior
+from onenet.criterion import Criterion
 from onenet.heads import DensePredictions
 from onenet.matcher import HungarianMatcher, Matcher, MinCostMatcher
 from onenet.targets import Targets
@@ -315,3 +317,55 @@ def test_one_sample_for_many_is_the_min_cost_match(make_gt) -> None:
     many = matcher.match_many(out, Targets.of(gts, torch.device("cpu")), 1)
     for one, of_image in zip(matcher(out, gts), many.by_image([3, 0, 1]), strict=True):
         assert [x.tolist() for x in one] == [x.tolist() for x in of_image]
+
+
+def test_costs_of_very_different_size_come_to_an_end() -> None:
+    """SciPy's sparse solver might not, with what float64 has of digits."""
+    rng = np.random.default_rng(3)
+    table = (rng.normal(size=(200, 60)) * 10 ** rng.uniform(0, 16, 60)).astype(np.float32)
+    samples, objects = match_table(HungarianMatcher, table)
+    best = table[linear_sum_assignment(table)].sum(dtype=np.float64)
+    assert table[samples, objects].sum(dtype=np.float64) == pytest.approx(best)
+
+
+def test_few_columns_are_enough_where_only_few_are_finite(monkeypatch) -> None:
+    """As with a spatial prior: an object's 16 cheapest samples are all that it may have."""
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(400, 40)).astype(np.float32)
+    for j in range(40):  # object j may have ten samples, which it shares with its neighbours
+        table[: 6 * j, j] = table[6 * j + 10 :, j] = np.inf
+    monkeypatch.setattr(onenet.matcher, "_only", None)  # which would be called for more
+    samples, objects = match_table(HungarianMatcher, table)
+    assert len(samples) == 40
+    best = linear_sum_assignment(np.where(np.isfinite(table), table, 1e4))
+    assert table[samples, objects].sum() == pytest.approx(table[best].sum())
+
+
+def test_a_cost_with_a_call_of_its_own_is_called(make_gt) -> None:
+    class Mine(MatchingCost):
+        def __call__(self, pred_logits, pred_boxes, anchors, gt):
+            return (torch.arange(len(pred_logits)) != 7).float()[:, None].expand(-1, len(gt))
+
+    out = predictions(torch.randn(1, 20, 5), make_gt(20).gt_boxes.tensor[None])
+    for cost in (Mine(), SpatialPrior(Mine(), 1e6)):
+        assert not cost.batched
+    ((samples, _),) = MinCostMatcher(cost=Mine())(out, [make_gt(3)])
+    assert samples.tolist() == [7, 7, 7]
+    assert MatchingCost().batched and SpatialPrior(MatchingCost()).batched
+
+
+def test_no_samples_and_no_objects() -> None:
+    out = predictions(torch.zeros(2, 0, 5), torch.zeros(2, 0, 4))
+    none = Instances((8, 8), gt_boxes=Boxes(torch.zeros(0, 4)), gt_classes=torch.zeros(0).long())
+    for matcher in (MinCostMatcher(), HungarianMatcher()):
+        assert [len(samples) for samples, _ in matcher(out, [none, none])] == [0, 0]
+
+
+def test_the_readmes_example_trains(repo_root: Path, make_gt) -> None:
+    text = (repo_root / "projects" / "OneNet" / "README.md").read_text(encoding="utf-8")
+    example = next(x for x in text.split("```python")[1:] if "RandomMatcher" in x).split("```")[0]
+    names: dict = {}
+    exec(example, names)
+    out = predictions(torch.randn(2, 20, 5), make_gt(40).gt_boxes.tensor.view(2, 20, 4))
+    losses = Criterion(matcher=names["RandomMatcher"]())(out, [make_gt(3), make_gt(0)])
+    assert all(loss.isfinite() for loss in losses.values())

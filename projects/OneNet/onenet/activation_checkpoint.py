@@ -19,9 +19,9 @@ __all__ = ["checkpoint_activations"]
 def checkpoint_activations(model: nn.Module) -> None:
     """Makes parts of a model keep only their inputs in training, and compute again in backward.
 
-    The parts are the residual blocks of Detectron2's ResNets and the towers of the heads. Results,
-    gradients, batch norm's statistics and the weights' names stay as they are; so do evaluation and
-    export.
+    The parts are stem and residual blocks of Detectron2's ResNets, and the towers of the heads.
+    Results, gradients, batch norm's statistics and the weights' names stay as they are; so do
+    evaluation and export. The model as a whole cannot be pickled afterwards.
 
     Args:
         model: is changed.

@@ -40,8 +40,10 @@ ONENET_COST_REGISTRY = Registry("ONENET_COST")
 ONENET_COST_REGISTRY.__doc__ = """
 Registry for matching costs: what it costs to assign an object to a sample.
 
-The registered class has `from_config(cfg)`, which returns an object with the two methods of
-:class:`MatchingCost`: `parts(...)` and the call, which gives their sum.
+The registered class has `from_config(cfg)`, which returns an object with two methods of
+:class:`WeightedCost`: `parts(...)` and the call, which gives their sum. If its attribute `batched`
+is True it has `of_batch(...)` too, as :class:`MatchingCost` has, which is then used on a GPU and
+for small batches.
 """
 
 
@@ -71,7 +73,7 @@ def focal_cost(
 
 
 def image_scale(image_size: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
-    """What box corners are divided by for the L1 cost and loss.
+    """What box corners are divided by for the L1 cost.
 
     Args:
         image_size: (height, width) in pixels, before padding.
@@ -137,6 +139,10 @@ class WeightedCost:
     focal_gamma: float = 2.0
 
     batched = False  # whether there is an of_batch
+
+    def __init_subclass__(cls) -> None:
+        if "__call__" in vars(cls) and "of_batch" not in vars(cls):
+            cls.batched = False  # what is inherited would not be what the call gives
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> WeightedCost:

@@ -173,8 +173,7 @@ class Criterion(nn.Module):
             loss_cls = focal_loss_sum(logits, places, self.focal_alpha, self.focal_gamma, inside)
             loss_cls = loss_cls * behind
         else:
-            ious = _ious(matched, gt_boxes)
-            losses = self._class_losses(predictions, targets, matches, places, ious)
+            losses = self._class_losses(predictions, targets, matches, places)
             loss_cls = losses.sum() * (self.class_weight * weight)
         return {
             "loss_cls": loss_cls,
@@ -188,7 +187,6 @@ class Criterion(nn.Module):
         targets: Targets,
         matches: Matches,
         places: Tensor,
-        ious: Tensor,
     ) -> Tensor:
         """The class loss of every logit, (N, M, K)."""
         logits = predictions.pred_logits
@@ -199,6 +197,8 @@ class Criterion(nn.Module):
                 logits, target, alpha=self.focal_alpha, gamma=self.focal_gamma, reduction="none"
             )
         else:
+            matched = predictions.pred_boxes[matches.images, matches.samples]
+            ious = _ious(matched, targets.boxes[matches.objects])
             # amax, not assignment, whose order is undefined on a GPU where samples collide
             target.view(-1).scatter_reduce_(0, places, ious, reduce="amax")
             loss = quality_loss(logits, target, self.class_loss)
@@ -246,7 +246,7 @@ def quality_loss(logits: Tensor, target: Tensor, kind: str) -> Tensor:
 
 def giou_loss(boxes: Tensor, gt_boxes: Tensor, eps: float = 1e-7) -> Tensor:
     """1 - GIoU (arXiv 1902.09630) of each pair, as torchvision's ``generalized_box_iou_loss``,
-    which has a GPU waited for ten times.
+    which makes the host wait for a GPU ten times.
 
     Args:
         boxes: (P, 4) corners in pixels.
@@ -254,7 +254,7 @@ def giou_loss(boxes: Tensor, gt_boxes: Tensor, eps: float = 1e-7) -> Tensor:
         eps: is added to what divides.
 
     Returns:
-        (P,) in [0, 2].
+        (P,), in [0, 2] for boxes with x1 <= x2 and y1 <= y2.
     """
     common = torch.minimum(boxes[:, 2:], gt_boxes[:, 2:]) - torch.maximum(
         boxes[:, :2], gt_boxes[:, :2]

@@ -78,6 +78,8 @@ def _negatives(logits: Tensor, gamma: float, weight: float) -> tuple[Tensor, Ten
     if (kernels := kernels_for(logits, gamma)) is not None:
         try:
             return kernels.triton_focal_loss(logits, weight)
+        except torch.cuda.OutOfMemoryError:
+            raise
         except Exception as error:
             without_kernels(error)
     gradient = torch.empty_like(logits)
@@ -91,7 +93,8 @@ def _focal(x: Tensor, gamma: float, weight: float, gradient: Tensor) -> Tensor:
     """The loss of negatives, weight p^gamma -log(1 - p), of each; the gradient goes into the last
     argument: weight p^gamma (gamma (1 - p) -log(1 - p) + p)."""
     p, q = x.sigmoid(), torch.neg(x, out=gradient).sigmoid_()
-    # softplus(x), which is x where q has become too small; softplus itself is many times slower
+    # softplus(x), which is many times slower. Where q has become too small it is x; where q rounds
+    # to 1 the loss is so small (1e-14 and less) that its digits do not matter.
     loss = torch.maximum(q.clamp(min=1e-30).log_().neg_(), x)
     q.mul_(loss).mul_(gamma).add_(p)
     power = p.pow_(gamma).mul_(weight)

@@ -89,6 +89,8 @@ def batched_matching_cost(
     if (kernels := kernels_for(pred_logits, weights.focal_gamma)) is not None:
         try:
             return kernels.triton_matching_cost(*arguments)
+        except torch.cuda.OutOfMemoryError:
+            raise
         except Exception as error:
             without_kernels(error)
     return _batched_in_steps(*arguments)

@@ -23,7 +23,7 @@ def kernels_for(x: Tensor, gamma: float) -> ModuleType | None:
         return None
     try:
         from . import triton_kernels
-    except ImportError as error:
+    except Exception as error:  # there is no Triton, or a broken one
         without_kernels(error)
         return None
     return triton_kernels

@@ -182,11 +182,11 @@ class Matcher:
         """Yields the costs of some objects at a time, in order: (t, M), +inf where not finite."""
         inf = float("inf")
         for costs in self._raw_rows(predictions, targets):
-            yield costs.nan_to_num_(nan=inf, posinf=inf, neginf=inf)
+            yield costs.nan_to_num(nan=inf, posinf=inf, neginf=inf)  # the costs may be a view
 
     def _raw_rows(self, predictions: DensePredictions, targets: Targets) -> Iterator[Tensor]:
         logits, boxes, anchors = predictions[:3]
-        step = max(1, self.max_chunk_elements // logits.shape[1])
+        step = max(1, self.max_chunk_elements // max(1, logits.shape[1]))
         together = logits.device.type == "cuda" or len(targets.boxes) * logits.shape[1] < SMALL
         if together and getattr(self.cost, "batched", False):
             # Many small images cost no more calls than a large one.
@@ -288,21 +288,33 @@ def _assign(
     if k == 0 or len(np.unique(samples[:, 0])) == num_gt:
         objects, columns = np.arange(num_gt if k else 0), np.zeros(num_gt if k else 0, np.int64)
     else:
-        if not complete and (num_gt > num_samples or not np.isfinite(costs).all()):
+        if not complete and num_gt > num_samples:
             return None
         weights = _replace_infinite(costs)
         names, nodes = np.unique(samples, return_inverse=True)
         nodes = nodes.reshape(samples.shape)
-        solve = _solve_dense if num_gt * len(names) <= DENSE else _solve_sparse
-        objects, columns = solve(weights, nodes, len(names))
-        if not complete and not _proves_optimum(weights, nodes, columns, len(names)):
+        dense = num_gt * len(names) <= DENSE or np.ptp(weights) > LARGEST_SPREAD
+        solved = (_solve_dense if dense else _solve_sparse)(weights, nodes, len(names))
+        if solved is None:
             return None
+        objects, columns = solved
+        if not complete:
+            # Whose last one is not finite, has no finite ones but these
+            bounds = np.where(np.isfinite(costs[:, -1]), weights[:, -1], np.inf)
+            found = len(columns) == num_gt and (columns >= 0).all()
+            if not (found and np.isfinite(costs[objects, columns]).all()):
+                return None
+            if not _proves_optimum(weights, nodes, columns, len(names), bounds):
+                return None
     finite = np.isfinite(costs[objects, columns])
     return samples[objects, columns][finite], objects[finite]
 
 
 DENSE = 2**14
 """Largest number of entries of a matrix that is solved as such."""
+LARGEST_SPREAD = 1e9
+"""Costs that differ by more are solved so too: float64 then has too few digits for SciPy's sparse
+solver, which might never end."""
 
 
 def _solve_dense(
@@ -329,8 +341,10 @@ def _solve_dense(
 
 def _solve_sparse(
     weights: np.ndarray, nodes: np.ndarray, num_nodes: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """As :func:`_solve_dense`, where not even that matrix is small."""
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """As :func:`_solve_dense`, for a matrix that is not small; None where not all objects can have
+    a sample.
+    """
     num_gt, k = nodes.shape
     # The solver takes a stored zero for a missing edge: shift, which changes no optimum, since
     # every full matching has n edges.
@@ -339,27 +353,30 @@ def _solve_sparse(
         graph = csr_matrix(edges, shape=(num_gt, num_nodes))
         objects, chosen = min_weight_full_bipartite_matching(graph)
     except ValueError:  # it has no full matching
-        return _solve_dense(weights, nodes, num_nodes)
+        return None
     return objects, (nodes[objects] == chosen[:, None]).argmax(axis=1)
 
 
 def _proves_optimum(
-    weights: np.ndarray, nodes: np.ndarray, columns: np.ndarray, num_nodes: int
+    weights: np.ndarray,
+    nodes: np.ndarray,
+    columns: np.ndarray,
+    num_nodes: int,
+    bounds: np.ndarray,
 ) -> bool:
     """Whether an optimum among some edges is one among all, of which these are the cheapest.
 
     By linear programming's duality: with a price of at most 0 for each sample, 0 if it is free, an
     object that minimises cost minus price at its own sample pays ``u``; where all do, the
-    assignment is an optimum. Edges that are not known cost the object's largest weight at least,
-    and their price is 0 at most: so it suffices that no ``u`` is above that. The largest prices
-    are shortest paths (Bellman-Ford).
+    assignment is an optimum. Edges that are not known cost the object's bound at least, and their
+    price is 0 at most: so it suffices that no ``u`` is above that. The largest prices are shortest
+    paths (Bellman-Ford).
 
     Args:
         weights, nodes, num_nodes: see :func:`_solve_dense`.
-        columns: (n,) which of an object's edges is taken; -1 for none.
+        columns: (n,) which of an object's edges is taken.
+        bounds: (n,) what the edges that are not known cost at least.
     """
-    if len(columns) < len(weights) or (columns < 0).any():
-        return False
     rows = np.arange(len(weights))
     own, taken = weights[rows, columns], nodes[rows, columns]
     prices = np.zeros(num_nodes)
@@ -368,7 +385,9 @@ def _proves_optimum(
         before = prices.copy()
         np.minimum.at(prices, nodes, weights - paid[:, None])
         if (before - prices).max() <= 1e-9:
-            return bool((paid <= weights[:, -1] + 1e-9).all())
+            free = np.ones(num_nodes, dtype=bool)
+            free[taken] = False
+            return bool((paid <= bounds + 1e-9).all() and (prices[free] >= -1e-9).all())
     return False
 
 

@@ -13,9 +13,8 @@ __all__ = ["Targets", "to_device"]
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
     """Copies from the host without waiting for what the device is still doing."""
-    if device.type == "cuda":
-        x = x.pin_memory()
-    return x.to(device, non_blocking=True)
+    on_gpu = device.type == "cuda"
+    return (x.pin_memory() if on_gpu else x).to(device, non_blocking=on_gpu)
 
 
 class Targets(NamedTuple):
@@ -42,7 +41,7 @@ class Targets(NamedTuple):
         """
         per_image = [(*gt.image_size[::-1], *gt.image_size[::-1]) for gt in instances]
         images = [i for i, gt in enumerate(instances) for _ in range(len(gt))]
-        table = torch.tensor([(i, *per_image[i]) for i in images], dtype=torch.float64)
+        table = torch.tensor([(i, *per_image[i]) for i in images], dtype=torch.float32)
         table = table.reshape(len(images), 5)
         table = to_device(table, device)
         return cls(
@@ -50,7 +49,7 @@ class Targets(NamedTuple):
             torch.cat([gt.gt_boxes.tensor for gt in instances]).float(),
             torch.cat([gt.gt_classes for gt in instances]),
             table[:, 0].long(),
-            table[:, 1:].float(),
+            table[:, 1:],
         )
 
     @property

@@ -91,22 +91,23 @@ def triton_matching_cost(
     gt_boxes = targets.boxes[rows].contiguous()
     num_rows, num_samples, num_classes = len(gt_boxes), *pred_logits.shape[1:]
     costs = pred_boxes.new_empty((num_rows, num_samples), dtype=torch.float32)
-    _cost_kernel[(num_rows, triton.cdiv(num_samples, BLOCK))](
-        pred_logits.float().contiguous(),
-        pred_boxes.float().contiguous(),
-        targets.images[rows].contiguous(),
-        targets.classes[rows].contiguous(),
-        gt_boxes,
-        targets.scales[rows].contiguous(),
-        costs,
-        num_samples,
-        num_classes,
-        weights.class_weight,
-        weights.l1_weight,
-        weights.giou_weight,
-        weights.focal_alpha,
-        BLOCK=BLOCK,
-    )
+    with torch.cuda.device_of(costs):
+        _cost_kernel[(num_rows, triton.cdiv(num_samples, BLOCK))](
+            pred_logits.float().contiguous(),
+            pred_boxes.float().contiguous(),
+            targets.images[rows].contiguous(),
+            targets.classes[rows].contiguous(),
+            gt_boxes,
+            targets.scales[rows].contiguous(),
+            costs,
+            num_samples,
+            num_classes,
+            weights.class_weight,
+            weights.l1_weight,
+            weights.giou_weight,
+            weights.focal_alpha,
+            BLOCK=BLOCK,
+        )
     return costs
 
 
@@ -142,5 +143,6 @@ def triton_focal_loss(logits: Tensor, weight: float) -> tuple[Tensor, Tensor]:
     blocks = triton.cdiv(logits.numel(), BLOCK)
     sums = logits.new_empty(blocks)
     if blocks:
-        _focal_kernel[(blocks,)](logits, gradient, sums, logits.numel(), weight, BLOCK=BLOCK)
+        with torch.cuda.device_of(logits):
+            _focal_kernel[(blocks,)](logits, gradient, sums, logits.numel(), weight, BLOCK=BLOCK)
     return sums.sum(), gradient

@@ -77,8 +77,9 @@ def describe_ratio(q: Quartiles, digits: int = 2) -> str:
 def peak_memory(make: Callable[..., Callable[[], object]], *arguments: Any) -> float:
     """Peak memory of the host during one call, in MiB above the peak before.
 
-    In a process of its own, since a process never tells of a peak lower than an earlier one. Linux
-    only.
+    In a process of its own, since a process never tells of a peak lower than an earlier one. What
+    the call takes of memory that was freed before is not seen: values near 0 are lower bounds.
+    Linux only.
 
     Args:
         make: picklable; builds the problem and returns the call.
