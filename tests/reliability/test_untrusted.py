@@ -10,7 +10,10 @@ import io
 import json
 import pickle
 import struct
+import subprocess
+import sys
 import zlib
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -215,6 +218,118 @@ def test_pickled_arrays_are_read(tmp_path: Path, protocol: int, form: str) -> No
     assert checkpoint.get("matching_heuristics", False) == (form != "detectron2")
 
 
+def _run(code: str) -> subprocess.CompletedProcess[str]:
+    """Runs a program in a process of its own, which may crash."""
+    words = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100)
+    assert done.returncode >= 0, done
+    return done
+
+
+def _int(number: int) -> bytes:
+    return b"J" + struct.pack("<i", number)
+
+
+def _text(text: str) -> bytes:
+    return b"X" + struct.pack("<I", len(text)) + text.encode()
+
+
+def _dtype(code: str, order: str = "<", fields: bytes = b"NN", tail: bytes | None = None) -> bytes:
+    """A dtype with a made-up state."""
+    tail = _int(8) + _int(1) + _int(0) if tail is None else tail
+    dtype = b"cnumpy\ndtype\n(" + _text(code) + b"K\x00K\x01tR"
+    return dtype + b"(K\x03" + _text(order) + b"N" + fields + tail + b"tb"
+
+
+def _array(dtype: bytes, shape: bytes = b"K\x01\x85", raw: bytes = b"C\x08" + b"A" * 8) -> bytes:
+    head = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tC\x01btR"
+    return head + b"(K\x01" + shape + dtype + b"\x89" + raw + b"tb"
+
+
+# An object at the place 0, where the bytes of the array are the address of that object
+_OBJECT = b"cnumpy\ndtype\n(" + _text("O8") + b"K\x00K\x01tR"
+_FIELDS = b"(" + _text("a") + b"t}" + _text("a") + b"(" + _OBJECT + b"K\x00ts"
+_F8 = _dtype("f8", tail=_int(-1) + _int(-1) + _int(0))
+EVIL_ARRAYS = {
+    "top": b"cnumpy.core.multiarray\nscalar\n("
+    + _dtype("V8", "|", _FIELDS)
+    + b"C\x08"
+    + b"A" * 8
+    + b"tR",
+    "array of fields": _array(_dtype("V8", "|", _FIELDS)),
+    "f8fields": b"}" + _text("a") + _array(_dtype("f8", "<", _FIELDS)) + b"s",
+    "f8flags": b"}" + _text("a") + _array(_dtype("f8", tail=_int(8) + _int(1) + _int(63))) + b"s",
+    "flags": b"}" + _text("a") + _array(_dtype("f8", tail=_int(-1) * 2 + _int(63))) + b"s",
+    "fields": b"}" + _text("a") + _array(_dtype("f8", "<", _FIELDS.replace(_OBJECT, _F8))) + b"s",
+    "objects": b"}" + _text("a") + _array(_OBJECT) + b"s",
+    "large": b"}" + _text("a") + _array(_F8, _int(2**30) + b"\x85") + b"s",
+    "product": b"}" + _text("a") + _array(_F8, (b"\x8a\x09" + bytes(8) + b"\1") + b"\x85") + b"s",
+    "negative": b"}" + _text("a") + _array(_F8, _int(-1) * 2 + b"\x86") + b"s",
+    "no array": b"}" + _text("a") + b"cnumpy\nndarray\n(K\x02K\x02\x86tRs",
+    "other class": b"cnumpy.core.multiarray\n_reconstruct\n(ccollections\nOrderedDict\n(K\0tNtR",
+    "class": b"}" + _text("a") + b"cnumpy\nndarray\ns",
+    "changed class": b"cnumpy\nndarray\nN}" + _text("_make") + b"K\x01s\x86b",
+    "set": b"\x8f(" + _array(_F8) + b"\x90",
+    "memo": b"Nr" + struct.pack("<I", 2**31 - 1),
+    "bytearray": b"\x96" + struct.pack("<Q", 2**36),
+    "shared": b"C"
+    + b"\xff"
+    + b"A" * 255
+    + b"q\x000}("
+    + b"".join(
+        _text(f"{i}") + _array(_dtype("u1", "|", tail=_int(-1) * 2 + _int(0)), b"K\xff\x85", b"h\0")
+        for i in range(1000)
+    )
+    + b"u",
+    "itself": b"}q\0" + _text("a") + b"h\0s",
+    "laughs": b"]q\0"
+    + b"".join(b"](" + b"h%c" % i * 10 + b"eq%c" % (i + 1) for i in range(30))
+    + b"cnumpy\ndtype\nh\x1e\x85R",
+}
+
+
+@pytest.mark.parametrize("name", EVIL_ARRAYS)
+def test_made_up_arrays_are_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "evil.pkl"
+    path.write_bytes(b"\x80\x03" + EVIL_ARRAYS[name] + b".")
+    done = _run(f"""
+import resource
+from onenet.errors import exit_with_one_sentence
+from onenet.untrusted import read_pickled_checkpoint
+resource.setrlimit(resource.RLIMIT_DATA, (2**32, 2**32))
+with exit_with_one_sentence():
+    print(read_pickled_checkpoint({str(path)!r}))
+""")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: ") and "evil.pkl" in done.stderr
+    assert done.stderr.count("\n") == 1 and len(done.stderr) < 1000
+    # A length alone takes addresses, no memory
+    assert "MemoryError" not in done.stderr or name == "bytearray"
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_all_kinds_of_arrays_are_read(tmp_path: Path, protocol: int) -> None:
+    values = np.arange(24) - 3
+    arrays = {
+        code: values.astype(code).reshape(2, 3, 4)
+        for code in "? i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 >f4 >i8".split()
+    }
+    arrays["permuted"] = values.reshape(2, 3, 4).transpose(1, 2, 0)
+    arrays["strided"] = values[::2]
+    arrays["number"] = np.array(3.0)
+    arrays["none"] = np.zeros((0, 2**40), np.float32)
+    path = tmp_path / "model.pkl"
+    content = {"model": OrderedDict(arrays), "__author__": "me", "beside": [(np.int64(3),), b"x"]}
+    path.write_bytes(pickle.dumps(content, protocol))
+    checkpoint = untrusted.read_pickled_checkpoint(str(path))
+    for name, array in arrays.items():
+        found = checkpoint["model"][name]
+        np.testing.assert_array_equal(found, array)
+        assert found.dtype == array.dtype.newbyteorder("=") and found.flags.writeable
+    assert checkpoint["beside"][0] == (3,)
+    assert len(checkpoint["model"]) == len(arrays)
+
+
 def test_pickles_of_python_2_are_read(tmp_path: Path) -> None:
     """Those of Caffe2's model zoo: strings are bytes, and NumPy's module is the old one."""
     header = b"\x80\x02}U\x01acnumpy.core.multiarray\n_reconstruct\n"
@@ -304,8 +419,28 @@ def test_large_json_is_refused(tmp_path: Path, monkeypatch, reader: str) -> None
     )
 
 
-def test_the_largest_json_is_above_cocos() -> None:
-    assert 448_000_000 < untrusted.MAX_JSON_BYTES <= 2**31
+def test_the_largest_json_is_above_objects365s() -> None:
+    assert 3_500_000_000 < untrusted.MAX_JSON_BYTES <= 2**33  # Objects365's has about 3 GB
+
+
+def test_small_json_takes_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "small.json"
+    path.write_text('{"a": 1}')
+    code = f"""
+import resource
+from onenet.untrusted import read_json
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + 2**26
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+print(read_json({str(path)!r}))
+"""
+    assert _run(code).stdout == "{'a': 1}\n"
+
+
+def test_what_has_no_size_is_bounded() -> None:
+    """A pipe, or a device that has no end."""
+    text = sentence(untrusted.read_json, "/dev/zero", 2**22)
+    assert text.startswith("/dev/zero is larger than 4,194,304 bytes")
 
 
 # XML

@@ -195,6 +195,36 @@ def test_bad_annotations_are_refused(
     assert ("is larger than" if content is None else "is not in COCO's format") in err
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads its memory from /proc")
+def test_small_annotations_take_little_memory(tmp_path: Path, runtime_folder: Path) -> None:
+    path = tmp_path / "annotations.json"
+    path.write_text('{"images": [{"file_name": "a.png", "id": 3}]}')
+    code = f"""
+import resource
+from pathlib import Path
+from onenet_runtime.coco import Annotations
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + 2**26
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+print(Annotations.read(Path({str(path)!r})).image_ids)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(runtime_folder)},
+    )
+    assert done.stdout == "{'a.png': 3}\n", done.stderr
+
+
+def test_annotations_that_are_too_large_are_told_a_cure(tmp_path: Path) -> None:
+    path = tmp_path / "annotations.json"
+    with path.open("wb") as file:
+        file.truncate(2**33 + 1)  # takes no room on the disk
+    with pytest.raises(coco.AnnotationsError, match=r"annotations\.json is larger .*leave out"):
+        coco.Annotations.read(path)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_a_png_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, runtime_folder: Path) -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:

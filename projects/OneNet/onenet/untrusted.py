@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
+import re
+import struct
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import yaml
@@ -16,7 +19,7 @@ from .errors import ConfigError, DataError
 
 __all__ = ["read_json", "read_pickled_checkpoint", "read_yaml"]
 
-MAX_JSON_BYTES = 2**31  # COCO's own annotations have 0.5 GB
+MAX_JSON_BYTES = 2**33  # COCO's own annotations have 0.5 GB, those of Objects365 about 3
 MAX_YAML_BYTES = 2**20
 MAX_YAML_NODES = 10**5  # after each alias is replaced by what it stands for
 
@@ -33,8 +36,10 @@ def read_json(path: str | os.PathLike[str], max_bytes: int = MAX_JSON_BYTES) -> 
     """
     try:
         with open(path, "rb") as file:
-            content = _read_bounded(file.read, path, max_bytes)
+            content = _read_bounded(file, path, max_bytes, "leave out of it what is not needed")
         return json.loads(content.decode("utf-8"))
+    except DataError:  # which is a ValueError
+        raise
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): check the path") from error
     except RecursionError as error:
@@ -50,11 +55,19 @@ def read_json(path: str | os.PathLike[str], max_bytes: int = MAX_JSON_BYTES) -> 
 
 
 def _read_bounded(
-    read: Callable[[int], bytes], path: str | os.PathLike[str], max_bytes: int
-) -> bytes:
-    content = read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise DataError(f"{path} is larger than {max_bytes:,} bytes, the most that is read")
+    file: BinaryIO, path: str | os.PathLike[str], max_bytes: int, cure: str
+) -> bytearray:
+    content = bytearray()
+    # In pieces, as a single read asks for as much memory as it may return
+    size = os.fstat(file.fileno()).st_size
+    while size <= max_bytes and (piece := file.read(2**20)):
+        content += piece
+        size = len(content)
+    if size > max_bytes:
+        raise DataError(
+            f"{path} is larger than {max_bytes:,} bytes, the most that is read: check that it is"
+            f" the right file, and {cure}"
+        )
     return content
 
 
@@ -67,14 +80,15 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
     """
     try:
         with open(path, "rb") as file:
-            text = _read_bounded(file.read, path, MAX_YAML_BYTES)
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+            text = bytes(_read_bounded(file, path, MAX_YAML_BYTES, "shorten it"))
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
         if root is not None and _expanded_size(root, {}) > MAX_YAML_NODES:
             raise ConfigError(
                 f"{path} has aliases that stand for more than {MAX_YAML_NODES:,} values, or for"
                 " themselves: write out what they stand for"
             )
-        return yaml.safe_load(text)
+        return None if root is None else loader.construct_document(root)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}); check the path.") from error
     except RecursionError as error:
@@ -115,6 +129,9 @@ def read_pickled_checkpoint(path: str) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             content = _ArrayUnpickler(file, encoding="latin1").load()
+            content = _Finished(os.fstat(file.fileno()).st_size).finish(content)
+        if not isinstance(content, dict):
+            raise pickle.UnpicklingError(f"it is a {type(content).__name__}, no dict")
         if "model" in content and "__author__" in content:
             checkpoint = dict(content)
         else:  # of Caffe2: "blobs" in detectors, their content alone in classifiers
@@ -138,11 +155,18 @@ def read_pickled_checkpoint(path: str) -> dict[str, Any]:
 
 
 def _is_array(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
+    return isinstance(value, np.ndarray)
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Knows the few names that pickles of arrays have, by their old and new modules."""
+# The C unpickler takes gigabytes for a few bytes, where they name a large place in its memo
+class _ArrayUnpickler(pickle._Unpickler):
+    """Knows the few names that pickles of arrays have, and gives stand-ins of NumPy for them.
+
+    NumPy's own would take what a file makes up for a dtype: fields and flags that make pointers of
+    numbers.
+    """
+
+    dispatch = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
         """See :class:`pickle.Unpickler`."""
@@ -153,30 +177,166 @@ class _ArrayUnpickler(pickle.Unpickler):
         except KeyError:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
 
+    def load_bytes(self) -> None:
+        """In place of a bytearray, which would be made before the file turns out shorter."""
+        (length,) = struct.unpack("<Q", self.read(8))
+        self.append(self.read(length))
 
-def _encode_latin1(text: str, encoding: str) -> bytes:
-    """The one use of ``_codecs.encode`` that Python 3 makes of it for bytes in old protocols."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it asks for the codec {encoding!r}")
-    return text.encode("latin1")
-
-
-def _names_of_arrays() -> dict[tuple[str, str], Any]:
-    """What pickles of arrays and NumPy's scalars ask for, in all protocols."""
-    names: dict[tuple[str, str], Any] = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("collections", "OrderedDict"): OrderedDict,
-        ("_codecs", "encode"): _encode_latin1,
-        ("__builtin__", "bytes"): lambda: b"",  # as old protocols have empty ones
-    }
-    array = np.zeros(1)
-    for value in (array, array[0]):
-        for protocol in (2, 5):
-            function = value.__reduce_ex__(protocol)[0]
-            module = function.__module__.replace("numpy._core.", "numpy.core.", 1)
-            names[module, function.__name__] = function
-    return names
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytes
 
 
-_HARMLESS = _names_of_arrays()
+def _told(value: Any) -> str:
+    """A value in a sentence: a few lists can stand for gigabytes of text."""
+    return repr(value[:20]) if isinstance(value, str) else type(value).__name__
+
+
+class _Maker:
+    """What a pickle may call; it cannot be changed."""
+
+    __slots__ = ("_make",)
+    __hash__ = None
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self._make = make
+
+    def __call__(self, *args: Any) -> Any:
+        return self._make(*args)
+
+    def __setstate__(self, state: object) -> None:
+        raise pickle.UnpicklingError("it changes a function")
+
+
+class _Dtype:
+    """Stands for a dtype of numbers: no fields, no flags."""
+
+    __slots__ = ("dtype",)
+    __hash__ = None
+
+    def __init__(self, code: object, align: object = 0, copy: object = 0) -> None:
+        if not (isinstance(code, str) and re.fullmatch("[biuf][1248]", code)):
+            raise pickle.UnpicklingError(f"it asks for the dtype {_told(code)}")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: Any) -> None:
+        _, byte_order, *rest = state
+        if tuple(rest) != (None, None, None, -1, -1, 0) or byte_order not in ("<", ">", "|", "="):
+            raise pickle.UnpicklingError(f"it asks for another {self.dtype} than NumPy's")
+        self.dtype = self.dtype.newbyteorder(byte_order)
+
+
+class _Array:
+    """Stands for an array, which it makes once the file is read."""
+
+    __slots__ = ("axes", "dtype", "order", "raw", "shape")
+    __hash__ = None
+
+    def __init__(self) -> None:
+        self.set(b"", _Dtype("b1"), (0,), "C")
+
+    def set(self, raw: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> None:
+        """Sets all that an array is, or raises."""
+        right = isinstance(raw, (bytes, str)) and isinstance(dtype, _Dtype)  # Python 2 has str
+        right = right and isinstance(shape, tuple) and len(shape) <= 32
+        right = right and all(type(size) is int and 0 <= size < 2**48 for size in shape)
+        if order == "K":
+            right = right and isinstance(axes, tuple) and all(type(axis) is int for axis in axes)
+            right = right and sorted(axes) == list(range(len(shape)))
+        else:
+            right = right and order in ("C", "F") and axes is None
+        if not right or math.prod(shape) * dtype.dtype.itemsize != len(raw):
+            raise pickle.UnpicklingError("it has an array whose size and content differ")
+        self.raw, self.dtype, self.shape = raw, dtype.dtype, shape
+        self.order, self.axes = order, axes
+
+    def __setstate__(self, state: Any) -> None:
+        version, shape, dtype, is_fortran, raw = state
+        if version != 1:
+            raise pickle.UnpicklingError(f"it has an array of version {_told(version)}")
+        self.set(raw, dtype, shape, "F" if is_fortran else "C")
+
+    def make(self) -> np.ndarray:
+        """The array, a copy in this machine's byte order."""
+        raw = self.raw.encode("latin1") if isinstance(self.raw, str) else self.raw
+        values = np.frombuffer(raw, self.dtype).astype(self.dtype.newbyteorder("="))
+        if self.order == "K":
+            return values.reshape(self.shape).transpose(self.axes)
+        return values.reshape(self.shape, order=self.order)
+
+
+class _Finished:
+    """Puts arrays in the place of what stands for them; a file cannot hold more than its size."""
+
+    def __init__(self, size: int) -> None:
+        self.room = size
+        self.done: dict[int, Any] = {}
+
+    def finish(self, value: Any) -> Any:
+        """The value, whose dicts, lists and tuples are copied."""
+        if not isinstance(value, (_Array, _Dtype, _Maker, dict, list, tuple)):
+            return value
+        if id(value) not in self.done:
+            self.done[id(value)] = self  # until it is known
+            self.done[id(value)] = self._finish(value)
+        if self.done[id(value)] is self:
+            raise pickle.UnpicklingError("it contains itself")
+        return self.done[id(value)]
+
+    def _finish(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: self.finish(child) for key, child in dict.items(value)}
+        if isinstance(value, (list, tuple)):
+            return type(value)([self.finish(child) for child in value])
+        if not isinstance(value, _Array):
+            raise pickle.UnpicklingError("it holds a dtype or function, which is no array")
+        self.room -= len(value.raw)
+        if self.room < 0:
+            raise pickle.UnpicklingError("it has arrays that share their content")
+        return value.make()
+
+
+def _reconstruct(kind: Any, shape: Any, code: Any) -> _Array:
+    """Of an empty array, whose content follows."""
+    if kind is not _NDARRAY:
+        raise pickle.UnpicklingError("it asks for an array of another class")
+    return _Array()
+
+
+def _frombuffer(*args: Any) -> _Array:
+    """Of an array, as protocol 5 has it."""
+    array = _Array()
+    array.set(*args)
+    return array
+
+
+def _scalar(dtype: Any, raw: Any) -> Any:
+    array = _Array()
+    array.set(raw, dtype, (), "C")
+    return array.make()[()]
+
+
+def _encode_latin1(text: Any, encoding: Any) -> str:
+    """The one use of ``_codecs.encode`` that Python 3 makes of it for bytes in old protocols.
+
+    It returns the text: many bytes of one text would take more memory than the file.
+    """
+    if encoding != "latin1" or not isinstance(text, str):
+        raise pickle.UnpicklingError(f"it asks for the codec {_told(encoding)}")
+    return text
+
+
+def _refuse(*args: Any) -> None:
+    raise pickle.UnpicklingError("it asks for numpy.ndarray as a function")
+
+
+_NDARRAY = _Maker(_refuse)
+# What pickles of arrays and NumPy's scalars ask for, in all protocols
+_HARMLESS = {
+    ("numpy", "ndarray"): _NDARRAY,
+    ("numpy", "dtype"): _Maker(_Dtype),
+    ("numpy.core.multiarray", "_reconstruct"): _Maker(_reconstruct),
+    ("numpy.core.multiarray", "scalar"): _Maker(_scalar),
+    ("numpy.core.numeric", "_frombuffer"): _Maker(_frombuffer),
+    ("collections", "OrderedDict"): _Maker(OrderedDict),
+    ("_codecs", "encode"): _Maker(_encode_latin1),
+    ("__builtin__", "bytes"): _Maker(lambda: b""),  # as old protocols have empty ones
+}

@@ -19,7 +19,7 @@ __all__ = [
     "write_json",
 ]
 
-_MAX_BYTES = 2**31  # COCO's own annotations have 0.5 GB
+_MAX_BYTES = 2**33  # COCO's own annotations have 0.5 GB, those of Objects365 about 3
 
 
 def to_results(
@@ -139,11 +139,17 @@ class Annotations:
 
 
 def _read_text(path: Path) -> str:
+    content = bytearray()
     with path.open("rb") as file:
-        content = file.read(_MAX_BYTES + 1)
-    if len(content) > _MAX_BYTES:
+        # In pieces, as a single read asks for as much memory as it may return
+        size = os.fstat(file.fileno()).st_size
+        while size <= _MAX_BYTES and (piece := file.read(2**20)):
+            content += piece
+            size = len(content)
+    if size > _MAX_BYTES:
         raise AnnotationsError(
-            f"{path} is larger than {_MAX_BYTES:,} bytes, the most that is read."
+            f"{path} is larger than {_MAX_BYTES:,} bytes, the most that is read: leave out its"
+            " 'annotations', which are not needed."
         )
     return content.decode("utf-8")
 
