@@ -237,6 +237,14 @@ def test_errors_are_one_sentence(train_net, data_opts, coco_set, tmp_path: Path,
         assert "3.png cannot be read" in log and "Traceback" not in log
 
 
+@pytest.mark.parametrize("name", ["file", "file/out"])
+def test_an_output_dir_that_cannot_be_made(train_net, data_opts, tmp_path: Path, name) -> None:
+    (tmp_path / "file").touch()
+    words = ("--config-file", CONFIG, *data_opts, *TINY, "OUTPUT_DIR", str(tmp_path / name))
+    with pytest.raises(SystemExit, match=f"^error: OUTPUT_DIR: the folder '.*{name}' cannot be"):
+        train_net(*words)
+
+
 def test_missing_dataset_names_file_and_variable(train_net, tmp_path: Path, monkeypatch) -> None:
     from detectron2.data.datasets import register_coco_instances
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 
 import pytest
+import torch
+from detectron2.utils.events import EventWriter, JSONWriter
 
 from onenet.errors import ConfigError, DataError, TrainingError
-from onenet.faults import naming_faults
+from onenet.faults import NamedWriter, naming_faults
 
 
 def test_the_first_fault_is_told() -> None:
@@ -31,6 +33,7 @@ def test_a_sentence_is_preferred_to_its_causes() -> None:
     ("error", "told"),
     [
         (OSError(errno.ENOSPC, "full", "out/a"), r"^out/a cannot be written \(full\)"),
+        (OSError(errno.EACCES, "denied", "out/a"), r"^out/a cannot be written \(denied\)"),
         (OSError(errno.EDQUOT, "quota"), r"^A file below out cannot be written \(quota\)"),
         (RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed. "), "loads images"),
     ],
@@ -44,9 +47,36 @@ def test_system_errors_get_a_sentence(error: Exception, told: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ENOENT, "no such file", "a"), RuntimeError("gloo"), KeyError("a")]
+    "error",
+    [
+        OSError(errno.ENOENT, "no such file", "a"),
+        OSError(errno.EACCES, "denied", "elsewhere/a"),
+        RuntimeError("gloo"),
+        KeyError("a"),
+    ],
 )
 def test_others_stay_as_they_are(error: Exception) -> None:
     with pytest.raises(type(error)) as caught, naming_faults("out"):
         raise error
     assert caught.value is error
+
+
+def test_a_torch_without_distributed_training(monkeypatch) -> None:
+    for name in ("DistBackendError", "DistNetworkError"):
+        monkeypatch.delattr(torch.distributed, name)
+    test_others_stay_as_they_are(KeyError("a"))
+
+
+def test_a_writer_is_named_after_its_file(tmp_path) -> None:
+    class Printer(EventWriter):
+        def write(self) -> None:
+            raise BrokenPipeError
+
+    class Json(JSONWriter):
+        def write(self) -> None:
+            raise OSError(errno.ENOSPC, "full")
+
+    with pytest.raises(BrokenPipeError):
+        NamedWriter(Printer(), "out").write()
+    with pytest.raises(TrainingError, match=r"^out/metrics\.json cannot be written"):
+        NamedWriter(Json(str(tmp_path / "metrics.json")), "out").write()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from onenet.files import write_json, write_whole
+from onenet.files import whole_file, write_json, write_whole
 
 
 def test_write_whole_writes_and_overwrites(tmp_path: Path) -> None:
@@ -48,6 +48,23 @@ def test_write_json_into_the_working_folder(tmp_path: Path, monkeypatch) -> None
     monkeypatch.chdir(tmp_path)
     write_json("file.json", {"a": 1})
     assert json.loads((tmp_path / "file.json").read_text()) == {"a": 1}
+
+
+def test_only_what_happens_in_it_is_the_files(tmp_path: Path) -> None:
+    """Not the error that the caller is handling; but one that a library hides."""
+    path = str(tmp_path / "file")
+    try:
+        raise FileNotFoundError("of the caller")
+    except OSError:
+        with pytest.raises(KeyError), whole_file(path):
+            raise KeyError("a bug")  # noqa: B904
+    with pytest.raises(OSError, match="full") as caught, whole_file(path):
+        try:
+            raise OSError(28, "full")
+        except OSError:
+            raise RuntimeError("of torch")  # noqa: B904
+    assert caught.value.filename == path
+    assert not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from detectron2.config import get_cfg
 from detectron2.utils import comm
 
-from onenet.resume import ResumableData, cut_metrics
+from onenet.engine import _check_weights
+from onenet.errors import ConfigError
+from onenet.resume import (
+    ResumableData,
+    ResumableEvalHook,
+    cut_metrics,
+    end_half_row,
+    share_buffers,
+)
 
 
 def drawn(seed: int, iteration: int) -> tuple[float, float]:
@@ -40,9 +50,9 @@ def test_the_seed_goes_with_the_checkpoint() -> None:
     [
         ('{"iteration": 3}\n{"iteration": 7}\n{"iteration": 8}\n', 2),
         ('{"iteration": 3}\n{"iteration": 7, "lo', 1),  # cut off
-        ('{"iteration": 3}\n{"iteration": 7}', 1),  # without its end of line
+        ('{"iteration": 3}\n{"iteration": 7}', 2),  # without its end of line
         ('{"iteration": 3}\n\0\0\0\n', 1),  # after a power failure
-        ('{"iteration": 9}\n{"iteration": 3}\n', 0),
+        ('{"iteration": 3}\n7\n', 1),
         ("", 0),
     ],
 )
@@ -52,8 +62,94 @@ def test_metrics_are_cut_in_place(tmp_path: Path, content: str, kept: int) -> No
     with open(path, "a") as file:  # as the trainer has it open
         cut_metrics(str(path), start_iter=8)
         file.write('{"iteration": 8}\n')
-    lines = content.splitlines(keepends=True)[:kept]
-    assert path.read_text() == "".join(lines) + '{"iteration": 8}\n'
+    lines = content.splitlines()[:kept]
+    assert path.read_text().splitlines() == [*lines, '{"iteration": 8}']
+
+
+def iterations(path: Path) -> list[int]:
+    """What the file has, all of whose rows must be whole."""
+    return [json.loads(line)["iteration"] for line in path.read_text().splitlines()]
+
+
+def test_metrics_of_an_earlier_run_stay(tmp_path: Path) -> None:
+    """A run repeated in the same OUTPUT_DIR, then resumed: its rows are cut, not the other's."""
+    path = tmp_path / "metrics.json"
+    path.write_text("".join(f'{{"iteration": {i}}}\n' for i in (3, 7, 11, 3, 7)))
+    cut_metrics(str(path), start_iter=4)
+    assert iterations(path) == [3, 7, 11, 3]
+
+
+def test_results_behind_later_losses_are_no_new_run(tmp_path: Path) -> None:
+    """Detectron2 writes them so where TEST.EVAL_PERIOD is no multiple of its 20 iterations."""
+    path = tmp_path / "metrics.json"
+    rows = [(3, "lr"), (19, "lr"), (14, "bbox/AP"), (39, "lr"), (29, "bbox/AP")]
+    path.write_text("".join(f'{{"{key}": 1, "iteration": {i}}}\n' for i, key in rows))
+    cut_metrics(str(path), start_iter=30)
+    assert iterations(path) == [3, 19, 14, 29]
+    cut_metrics(str(path), start_iter=15)
+    assert iterations(path) == [3, 14]
+
+
+def test_metrics_behind_a_half_row_stay(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    path.write_text('{"iteration": 3}\n{"iter{"iteration": 7}\n{"iteration": 11}\n')
+    cut_metrics(str(path), start_iter=12)
+    assert iterations(path) == [3, 11]
+    cut_metrics(str(path), start_iter=0)  # resumed before the first checkpoint
+    assert iterations(path) == []
+
+
+def test_a_half_row_is_ended(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    end_half_row(str(path))
+    assert not path.exists()
+    for content, ended in (("", ""), ("a\n", "a\n"), ("a\nb", "a\nb\n")):
+        path.write_text(content)
+        end_half_row(str(path))
+        assert path.read_text() == ended
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_only_the_main_process_reads_the_metrics(tmp_path: Path, monkeypatch, rank: int) -> None:
+    """Others would read them while they are being cut; half rows are no results."""
+    path, evaluated, answers = tmp_path / "metrics.json", [], []
+    path.write_text('{"iteration": 3, "bbox/AP": 1}\n{"iteration": 3, "bb')
+    hook = ResumableEvalHook(4, lambda: evaluated.append(1), str(path))
+    hook.trainer = SimpleNamespace(start_iter=4, max_iter=8)
+    monkeypatch.setattr(comm, "is_main_process", lambda: rank == 0)
+    monkeypatch.setattr(comm, "all_gather", lambda answer: answers.append(answer) or [True])
+    hook.before_train()
+    assert answers == [rank == 0] and not evaluated
+
+
+def _share(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+    )
+    model = torch.nn.BatchNorm2d(3)
+    model.running_mean.fill_(rank + 1)
+    model.num_batches_tracked.fill_(rank + 1)
+    model.weight.data.fill_(rank + 1)
+    share_buffers(model)
+    torch.save(model.state_dict(), f"{folder}/{rank}")
+    torch.distributed.destroy_process_group()
+
+
+def test_workers_share_the_statistics_of_the_first(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_share, (str(tmp_path),), nprocs=2)
+    for rank in (0, 1):
+        state = torch.load(tmp_path / str(rank), weights_only=True)
+        assert state["running_mean"].tolist() == [1, 1, 1]
+        assert state["num_batches_tracked"] == 1
+        assert state["weight"].tolist() == [rank + 1] * 3  # weights are DDP's
+
+
+def test_last_checkpoint_of_broken_bytes_is_named(tmp_path: Path) -> None:
+    (tmp_path / "last_checkpoint").write_bytes(b"\xff\xfe\0")
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    with pytest.raises(ConfigError, match="last_checkpoint names .* there is no such file; write"):
+        _check_weights(cfg, resume=True)
 
 
 def test_metrics_that_are_not_there_yet(tmp_path: Path) -> None:

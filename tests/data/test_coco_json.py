@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import logging
+import os
 import re
 from pathlib import Path
 
@@ -222,3 +224,15 @@ def test_train_and_test_must_have_the_same_classes(root):
         test = register(root, content, "test.json")
         with pytest.raises(DataError, match=re.escape(f"{train} and {test} differ")):
             check_same_classes(train, test)
+
+
+def test_a_completed_copy_that_cannot_be_written(root, monkeypatch):
+    """For instance on a full disk: no half file holds the room."""
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match=r"onenet_.*\.json, the completed copy .*\(full\)"):
+        register(root, GOOD)
+    assert not list((root / "cache").iterdir())

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from detectron2.config import get_cfg
+from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from PIL import Image
@@ -119,4 +120,17 @@ def test_missing_image_and_wrong_size_are_named(cfg, record: dict) -> None:
         OneNetDatasetMapper(cfg, is_train=True)({**record, "width": 95})
     Path(record["file_name"]).unlink()
     with pytest.raises(DataError, match=r"a\.png cannot be read"):
+        OneNetDatasetMapper(cfg, is_train=True)(record)
+
+
+@pytest.mark.parametrize("error", [OSError("of the network"), KeyError("a bug")])
+def test_a_first_try_that_fails(cfg, record: dict, monkeypatch, error: Exception) -> None:
+    """A read that fails once is the image's; another error is not."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(DatasetMapper, "__call__", fail)
+    wanted = ImageError if isinstance(error, OSError) else KeyError
+    with pytest.raises(wanted, match="of the network" if wanted is ImageError else "a bug"):
         OneNetDatasetMapper(cfg, is_train=True)(record)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -128,6 +127,8 @@ def die_at_event(number: int) -> None:
 
 def no_file_above(num_bytes: int) -> None:
     """A disk on which no file fits that is larger."""
+    import resource  # which Windows does not have
+
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
 
@@ -147,6 +148,25 @@ def loss_of(value: float, iteration: int) -> None:
         OneNet.forward = forward_and_spoil
 
     before_step(iteration, plant)
+
+
+def nan_loss_above(lr: float) -> None:
+    """Makes the loss NaN wherever the learning rate is above a limit."""
+    run_step, forward = DefaultTrainer.run_step, OneNet.forward
+
+    def run(trainer: DefaultTrainer) -> None:
+        is_above = any(group["lr"] > lr for group in trainer.optimizer.param_groups)
+
+        def forward_and_spoil(self: OneNet, batch: list) -> Any:
+            losses = forward(self, batch)
+            if self.training and is_above:
+                losses["loss_l1"] = losses["loss_l1"] * float("nan")
+            return losses
+
+        OneNet.forward = forward_and_spoil
+        run_step(trainer)
+
+    DefaultTrainer.run_step = run
 
 
 def spoiled_weights(iteration: int) -> None:

@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable
-from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
@@ -138,6 +137,8 @@ class Runs:
         Args:
             data: words for the config, from :func:`make_set`.
         """
+        from multiprocessing import forkserver  # which Windows does not have
+
         self._data = data
         self.config_file: str | Path = TINY[1]
         self._context = multiprocessing.get_context("forkserver")

@@ -54,6 +54,22 @@ def test_weights_that_are_no_numbers_are_not_saved(runs, undisturbed, tmp_path: 
 
 
 @pytest.mark.slow
+def test_a_lower_learning_rate_is_taken_on_resuming(runs, tmp_path: Path) -> None:
+    """As the sentence says; with the same one it is the same NaN again."""
+    rising = ("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.WARMUP_ITERS", "8")
+    words = (*rising, "SOLVER.REFERENCE_BATCH", "0", "SOLVER.BASE_LR")
+    plant = {"before": plants.nan_loss_above, "given": (0.7e-4,)}
+    assert runs.finish(tmp_path, *words, "1e-4", **plant) == 1
+    assert "or lower SOLVER.BASE_LR, and go on with --resume" in error_of(tmp_path)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"
+    assert runs.finish(tmp_path, *words, "1e-4", resume=True, **plant) == 1
+    assert runs.finish(tmp_path, *words, "6e-5", resume=True, **plant) == 0
+    content = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    groups = content["trainer"]["_trainer"]["optimizer"]["param_groups"]
+    assert all(0 < group["lr"] <= group["initial_lr"] == 6e-5 for group in groups)
+
+
+@pytest.mark.slow
 def test_the_loss_after_weights_that_are_no_numbers(runs, tmp_path: Path) -> None:
     plant = {"before": plants.spoiled_weights, "given": (5,)}
     assert runs.finish(tmp_path, **plant) == 1

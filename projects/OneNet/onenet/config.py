@@ -170,9 +170,9 @@ def add_onenet_config(cfg: CfgNode) -> None:
     cfg.INPUT.CROP.PROB = 0.5
     cfg.INPUT.CROP.MIN_SIZES = (400, 500, 600)
 
-    # What an image does that is missing, does not decode, or has another size than its annotation
-    # says: "fail" ends the run, naming it; "skip" goes on, and tells names and count at the end. In
-    # training another image takes its place; in evaluation nothing is found in it.
+    # What an image does that does not decode, or has another size than its annotation says: "fail"
+    # ends the run, naming it; "skip" goes on, and tells names and count at the end. In training
+    # another image takes its place; in evaluation nothing is found in it.
     cfg.INPUT.ON_BAD_IMAGE = "fail"
 
     # Duplicates, score gap and what NMS would change, measured beside COCO's AP

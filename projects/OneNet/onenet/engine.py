@@ -42,7 +42,13 @@ from .evaluation import (
     without_nms,
 )
 from .faults import LossGuard, NamedWriter, naming_faults, tell_once_of_lost_logs
-from .resume import ResumableData, ResumableEvalHook, cut_metrics
+from .resume import (
+    ResumableData,
+    ResumableEvalHook,
+    cut_metrics,
+    end_half_row,
+    share_buffers,
+)
 from .solver import build_optimizer
 
 __all__ = ["Trainer", "build_evaluator", "check_limits", "launch_workers", "setup"]
@@ -57,7 +63,7 @@ def launch_workers(main: Callable[[argparse.Namespace], None], args: argparse.Na
     """
     try:
         launch(
-            main,
+            functools.partial(_run_worker, main),
             args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
@@ -73,6 +79,14 @@ def launch_workers(main: Callable[[argparse.Namespace], None], args: argparse.Na
         )
 
 
+def _run_worker(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
+    main(args)
+    if comm.get_world_size() > 1:
+        # Else gloo's threads may abort the process as it ends
+        comm.synchronize()
+        torch.distributed.destroy_process_group()
+
+
 def setup(args: argparse.Namespace) -> CfgNode:
     """Loads the config that the command line names, and starts the loggers.
 
@@ -84,7 +98,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
     Raises:
         ConfigError, DataError: see :func:`onenet.config.load_config`; or MODEL.WEIGHTS, or the
-            checkpoint to resume from, is no file.
+            checkpoint to resume from, is no file; or OUTPUT_DIR cannot be made.
     """
     # What loading has to say goes to the terminal; the log file's place is known only afterwards.
     setup_logger(distributed_rank=comm.get_rank(), name="onenet")
@@ -92,6 +106,13 @@ def setup(args: argparse.Namespace) -> CfgNode:
     _check_weights(cfg, args.resume)
     for name in cfg.DATASETS.TEST:
         _check_evaluator(name)
+    try:
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"OUTPUT_DIR: the folder '{cfg.OUTPUT_DIR}' cannot be made ({error.strerror}); name"
+            " another one, or see to what is in its way."
+        ) from error
     # A log file that cannot be written is told of below
     quiet = mock.patch.object(logging, "raiseExceptions", False)
     with naming_faults(cfg.OUTPUT_DIR), quiet:
@@ -110,7 +131,7 @@ def _last_checkpoint(cfg: CfgNode) -> str:
     note = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
     if not os.path.isfile(note):
         return ""
-    with open(note, encoding="utf-8") as file:
+    with open(note, encoding="utf-8", errors="replace") as file:
         return os.path.join(cfg.OUTPUT_DIR, file.read().strip())
 
 
@@ -266,6 +287,7 @@ class Trainer(DefaultTrainer):
         if cfg.MODEL.DEVICE == "cpu":
             # Detectron2 names the worker's GPU to DDP, which refuses that for a model on the CPU.
             create_ddp_model = functools.partial(create_ddp_model, device_ids=None)
+        self._is_resumed = False
         self.ema: EMAHook | None = None  # build_hooks, which Detectron2 calls, sets it
         with mock.patch.object(defaults, "create_ddp_model", create_ddp_model):
             super().__init__(cfg)
@@ -298,6 +320,7 @@ class Trainer(DefaultTrainer):
         self._set_checkpointer(evaluated)
 
         def evaluate() -> dict:
+            share_buffers(evaluated)
             self._last_eval_results = self.test(cfg, evaluated)
             return self._last_eval_results
 
@@ -322,8 +345,21 @@ class Trainer(DefaultTrainer):
         )
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """See Detectron2's; with SOLVER.EMA_DECAY the average starts from the same weights."""
+        """See Detectron2's; with SOLVER.EMA_DECAY the average starts from the same weights.
+
+        A run that is resumed takes the config's BASE_LR, in place of the one it began with.
+        """
+        base_lrs = list(self.scheduler.base_lrs)
         super().resume_or_load(resume)
+        self._is_resumed = resume
+        if self.scheduler.base_lrs != base_lrs:  # those of the checkpoint
+            self.scheduler.base_lrs = base_lrs
+            groups = self._trainer.optimizer.param_groups
+            for group, base_lr, lr in zip(groups, base_lrs, self.scheduler.get_lr(), strict=True):
+                group.update(initial_lr=base_lr, lr=lr)
+            logging.getLogger(__name__).info(
+                f"SOLVER.BASE_LR is another than before: goes on with {self.cfg.SOLVER.BASE_LR:g}."
+            )
         if self.ema is not None and self.ema.steps == 0:  # nothing, or a checkpoint without average
             self.ema.start_from(self.ema.average)
 
@@ -374,7 +410,13 @@ class Trainer(DefaultTrainer):
             process.
         """
         with naming_faults(cfg.OUTPUT_DIR):
-            results = super().test(cfg, model, evaluators)
+            return cls._test(cfg, model, evaluators)
+
+    @classmethod
+    def _test(
+        cls, cfg: CfgNode, model: torch.nn.Module, evaluators: list[DatasetEvaluator] | None
+    ) -> dict:
+        results = super().test(cfg, model, evaluators)
         wanted = evaluators is None and cfg.TEST.END_TO_END.ENABLED and cfg.DATASETS.TEST
         if wanted and comm.is_main_process():
             digest = weights_digest(model)
@@ -403,8 +445,11 @@ class Trainer(DefaultTrainer):
             ConfigError, LimitError: see :func:`check_limits`; the model is saved by then.
             TrainingError: the loss is no number, the disk is full, or another worker has ended.
         """
-        if comm.is_main_process() and self.start_iter:
-            cut_metrics(self._metrics_file, self.start_iter)
+        if comm.is_main_process():
+            if self._is_resumed:
+                cut_metrics(self._metrics_file, self.start_iter)
+            else:
+                end_half_row(self._metrics_file)
         last = os.path.basename(_last_checkpoint(self.cfg))
         if self.start_iter >= self.max_iter and last != "model_final.pth":
             # Cut off between the last iteration's checkpoint and the final one, which is the same

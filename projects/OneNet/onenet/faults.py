@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter, JSONWriter
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from torch import Tensor, nn
 
 from .data.loaders import TrainLoader
@@ -24,6 +24,7 @@ from .files import cannot_write, whole_file
 __all__ = ["LossGuard", "NamedWriter", "naming_faults", "tell_once_of_lost_logs"]
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_NO_PERMISSION = (errno.EACCES, errno.EPERM)
 _MAX_NAMES = 8  # images in a sentence
 
 
@@ -116,8 +117,11 @@ class NamedWriter(EventWriter):
         """
         self._writer = writer
         self._broken = False
-        what = "metrics.json" if isinstance(writer, JSONWriter) else "TensorBoard's events"
-        self._path = os.path.join(output_dir, what)
+        self._path = ""  # of others: they print
+        if isinstance(writer, JSONWriter):
+            self._path = os.path.join(output_dir, "metrics.json")
+        elif isinstance(writer, TensorboardXWriter):
+            self._path = os.path.join(output_dir, "TensorBoard's events")
 
     def write(self) -> None:
         """See Detectron2's.
@@ -138,6 +142,8 @@ class NamedWriter(EventWriter):
             method()
         except OSError as error:
             self._broken = True
+            if not self._path:
+                raise
             raise cannot_write(self._path, error) from error
 
 
@@ -164,10 +170,20 @@ def _first_fault(error: BaseException | None, is_told: bool = False) -> BaseExce
     return earlier or (error if has_sentence and not is_told else None)
 
 
+def _is_unwritable(error: OSError, output_dir: str) -> bool:
+    if error.errno not in _NO_PERMISSION:
+        return error.errno in _NO_ROOM
+    # Elsewhere it is as well a file that may not be read
+    folder = os.path.join(os.path.abspath(output_dir), "")
+    return isinstance(error.filename, str) and os.path.abspath(error.filename).startswith(folder)
+
+
 def _is_lost_worker(error: BaseException) -> bool:
+    if comm.get_world_size() == 1:
+        return False  # nor need torch have been built with distributed training
     backend = (torch.distributed.DistBackendError, torch.distributed.DistNetworkError)
     of_gloo = type(error) is RuntimeError and "gloo" in str(error).lower()
-    return comm.get_world_size() > 1 and (of_gloo or isinstance(error, backend))
+    return of_gloo or isinstance(error, backend)
 
 
 def _is_lost_loader(error: BaseException) -> bool:
@@ -198,7 +214,7 @@ def naming_faults(output_dir: str) -> Iterator[None]:
         if first is not None:
             raise first from None
         for cause in _chain(error):
-            if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
+            if isinstance(cause, OSError) and _is_unwritable(cause, output_dir):
                 path = cause.filename or f"A file below {output_dir}"
                 raise cannot_write(str(path), cause) from error
             if _is_lost_worker(cause):

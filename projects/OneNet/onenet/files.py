@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -32,6 +33,7 @@ def whole_file(path: str, sync: bool = True) -> Iterator[IO[bytes]]:
             name, also where a library has raised something else in its place.
     """
     temporary = path + ".tmp"
+    before = sys.exc_info()[1]  # what the caller is handling is none of this file's
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -44,7 +46,7 @@ def whole_file(path: str, sync: bool = True) -> Iterator[IO[bytes]]:
     except Exception as error:
         with contextlib.suppress(OSError):
             os.remove(temporary)  # it may be what fills the disk
-        cause = _os_error(error)
+        cause = _os_error(error, before)
         if cause is None:
             raise
         raise OSError(cause.errno, cause.strerror, path) from error
@@ -60,11 +62,18 @@ def _sync_folder(path: str) -> None:
             os.close(folder)
 
 
-def _os_error(error: BaseException | None) -> OSError | None:
-    """What the system said; torch.save raises a RuntimeError of its own on top of it."""
-    while error is not None and not isinstance(error, OSError):
+def _os_error(error: BaseException | None, before: BaseException | None) -> OSError | None:
+    """What the system said; torch.save raises a RuntimeError of its own on top of it.
+
+    Args:
+        error: the newest.
+        before: one that was there before the file, if any; it and what led to it do not count.
+    """
+    while error is not None and error is not before:
+        if isinstance(error, OSError):
+            return error
         error = error.__context__
-    return error
+    return None
 
 
 def cannot_write(path: str, error: OSError) -> TrainingError:

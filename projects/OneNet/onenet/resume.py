@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
+from torch import nn
 
 from .data.loaders import TrainLoader, seed_random
 
-__all__ = ["ResumableData", "ResumableEvalHook", "cut_metrics"]
+__all__ = ["ResumableData", "ResumableEvalHook", "cut_metrics", "end_half_row", "share_buffers"]
 
 _OF_STEPS = 1  # tells the seeds of steps from those of samples
 
@@ -68,7 +71,10 @@ class ResumableEvalHook(hooks.EvalHook):
         """Evaluates, if the file lacks the results of the iteration before the first."""
         start, period = self.trainer.start_iter, self._period
         is_due = period > 0 and start % period == 0 and 0 < start < self.trainer.max_iter
-        if not is_due or comm.all_gather(self._has_results(start - 1))[0]:
+        if not is_due:
+            return
+        # The file is the main process's, which others would read while it is being cut
+        if comm.all_gather(comm.is_main_process() and self._has_results(start - 1))[0]:
             return
         self.trainer.storage.iter = start - 1
         self._do_eval()
@@ -80,37 +86,98 @@ class ResumableEvalHook(hooks.EvalHook):
             super().after_train()
 
     def _has_results(self, iteration: int) -> bool:
-        if not os.path.isfile(self._metrics_file):
-            return False
-        with open(self._metrics_file, "rb") as file:
-            rows = [json.loads(line) for line in file]
         # Only names of results have a slash, as in "bbox/AP".
-        return any(row["iteration"] == iteration and "/" in "".join(row) for row in rows)
+        return any(
+            row["iteration"] == iteration and "/" in "".join(row)
+            for _, row in _last_run(_rows(self._metrics_file))
+        )
 
 
-def _iteration(line: bytes) -> float:
-    """The iteration that a line of metrics.json is of; infinite for one that is cut off."""
-    try:
-        content: Any = json.loads(line)
-        return float(content["iteration"]) if line.endswith(b"\n") else float("inf")
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+def share_buffers(model: nn.Module) -> None:
+    """Gives all workers the main process's buffers, such as batch norm's statistics.
+
+    Each worker has statistics of its own images, and a checkpoint has the main process's: with
+    these all workers evaluate the model that a resumed run would evaluate, too.
+
+    Args:
+        model: the same in all workers, but for values.
+    """
+    if comm.get_world_size() == 1:
+        return
+    saved = model.state_dict().keys()
+    for name, buffer in model.named_buffers():
+        if name in saved:
+            values = buffer.detach().clone(memory_format=torch.contiguous_format)
+            torch.distributed.broadcast(values, src=0)
+            buffer.copy_(values)
+
+
+_Rows = list[tuple[bytes, dict[str, Any]]]  # each as it stands in the file, and what it says
+
+
+def _rows(path: str) -> _Rows:
+    """The rows of metrics.json that can be read; none where there is no file."""
+    if not os.path.isfile(path):
+        return []
+    rows: _Rows = []
+    with open(path, "rb") as file:
+        for line in file:
+            with contextlib.suppress(ValueError):  # cut off, by a kill or a power failure
+                content = json.loads(line)
+                if isinstance(content, dict) and isinstance(content.get("iteration"), int):
+                    rows.append((line.rstrip(b"\r\n") + b"\n", content))
+    return rows
+
+
+def _last_run(rows: _Rows) -> _Rows:
+    """Those from the last place on where the iterations of training start anew.
+
+    Rows of results alone do not count: they may stand behind the losses of later iterations.
+    """
+    start, before = 0, -1
+    for i, (_, row) in enumerate(rows):
+        others = [key for key in row if key != "iteration"]
+        if others and all("/" in key for key in others):
+            continue
+        if row["iteration"] <= before:
+            start = i
+        before = row["iteration"]
+    return rows[start:]
 
 
 def cut_metrics(path: str, start_iter: int) -> None:
-    """Cuts off what a run will write again after it is resumed, and a line that is not whole.
+    """Cuts off what a run will write again after it is resumed, and rows that are not whole.
+
+    Rows of earlier runs, which the file goes on from where OUTPUT_DIR is used again, stay.
 
     Args:
-        path: of ``metrics.json``, one iteration a line; need not exist. It is cut in place, as the
-            trainer has it open.
+        path: of ``metrics.json``, one iteration a line; need not exist. It is changed in place, as
+            the trainer has it open.
         start_iter: the iteration that the run goes on with.
     """
     if not os.path.isfile(path):
         return
-    size = 0
-    with open(path, "rb") as file:
-        for line in file:
-            if _iteration(line) >= start_iter:
-                break
-            size += len(line)
-    os.truncate(path, size)
+    rows = _rows(path)
+    last = _last_run(rows)
+    kept = rows[: len(rows) - len(last)]
+    kept += [row for row in last if row[1]["iteration"] < start_iter]
+    content = b"".join(line for line, _ in kept)
+    with open(path, "r+b") as file:
+        if file.read() != content:
+            file.seek(0)
+            file.write(content)
+            file.truncate()
+
+
+def end_half_row(path: str) -> None:
+    """Ends the last line of a file, if it has no end, so that the next row has its own.
+
+    Args:
+        path: of ``metrics.json``; need not exist.
+    """
+    if not os.path.isfile(path) or not os.path.getsize(path):
+        return
+    with open(path, "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")

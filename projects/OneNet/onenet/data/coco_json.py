@@ -19,6 +19,7 @@ from detectron2.data.datasets.coco import load_coco_json
 from iopath.common.file_io import get_cache_dir
 
 from ..errors import DataError
+from ..files import write_whole
 from ..untrusted import read_json
 
 __all__ = [
@@ -214,10 +215,15 @@ def _completed(json_file: str, content: dict[str, Any]) -> str:
         f"{json_file} lacks area or iscrowd, or has broken polygons or an annotation id of 0: its"
         f" completed copy {copy} is used"
     )
-    temporary = f"{copy}.{os.getpid()}.tmp"
-    with open(temporary, "wb") as file:
-        file.write(text)
-    os.replace(temporary, copy)
+    own = f"{copy}.{os.getpid()}"  # all workers may write at the same time
+    try:
+        write_whole(own, text)
+        os.replace(own, copy)
+    except OSError as error:
+        raise DataError(
+            f"{copy}, the completed copy of {json_file}, cannot be written ({error.strerror}); make"
+            " room, or name another folder in the environment variable FVCORE_CACHE."
+        ) from error
     return copy
 
 

@@ -24,6 +24,8 @@ from detectron2.data import (
     get_detection_dataset_dicts,
 )
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import ConfigError, DataError, ImageError
@@ -36,6 +38,8 @@ logger = logging.getLogger(__name__)
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 
 _TRIES = 100  # images in place of a broken one, before it is the set that must be broken
+_ORIENTATION = 0x0112  # in Exif
+_TURNED = (5, 6, 7, 8)  # by a quarter, as read_image turns them back
 _SKIPPED = "skipped"  # a sample's key: sentences about the images that it takes the place of
 
 
@@ -160,7 +164,7 @@ class TrainLoader:
         records = _load_records(cfg)
         self._is_wide = None
         if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
-            self._is_wide = np.array([r["width"] > r["height"] for r in records])
+            self._is_wide = np.array([_is_wide(record) for record in records])
         self._records = DatasetFromList(records, copy=False)  # small, and shared by all processes
         self.seed = cfg.SEED if cfg.SEED >= 0 else int(comm.shared_random_seed())
         self.start = 0
@@ -193,6 +197,19 @@ class TrainLoader:
                     self.skipped[sentence] = self.skipped.get(sentence, 0) + 1
             self.batch = batch
             yield batch
+
+
+def _is_wide(record: dict[str, Any]) -> bool:
+    """By its width and height, which need not be in the record: the file has them, too."""
+    if "width" in record and "height" in record:
+        return record["width"] > record["height"]
+    try:
+        with PathManager.open(record["file_name"], "rb") as file, Image.open(file) as image:
+            width, height = image.size
+            turned = image.getexif().get(_ORIENTATION) in _TURNED
+    except Exception:  # Pillow raises anything; the mapper names the image when it is its turn
+        return False
+    return height > width if turned else width > height
 
 
 def _load_records(cfg: CfgNode) -> list[dict[str, Any]]:
@@ -248,7 +265,7 @@ class _WithoutBroken:
                 f"{len(sentences)} of {sum(count for _, count in counts)} images could not be read,"
                 f" and count as images in which nothing was found: {' '.join(sentences)}"
             )
-        if len(sentences) == sum(count for _, count in counts):
+        if sentences and len(sentences) == sum(count for _, count in counts):
             raise DataError(f"No image could be read; the first: {sentences[0]}")
 
 

@@ -63,6 +63,8 @@ class OneNetDatasetMapper(DatasetMapper):
             raise ImageError(str(error)) from error
         except Exception as error:
             reason = self._why_unreadable(dataset_dict["file_name"])
+            if reason is None and isinstance(error, OSError):
+                reason = str(error)  # of the first try, for instance of a network's disk
             if reason is None:
                 raise  # it was not the image
             raise ImageError(
