@@ -167,11 +167,11 @@ class Criterion(nn.Module):
         places = places * logits.shape[2] + targets.classes[matches.objects]  # among its logits
         weight = weight / _per_worker(count, predictions)
         if self.class_loss == "focal" and not self.soft_negatives:
-            inside, behind = (self.class_weight * weight, 1.0)
-            if isinstance(weight, Tensor):
-                inside, behind = 1.0, inside
-            loss_cls = focal_loss_sum(logits, places, self.focal_alpha, self.focal_gamma, inside)
-            loss_cls = loss_cls * behind
+            arguments = (logits, places, self.focal_alpha, self.focal_gamma)
+            if isinstance(weight, Tensor):  # of several workers
+                loss_cls = focal_loss_sum(*arguments) * (self.class_weight * weight)
+            else:
+                loss_cls = focal_loss_sum(*arguments, self.class_weight * weight)
         else:
             losses = self._class_losses(predictions, targets, matches, places)
             loss_cls = losses.sum() * (self.class_weight * weight)

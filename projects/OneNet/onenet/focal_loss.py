@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernels import kernels_for, without_kernels
+from .kernels import run_kernel
 
 __all__ = ["focal_loss_sum"]
 
@@ -75,13 +75,9 @@ class _FocalLossSum(torch.autograd.Function):
 
 def _negatives(logits: Tensor, gamma: float, weight: float) -> tuple[Tensor, Tensor]:
     """The sum of the loss, were all negatives, and its gradient."""
-    if (kernels := kernels_for(logits, gamma)) is not None:
-        try:
-            return kernels.triton_focal_loss(logits, weight)
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except Exception as error:
-            without_kernels(error)
+    result = run_kernel("triton_focal_loss", logits.device, gamma, logits, weight)
+    if result is not None:
+        return result
     gradient = torch.empty_like(logits)
     step = CHUNK_ELEMENTS if logits.device.type == "cpu" else max(1, logits.numel())
     chunks = zip(logits.split(step), gradient.split(step), strict=True)

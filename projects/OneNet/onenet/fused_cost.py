@@ -13,7 +13,7 @@ import torch
 from detectron2.structures import Instances
 from torch import Tensor
 
-from .kernels import kernels_for, without_kernels
+from .kernels import run_kernel
 from .targets import Targets
 
 if TYPE_CHECKING:
@@ -86,13 +86,10 @@ def batched_matching_cost(
         (t, M) float32, contiguous.
     """
     arguments = (pred_logits, pred_boxes, targets, rows, weights)
-    if (kernels := kernels_for(pred_logits, weights.focal_gamma)) is not None:
-        try:
-            return kernels.triton_matching_cost(*arguments)
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except Exception as error:
-            without_kernels(error)
+    device, gamma = pred_logits.device, weights.focal_gamma
+    costs = run_kernel("triton_matching_cost", device, gamma, *arguments)
+    if costs is not None:
+        return costs
     return _batched_in_steps(*arguments)
 
 

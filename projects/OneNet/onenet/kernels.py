@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 import logging
-from types import ModuleType
+from typing import Any
 
-from torch import Tensor
+import torch
 
-__all__ = ["kernels_for", "without_kernels"]
+__all__ = ["run_kernel"]
 
 _works = True  # until it has failed
 
 
-def kernels_for(x: Tensor, gamma: float) -> ModuleType | None:
-    """:mod:`onenet.triton_kernels` where it can be used, which needs Triton; else None.
+def run_kernel(name: str, device: torch.device, gamma: float, *arguments: Any) -> Any:
+    """What a function of :mod:`onenet.triton_kernels` returns, or None where it cannot be used.
+
+    After a failure (no Triton, no C compiler, an old GPU), of which it tells once, none is used.
 
     Args:
-        x: whose device counts.
+        name: of the function.
+        device: of the tensors; the kernels are for CUDA.
         gamma: focusing exponent of the focal loss; the kernels have 2 alone.
+        *arguments: of the function.
     """
-    if not (_works and x.device.type == "cuda" and gamma == 2):
+    global _works
+    if not (_works and device.type == "cuda" and gamma == 2):
         return None
     try:
         from . import triton_kernels
-    except Exception as error:  # there is no Triton, or a broken one
-        without_kernels(error)
+
+        return getattr(triton_kernels, name)(*arguments)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:
+        _works = False
+        logging.getLogger(__name__).warning(
+            "Matching cost and focal loss are computed step by step, without Triton: %s", error
+        )
         return None
-    return triton_kernels
-
-
-def without_kernels(error: Exception) -> None:
-    """Says that kernels fail (no Triton, no C compiler, an old GPU), and uses none from now on."""
-    global _works
-    _works = False
-    logging.getLogger(__name__).warning(
-        "Matching cost and focal loss are computed step by step, without Triton: %s", error
-    )
