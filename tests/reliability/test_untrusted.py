@@ -195,6 +195,18 @@ def test_checkpoints_run_no_code(tmp_path: Path, model, kind: str, suffix: str) 
     assert not trace.exists()
 
 
+def test_a_key_whose_hash_would_take_ages_is_refused(tmp_path: Path) -> None:
+    deep = ()
+    for _ in range(200):
+        deep = (deep, deep)
+    path = tmp_path / "a.pkl"
+    for protocol in (1, 2):
+        # To make such a dict here would hash the key: an empty one, the key, 1, SETITEM
+        body = pickle.dumps(deep, protocol=protocol)[:-1]
+        path.write_bytes(b"}" + body.removeprefix(b"\x80\x02") + b"K\x01s.")
+        assert "tuples in tuples" in sentence(untrusted.read_pickled_checkpoint, str(path))
+
+
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("form", ["detectron2", "caffe2", "classifier"])
 def test_pickled_arrays_are_read(tmp_path: Path, protocol: int, form: str) -> None:

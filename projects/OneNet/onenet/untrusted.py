@@ -158,6 +158,18 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray)
 
 
+def _shallow(load_tuple: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Refuses tuples in tuples in tuples, whose hash, as keys, may take ages; arrays need none."""
+
+    def load(unpickler: Any) -> None:
+        load_tuple(unpickler)
+        for child in unpickler.stack[-1]:
+            if isinstance(child, tuple) and any(isinstance(x, tuple) for x in child):
+                raise pickle.UnpicklingError("it has tuples in tuples in tuples")
+
+    return load
+
+
 # The C unpickler takes gigabytes for a few bytes, where they name a large place in its memo
 class _ArrayUnpickler(pickle._Unpickler):
     """Knows the few names that pickles of arrays have, and gives stand-ins of NumPy for them.
@@ -183,6 +195,9 @@ class _ArrayUnpickler(pickle._Unpickler):
         self.append(self.read(length))
 
     dispatch[pickle.BYTEARRAY8[0]] = load_bytes
+
+    for _opcode in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
+        dispatch[_opcode[0]] = _shallow(dispatch[_opcode[0]])
 
 
 def _told(value: Any) -> str:
