@@ -7,6 +7,7 @@ converted heads give the authors' outputs is tests/test_golden.py's, on state di
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import itertools
 import json
@@ -17,6 +18,7 @@ import re
 import sys
 import urllib.error
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -619,11 +621,14 @@ def test_program_leaves_nothing_of_a_failure(
     with pytest.raises(SystemExit, match="There is no folder .*nowhere"):
         run_tool(tool, monkeypatch, *words, str(tmp_path / "nowhere" / "x.pth"))
 
-    def full_disk(*_: object) -> None:
-        raise OSError("No space left on device")
+    def full_disk(content: object, file: IO[bytes]) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(OSError, match="No space"):
-        tool.write_atomically(output, full_disk)
+    monkeypatch.setattr(torch, "save", full_disk)
+    fitting = (small_file, "--config-file", str(CONFIGS / f"{SMALLEST}.yaml"), "--output")
+    with pytest.raises(SystemExit, match="converted.pth cannot be written .No space left"):
+        run_tool(tool, monkeypatch, *fitting, str(output), "MODEL.ONENET.NUM_CLASSES", "80")
     assert [p.name for p in tmp_path.iterdir()] == ["original.pth"]
 
 

@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 import torch
 from detectron2.modeling import build_model
@@ -24,6 +22,7 @@ from detectron2.modeling import build_model
 from onenet.checkpoint import OneNetCheckpointer, read_checkpoint
 from onenet.convert import Conversion, is_original
 from onenet.errors import ConfigError, exit_with_one_sentence
+from onenet.files import whole_file, write_whole
 from onenet.predictor import load_predictor_config
 
 
@@ -61,17 +60,6 @@ def convert(original: str, config_file: str, opts: list[str]) -> Conversion:
     return checkpointer.conversion
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
-    """Writes a file that is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def main() -> None:
     args = parse_arguments()
     with exit_with_one_sentence():
@@ -81,12 +69,19 @@ def main() -> None:
             if path.is_dir():
                 raise ConfigError(f"'{path}' is a folder; give the path of a file to write.")
         conversion = convert(args.original, args.config_file, args.opts)
-    table = conversion.table()
-    if args.report is None:
-        print(table)
-    else:
-        write_atomically(args.report, lambda file: file.write(table.encode()))
-    write_atomically(args.output, lambda file: torch.save({"model": conversion.state}, file))
+        table = conversion.table()
+        if args.report is None:
+            print(table)
+        try:
+            if args.report is not None:
+                write_whole(str(args.report), table.encode())
+            with whole_file(str(args.output)) as file:
+                torch.save({"model": conversion.state}, file)
+        except OSError as error:
+            raise ConfigError(
+                f"{error.filename} cannot be written ({error.strerror}): make room, or name"
+                " another file."
+            ) from error
     print(f"{args.output}: from {conversion.origin}, {conversion.summary()}.")
 
 

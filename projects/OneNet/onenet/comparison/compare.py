@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import datetime
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DataError
+from ..files import write_json, write_whole
 from ..untrusted import read_json
 from . import plots
 from .page import Gallery, html_page
@@ -27,7 +27,7 @@ from .results import (
     read_losses,
     variants,
 )
-from .runs import Run, complete_runs, find_runs, locked, write_json
+from .runs import Run, complete_runs, find_runs, locked
 from .speed import time_runs
 from .tables import markdown
 
@@ -150,9 +150,9 @@ def write_report(
     gallery = _gallery(firsts, detectors, dataset, pictured, options.min_score, missing)
     plan.output.mkdir(parents=True, exist_ok=True)
     page = html_page(comparison, _plots(comparison, runs), gallery)
-    _write_text(plan.output / "comparison.html", page)
-    _write_text(plan.output / "comparison.md", markdown(comparison))
-    write_json(plan.output / "comparison.json", comparison)
+    write_whole(str(plan.output / "comparison.html"), page.encode())
+    write_whole(str(plan.output / "comparison.md"), markdown(comparison).encode())
+    write_json(str(plan.output / "comparison.json"), comparison)
 
 
 def _pick_records(
@@ -238,9 +238,3 @@ def _plots(comparison: dict[str, Any], runs: Sequence[Run]) -> list[tuple[str, s
             )
         )
     return found
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

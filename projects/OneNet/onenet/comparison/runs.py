@@ -28,6 +28,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from ..config import add_onenet_config, load_config
 from ..errors import ConfigError
+from ..files import write_json
 from .plan import Entry, Plan
 
 __all__ = [
@@ -38,7 +39,6 @@ __all__ = [
     "flat",
     "is_done",
     "locked",
-    "write_json",
 ]
 
 # Where a result is written and on which device it is computed does not change what it means.
@@ -256,7 +256,7 @@ def _start(run: Run, command: list[str], lock: int, jobs: int) -> _Started:
     """Starts a process that ends when this process ends, however that comes about."""
     run.folder.mkdir(parents=True, exist_ok=True)
     if not (run.folder / "run.json").is_file():
-        write_json(run.folder / "run.json", _record(run))
+        write_json(str(run.folder / "run.json"), _record(run))
     env = dict(os.environ)
     if jobs > 1:
         env.setdefault("OMP_NUM_THREADS", str(max(1, _num_cores() // jobs)))
@@ -298,7 +298,7 @@ def _finish(started: _Started) -> None:
     missing = [path for path in _outputs(run) if not path.is_file()]
     if missing:
         raise RunFailed(f"it ended without writing {missing[0]}; see {log}.")
-    write_json(run.folder / "done.json", {"command": started.command})
+    write_json(str(run.folder / "done.json"), {"command": started.command})
 
 
 def _log(run: Run) -> Path:
@@ -443,10 +443,3 @@ def flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes a json file that is either complete or not there."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    os.replace(temporary, path)
