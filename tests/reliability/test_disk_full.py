@@ -51,6 +51,7 @@ def test_full_while_tensorboards_events_are_written(runs, tmp_path: Path) -> Non
     assert runs.finish(tmp_path, before=plants.no_room_for_events) == 1
     error = error_of(tmp_path)
     assert f"{tmp_path}/TensorBoard's events cannot be written (No space left on device)" in error
+    assert "Traceback" not in terminal(tmp_path)
     assert tensors(tmp_path)
 
 

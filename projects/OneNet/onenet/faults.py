@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ __all__ = ["LossGuard", "NamedWriter", "naming_faults", "tell_once_of_lost_logs"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM)
 _MAX_NAMES = 8  # images in a sentence
+_EVENTS = "TensorBoard's events"
 
 
 class LossGuard(HookBase):
@@ -121,7 +123,7 @@ class NamedWriter(EventWriter):
         if isinstance(writer, JSONWriter):
             self._path = os.path.join(output_dir, "metrics.json")
         elif isinstance(writer, TensorboardXWriter):
-            self._path = os.path.join(output_dir, "TensorBoard's events")
+            self._path = os.path.join(output_dir, _EVENTS)
 
     def write(self) -> None:
         """See Detectron2's.
@@ -196,6 +198,28 @@ def _brief(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
+def _unwritten_by_threads(output_dir: str) -> Iterator[list[OSError]]:
+    """Keeps what a thread could not write, in place of a traceback in the midst of other output.
+
+    TensorBoard's writer has a thread, and now and then closes without a word of what became of it.
+    """
+    errors: list[OSError] = []
+    before = threading.excepthook
+
+    def keep(given: threading.ExceptHookArgs) -> None:
+        if isinstance(given.exc_value, OSError) and _is_unwritable(given.exc_value, output_dir):
+            errors.append(given.exc_value)
+        else:
+            before(given)
+
+    threading.excepthook = keep
+    try:
+        yield errors
+    finally:
+        threading.excepthook = before
+
+
+@contextlib.contextmanager
 def naming_faults(output_dir: str) -> Iterator[None]:
     """Turns what ends a run into one sentence where it is a full disk or a lost process.
 
@@ -206,7 +230,10 @@ def naming_faults(output_dir: str) -> Iterator[None]:
         TrainingError: one of these; or the first of several errors that have a sentence.
     """
     try:
-        yield
+        with _unwritten_by_threads(output_dir) as errors:
+            yield
+        if errors:
+            raise cannot_write(os.path.join(output_dir, _EVENTS), errors[0]) from errors[0]
     except Exception as error:
         first = _first_fault(error)
         if first is error:
