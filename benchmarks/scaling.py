@@ -9,8 +9,9 @@ python benchmarks/scaling.py step [--config ...] [--batch 8] [--size 128]
   plain formula's matrices (benchmarks/assignment.py) and this project's, Hungarian.
 * workers: a training step in one process and in two gloo workers, each with the batch, one thread
   a worker. The efficiency is the time of one by that of two: 1 where the second worker is free.
-* step: peak memory and time of a training step, plain and with
-  MODEL.ONENET.ACTIVATION_CHECKPOINTING.
+* step: peak memory and time of a training step, plain, with
+  MODEL.ONENET.ACTIVATION_CHECKPOINTING, and in two and four pieces
+  (SOLVER.GRADIENT_ACCUMULATION_STEPS).
 
 All on the CPU, memory in processes of their own, above what was in use before (Linux only).
 """
@@ -34,6 +35,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from torch import nn
 
+from onenet.accumulation import AccumulatingModel
 from onenet.benchmark import describe_machine, describe_ms, peak_memory, ratios, time_in_turn
 from onenet.predictor import load_predictor_config
 from onenet.solver import build_optimizer
@@ -98,7 +100,11 @@ def build(config: str, *opts: str) -> tuple[nn.Module, torch.optim.Optimizer]:
     )
     torch.manual_seed(0)
     model = build_model(cfg).train()
-    return model, build_optimizer(cfg, model)
+    optimizer = build_optimizer(cfg, model)
+    num_pieces = cfg.SOLVER.GRADIENT_ACCUMULATION_STEPS
+    if num_pieces > 1:
+        model = AccumulatingModel(model, num_pieces, torch.Tensor.backward)
+    return model, optimizer
 
 
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: list[dict]) -> None:
@@ -143,7 +149,7 @@ def measure_workers(args: argparse.Namespace) -> None:
 
 def make_step(config: str, batch: int, size: int, *opts: str) -> Callable[[], None]:
     model, optimizer = build(config, *opts)
-    train_step(model, optimizer, make_batch(1, 64, 0))  # libraries load what they need
+    train_step(model, optimizer, make_batch(4, 64, 0))  # libraries load what they need
     return functools.partial(train_step, model, optimizer, make_batch(batch, size, 0))
 
 
@@ -151,6 +157,8 @@ def measure_step(args: argparse.Namespace) -> None:
     ways: dict[str, tuple[str, ...]] = {
         "plain": (),
         "activation checkpointing": ("MODEL.ONENET.ACTIVATION_CHECKPOINTING", "True"),
+        "in two pieces": ("SOLVER.GRADIENT_ACCUMULATION_STEPS", "2"),
+        "in four pieces": ("SOLVER.GRADIENT_ACCUMULATION_STEPS", "4"),
     }
     problem = (args.config, args.batch, args.size)
     calls = {name: make_step(*problem, *opts) for name, opts in ways.items()}

@@ -142,6 +142,27 @@ def test_resume_continues_the_same_run(train_net, data_opts, tmp_path: Path) -> 
     train_net(*resume)  # a finished run only evaluates
 
 
+def test_gradient_accumulation(train_net, data_opts, tmp_path: Path) -> None:
+    """The same steps as with the whole batch, but for rounding."""
+    common = ["--config-file", CONFIG, *data_opts, *TINY, "MODEL.RESNETS.NORM", "FrozenBN"]
+    common += ["SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", "0.001", "SOLVER.MAX_ITER", "3"]
+    metrics = []
+    for steps in ("1", "2"):
+        out = tmp_path / steps
+        pieces = ["SOLVER.GRADIENT_ACCUMULATION_STEPS", steps]
+        train_net(*common, *pieces, "OUTPUT_DIR", str(out))
+        metrics.append(json.loads((out / "metrics.json").read_text().splitlines()[0]))
+    for name in ("loss_cls", "loss_l1", "loss_giou", "total_loss"):
+        assert metrics[1][name] == pytest.approx(metrics[0][name], rel=1e-3)
+    whole, in_pieces = weights(tmp_path / "1"), weights(tmp_path / "2")
+    assert whole.keys() == in_pieces.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(in_pieces[name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+    told = sentence(train_net, *common[2:], "SOLVER.GRADIENT_ACCUMULATION_STEPS", "5")
+    assert "STEPS is 5; give a number from 1 to 4, the images of a worker's batch" in told
+
+
 def test_the_average_is_saved_evaluated_and_resumed(
     train_net, data_opts, tmp_path: Path, monkeypatch
 ) -> None:

@@ -43,6 +43,23 @@ def test_loss_that_is_no_number(runs, undisturbed: Path, tmp_path: Path, value: 
 
 
 @pytest.mark.slow
+def test_loss_of_a_piece_that_is_no_number(runs, tmp_path: Path) -> None:
+    """With gradient accumulation the batch is the whole one, the weights those before the step."""
+    in_pieces = ("SOLVER.GRADIENT_ACCUMULATION_STEPS", "2")
+    plant = {"before": plants.loss_of, "given": (float("nan"), 5)}
+    assert runs.finish(tmp_path, *in_pieces, **plant) == 1
+    error = error_of(tmp_path)
+    assert "NaN or infinite at iteration 5 (" in error and "loss_l1 nan" in error
+    kept = tmp_path / "nonfinite_iteration_0000005.pth"
+    names = torch.load(kept, weights_only=True)["file_names"]
+    assert len(names) == 2 and all(name in error for name in names)
+    words = ("MODEL.WEIGHTS", str(kept), "SOLVER.MAX_ITER", "1")
+    assert runs.finish(tmp_path / "new", *words) == 0
+    assert "Some model parameters" not in terminal(tmp_path / "new")
+    assert runs.finish(tmp_path, *in_pieces, resume=True) == 0
+
+
+@pytest.mark.slow
 def test_weights_that_are_no_numbers_are_not_saved(runs, undisturbed, tmp_path: Path) -> None:
     plant = {"before": plants.spoiled_weights, "given": (7,)}
     assert runs.finish(tmp_path, **plant) == 1

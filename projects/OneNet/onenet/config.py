@@ -162,6 +162,9 @@ def add_onenet_config(cfg: CfgNode) -> None:
     # Decay of the exponential moving average of the weights, which is then what is evaluated and
     # saved as the model; 0 for none.
     cfg.SOLVER.EMA_DECAY = 0.0
+    # In how many pieces a batch goes through the model, one after the other, before a step: for
+    # batches that do not fit into memory. Their size and all that counts iterations stay.
+    cfg.SOLVER.GRADIENT_ACCUMULATION_STEPS = 1
     # "AdamW" or "SGD"; the other keys of SOLVER hold for both where they apply.
     cfg.SOLVER.OPTIMIZER = "AdamW"
 

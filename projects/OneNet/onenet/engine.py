@@ -26,6 +26,7 @@ from detectron2.utils.events import EventWriter
 from detectron2.utils.logger import setup_logger
 from torch import multiprocessing
 
+from .accumulation import accumulate_gradients
 from .backbone.features import without_pretrained
 from .checkpoint import OneNetCheckpointer
 from .config import load_config
@@ -291,6 +292,7 @@ class Trainer(DefaultTrainer):
         self.ema: EMAHook | None = None  # build_hooks, which Detectron2 calls, sets it
         with mock.patch.object(defaults, "create_ddp_model", create_ddp_model):
             super().__init__(cfg)
+        accumulate_gradients(self._trainer, cfg)
         loader = self.data_loader
         if isinstance(loader, TrainLoader):  # a subclass may have another
             # Behind the average, which copies the model with the hooks it has

@@ -18,6 +18,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from torch import Tensor, nn
 
+from .accumulation import AccumulatingModel
 from .data.loaders import TrainLoader
 from .errors import ConfigError, DataError, TrainingError
 from .files import cannot_write, whole_file
@@ -88,7 +89,7 @@ class LossGuard(HookBase):
         name = f"nonfinite_iteration_{iteration:07d}{rank}.pth"
         path = os.path.join(self._output_dir, name)
         model = self._model
-        if isinstance(model, nn.parallel.DistributedDataParallel):
+        while isinstance(model, (AccumulatingModel, nn.parallel.DistributedDataParallel)):
             model = model.module
         batch = self._loader.batch
         content = {

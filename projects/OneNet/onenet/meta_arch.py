@@ -154,6 +154,14 @@ class OneNet(DenseDetector):
         picture = draw_assignment(assignments, image)
         get_event_storage().put_image("assignment", picture.transpose(2, 0, 1))
 
+    def loss_normalizer(self, batched_inputs: list[dict]) -> int:
+        """What the one-to-one losses are divided by: the number of objects.
+
+        Args:
+            batched_inputs: see :meth:`forward`.
+        """
+        return sum(len(inputs["instances"]) for inputs in batched_inputs)
+
     def forward_training(
         self,
         images: ImageList,
