@@ -9,7 +9,7 @@ from detectron2.layers import ShapeSpec
 
 from onenet.config import add_onenet_config
 from onenet.errors import ConfigError
-from onenet.heads import ONENET_HEAD_REGISTRY, build_head
+from onenet.heads import ONENET_HEAD_REGISTRY, build_head, parts
 
 HEADS = sorted(name for name, _ in ONENET_HEAD_REGISTRY)
 
@@ -127,6 +127,27 @@ def test_boxes_are_float32_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = head(features)
     assert out.pred_boxes.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_anchors_are_kept_by_size(name: str, monkeypatch) -> None:
+    monkeypatch.setattr(parts, "_MAX_SIZES", 2)
+    head, features = tiny_head(name)
+    sizes = [
+        features,
+        [f[:, :, 1:, 1:] for f in features],
+        [f.transpose(2, 3) for f in features],
+    ]
+    expected = [torch.cat([level.tensor for level in head.anchor_generator(x)]) for x in sizes]
+    with torch.inference_mode():  # what is kept there, training uses
+        head(features)
+    for i in (0, 0, 1, 2, 0, 1):
+        out = head(sizes[i])
+        assert out.anchors.equal(expected[i])
+        (out.pred_boxes.sum() + out.pred_logits.sum()).backward()
+        assert len(head._anchors) <= 2
+    kept = head(features).anchors
+    assert head(features).anchors is kept
 
 
 def test_unknown_head_is_named() -> None:

@@ -46,16 +46,26 @@ def test_nan_ranks_last() -> None:
 
 
 def test_nms_is_class_wise_and_off_by_default() -> None:
-    scores = torch.tensor([0.9, 0.8, 0.7, 0.6])
-    classes = torch.tensor([0, 0, 1, 0])
-    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 10], [50, 50, 60, 60]])
-    assert len(to_instances(scores, classes, boxes, (64, 64))) == 4
-    kept = to_instances(scores, classes, boxes, (64, 64), nms_thresh=0.6)
+    scores = torch.tensor([[0.9, 0.8, 0.7, 0.6]])
+    classes = torch.tensor([[0, 0, 1, 0]])
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 10], [50, 50, 60, 60]]])
+    top = (scores, classes, boxes, [(64, 64)])
+    assert len(to_instances(*top)[0]) == 4
+    (kept,) = to_instances(*top, nms_thresh=0.6)
     assert kept.scores.tolist() == pytest.approx([0.9, 0.7, 0.6])
-    assert len(to_instances(scores, classes, boxes, (64, 64), nms_thresh=0.95)) == 4
+    assert kept.pred_classes.tolist() == [0, 1, 0] and kept.image_size == (64, 64)
+    assert len(to_instances(*top, nms_thresh=0.95)[0]) == 4
 
 
-def test_non_finite_detections_are_dropped() -> None:
-    boxes = torch.tensor([[0.0, 0, 1, 1], [0, float("nan"), 1, 1], [0, 0, float("inf"), 1]])
-    scores = torch.tensor([float("nan"), 0.5, 0.5])
-    assert len(to_instances(scores, torch.zeros(3), boxes, (8, 8))) == 0
+@pytest.mark.parametrize("nms_thresh", [None, 0.6])
+def test_non_finite_detections_are_dropped(nms_thresh: float | None) -> None:
+    nan, inf = float("nan"), float("inf")
+    sound = torch.tensor([[0.0, 0, 1, 1], [5, 5, 6, 6], [9, 9, 10, 10]])
+    broken = torch.tensor([[0.0, 0, 1, 1], [0, nan, 1, 1], [0, 0, inf, 1]])
+    boxes = torch.stack((sound, broken, sound))
+    scores = torch.tensor([[0.5, nan, 0.5], [nan, 0.5, 0.5], [0.7, 0.6, 0.5]])
+    top = (scores, torch.zeros(3, 3, dtype=torch.int64), boxes, [(8, 8)] * 3)
+    one, none, all_of_them = to_instances(*top, nms_thresh)
+    assert one.pred_boxes.tensor.equal(sound[[0, 2]])
+    assert len(none) == 0
+    assert all_of_them.pred_boxes.tensor.equal(sound)

@@ -162,17 +162,17 @@ def test_top_k(data: st.DataObject) -> None:
     scores, classes, boxes = select_top_k(batch.pred_logits, batch.pred_boxes, k)
     rows = min(k, num_samples * num_classes)
     assert scores.shape == classes.shape == (num_images, rows) and boxes.shape[1:] == (rows, 4)
+    nms = data.draw(st.sampled_from([None, 0.6]))
+    found = to_instances(scores, classes, boxes, [(100, 200)] * num_images, nms)
     for i in range(num_images):
         flat = batch.pred_logits[i].flatten().double()
         best = flat.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
         expected = best.sort(descending=True).values[:rows].float().sigmoid()
         torch.testing.assert_close(scores[i], expected, rtol=1e-6, atol=0)
         assert ((classes[i] >= 0) & (classes[i] < num_classes)).all()
-        nms = data.draw(st.sampled_from([None, 0.6]))
-        found = to_instances(scores[i], classes[i], boxes[i], (100, 200), nms)
-        assert found.pred_boxes.tensor.isfinite().all() and found.scores.isfinite().all()
+        assert found[i].pred_boxes.tensor.isfinite().all() and found[i].scores.isfinite().all()
         finite = boxes[i].isfinite().all(dim=1).sum()
-        assert len(found) == finite if nms is None else len(found) <= finite
+        assert len(found[i]) == finite if nms is None else len(found[i]) <= finite
 
 
 # Annotations

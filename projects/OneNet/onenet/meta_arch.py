@@ -179,7 +179,4 @@ class OneNet(DenseDetector):
         top = select_top_k(
             predictions.pred_logits, predictions.pred_boxes, self.max_detections_per_image
         )
-        return [
-            to_instances(*image_top, image_size, self.nms_thresh)
-            for *image_top, image_size in zip(*top, images.image_sizes, strict=True)
-        ]
+        return to_instances(*top, images.image_sizes, self.nms_thresh)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.ops import batched_nms
@@ -37,29 +40,37 @@ def to_instances(
     scores: Tensor,
     classes: Tensor,
     boxes: Tensor,
-    image_size: tuple[int, int],
+    image_sizes: Sequence[tuple[int, int]],
     nms_thresh: float | None = None,
-) -> Instances:
-    """Detections of one image in Detectron2's type.
+) -> list[Instances]:
+    """Detections of a batch in Detectron2's type.
 
     Detections whose score or box is NaN or inf are dropped: they would poison the evaluation.
 
     Args:
-        scores: (k,).
-        classes: (k,).
-        boxes: (k, 4) corners in pixels.
-        image_size: (height, width) of the network's input, before padding.
+        scores: (N, k).
+        classes: (N, k).
+        boxes: (N, k, 4) corners in pixels.
+        image_sizes: of each image (height, width) of the network's input, before padding.
         nms_thresh: IoU above which class-wise NMS removes the lower score; None for no NMS.
             Only there to show what NMS changes.
 
     Returns:
-        Instances with ``scores``, ``pred_classes``, ``pred_boxes``, best first.
+        N Instances with ``scores``, ``pred_classes``, ``pred_boxes``, best first.
     """
-    keep = (scores.isfinite() & boxes.isfinite().all(dim=1)).nonzero().squeeze(1)
-    if nms_thresh is not None:
-        keep = keep[
-            batched_nms(boxes[keep].float(), scores[keep].float(), classes[keep], nms_thresh)
+    # By index: what a loop over a tensor gives, autograd lets nobody change in place
+    results = [
+        Instances(size, scores=scores[i], pred_classes=classes[i], pred_boxes=Boxes(boxes[i]))
+        for i, size in enumerate(image_sizes)
+    ]
+    # The only time that the host waits for a GPU, and mostly all there is to do
+    if not torch.cat((boxes, scores.unsqueeze(2)), dim=2).isfinite().all():
+        results = [
+            r[r.scores.isfinite() & r.pred_boxes.tensor.isfinite().all(dim=1)] for r in results
         ]
-    return Instances(
-        image_size, scores=scores[keep], pred_classes=classes[keep], pred_boxes=Boxes(boxes[keep])
-    )
+    if nms_thresh is None:
+        return results
+    return [
+        r[batched_nms(r.pred_boxes.tensor.float(), r.scores.float(), r.pred_classes, nms_thresh)]
+        for r in results
+    ]

@@ -36,10 +36,10 @@ class ExportedDetector(nn.Module):
         outputs = self.run(images, sizes)
         boxes, scores, classes = (torch.from_numpy(x) for x in outputs)
         results = []
-        for i, inputs in enumerate(batched_inputs):
-            size = tuple(sizes[i].tolist())
-            instances = to_instances(scores[i], classes[i], boxes[i], size)
-            height, width = inputs.get("height", size[0]), inputs.get("width", size[1])
+        detections = to_instances(scores, classes, boxes, [(h, w) for h, w in sizes.tolist()])
+        for inputs, instances in zip(batched_inputs, detections, strict=True):
+            height, width = instances.image_size
+            height, width = inputs.get("height", height), inputs.get("width", width)
             results.append({"instances": detector_postprocess(instances, height, width)})
         return results
 

@@ -91,7 +91,7 @@ class FCOSHead(TowerHead):
             F.relu(scale * permute_to_N_HWA_K(predictors.bbox_pred(x), 4).float()) * stride
             for x, scale, stride in zip(box_features, predictors.scales, self.strides, strict=True)
         ]
-        anchors = torch.cat([level.tensor for level in self.anchor_generator(logits)])
+        anchors = self.anchors(logits)
         return DensePredictions(
             torch.cat(flat_logits, dim=1),
             ltrb_to_corners(torch.cat(ltrb, dim=1), anchors),

@@ -30,6 +30,9 @@ __all__ = [
 ]
 
 
+_MAX_SIZES = 32  # of images whose anchors are kept
+
+
 class PredictorPair(nn.Module):
     """The second pair of predictors: as the first, on the same towers, but trained one-to-many.
 
@@ -51,8 +54,8 @@ class PredictorPair(nn.Module):
 class DenseHead(nn.Module, ABC):
     """From feature maps to :class:`DensePredictions`, with the parts that any head may have.
 
-    A subclass has the predictors ``cls_score`` and ``bbox_pred`` and calls :meth:`add_parts` at the
-    end of its ``__init__``.
+    A subclass has the predictors ``cls_score`` and ``bbox_pred`` and Detectron2's
+    ``anchor_generator``, and calls :meth:`add_parts` at the end of its ``__init__``.
     """
 
     has_two_towers = True
@@ -81,6 +84,7 @@ class DenseHead(nn.Module, ABC):
             ConfigError: see :func:`check_parts`.
         """
         check_parts(one_to_many, stop_gradient, max_filter_channels)
+        self._anchors: dict[tuple, Tensor] = {}
         self.one_to_many = PredictorPair(self, predictors) if one_to_many == "pair" else None
         self.base_is_one_to_many = one_to_many == "base"
         self.stop_gradient = stop_gradient
@@ -91,6 +95,32 @@ class DenseHead(nn.Module, ABC):
                 channels += self.bbox_pred.in_channels
             num_anchors = self.cls_score.out_channels // self.num_classes
             self.max_filter = MaxFilter(channels, max_filter_channels, num_anchors)
+
+    def anchors(self, maps: list[Tensor]) -> Tensor:
+        """The anchors of all levels, those of the finest first.
+
+        They are kept for the next maps of the same sizes: to make them takes a GPU longer than
+        the rest of the decoding.
+
+        Args:
+            maps: (N, C, H, W) of each level.
+
+        Returns:
+            (M, 4) corners in pixels; not to be changed.
+        """
+
+        def make() -> Tensor:
+            return torch.cat([level.tensor for level in self.anchor_generator(maps)])
+
+        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return make()  # a graph has to make them, for any size
+        key = (*(x.shape[-2:] for x in maps), maps[0].device)
+        if key not in self._anchors:
+            if len(self._anchors) >= _MAX_SIZES:
+                self._anchors.clear()
+            with torch.inference_mode(False):  # training may be next
+                self._anchors[key] = make()
+        return self._anchors[key]
 
     @abstractmethod
     def towers(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -88,7 +88,7 @@ class PointHead(DenseHead):
     ) -> DensePredictions:
         """See :meth:`onenet.heads.parts.DenseHead.predict`."""
         ltrb = permute_to_N_HWA_K(F.relu(predictors.bbox_pred(box_features[0])), 4)
-        anchors = self.anchor_generator(logits)[0].tensor
+        anchors = self.anchors(logits)
         return DensePredictions(
             permute_to_N_HWA_K(logits[0], self.num_classes),
             ltrb_to_corners(ltrb, anchors),

@@ -87,7 +87,7 @@ class RetinaNetHead(TowerHead):
         """See :meth:`onenet.heads.parts.DenseHead.predict`."""
         flat_logits = [permute_to_N_HWA_K(level, self.num_classes) for level in logits]
         deltas = [permute_to_N_HWA_K(predictors.bbox_pred(x), 4) for x in box_features]
-        anchors = torch.cat([level.tensor for level in self.anchor_generator(logits)])
+        anchors = self.anchors(logits)
         flat_deltas = torch.cat(deltas, dim=1)  # (N, M, 4)
         boxes = self.box2box_transform.apply_deltas(
             flat_deltas.flatten(0, 1), anchors.repeat(flat_deltas.shape[0], 1)
