@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,26 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 ROOT = Path(__file__).resolve().parents[1]
+START = time.monotonic()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the option by which .ci/run keeps its limit on a slow machine."""
+    parser.addoption(
+        "--begin-within",
+        type=float,
+        default=float("inf"),
+        metavar="SECONDS",
+        help="skip the tests that would begin later than so many seconds after the start",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what would begin too late."""
+    limit = item.config.getoption("--begin-within")
+    if time.monotonic() - START > limit:
+        pytest.skip(f"it would have begun later than {limit:.0f} s after the start")
 
 
 @pytest.fixture(scope="session")
