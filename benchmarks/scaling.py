@@ -157,8 +157,11 @@ def measure_step(args: argparse.Namespace) -> None:
     ways: dict[str, tuple[str, ...]] = {
         "plain": (),
         "activation checkpointing": ("MODEL.ONENET.ACTIVATION_CHECKPOINTING", "True"),
-        "in two pieces": ("SOLVER.GRADIENT_ACCUMULATION_STEPS", "2"),
-        "in four pieces": ("SOLVER.GRADIENT_ACCUMULATION_STEPS", "4"),
+    }
+    ways |= {
+        f"in {count} pieces": ("SOLVER.GRADIENT_ACCUMULATION_STEPS", str(count))
+        for count in (2, 4)
+        if count <= args.batch
     }
     problem = (args.config, args.batch, args.size)
     calls = {name: make_step(*problem, *opts) for name, opts in ways.items()}

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from onenet.config import add_onenet_config, load_config
 from onenet.data.coco_json import register_coco_json
 from onenet.engine import Trainer, check_limits
 from onenet.errors import LimitError
+from onenet.meta_arch import OneNet
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = str(ROOT / "configs" / "digits" / "onenet_fcos_R18_FPN.yaml")
@@ -159,8 +161,36 @@ def test_gradient_accumulation(train_net, data_opts, tmp_path: Path) -> None:
     for name, value in whole.items():
         torch.testing.assert_close(in_pieces[name], value, rtol=1e-3, atol=1e-5, msg=name)
 
-    told = sentence(train_net, *common[2:], "SOLVER.GRADIENT_ACCUMULATION_STEPS", "5")
+    # A batch that is scaled to fewer workers than it is meant for
+    scaled = ["SOLVER.REFERENCE_WORLD_SIZE", "2", "SOLVER.IMS_PER_BATCH", "8"]
+    told = sentence(train_net, *common[2:], *scaled, "SOLVER.GRADIENT_ACCUMULATION_STEPS", "5")
     assert "STEPS is 5; give a number from 1 to 4, the images of a worker's batch" in told
+
+
+@pytest.mark.parametrize("detector", ["fcos", "retinanet"])
+def test_gradient_accumulation_of_baselines(
+    train_net, data_opts, tmp_path: Path, detector: str
+) -> None:
+    config = str(Path(CONFIG).with_name(f"baseline_{detector}_R18_FPN.yaml"))
+    pieces = ["SOLVER.GRADIENT_ACCUMULATION_STEPS", "2", "SOLVER.MAX_ITER", "2"]
+    pieces += ["MODEL.RETINANET.NUM_CLASSES", "2"]
+    words = ["--config-file", config, *data_opts, *TINY, *pieces, "OUTPUT_DIR", str(tmp_path)]
+    train_net(*words)
+    assert (tmp_path / "model_final.pth").is_file()
+
+
+def test_the_trainers_model_is_the_detector(data_opts, tmp_path: Path) -> None:
+    pieces = ["SOLVER.GRADIENT_ACCUMULATION_STEPS", "2", "SOLVER.MAX_ITER", "1"]
+    words = [*data_opts, *TINY, *pieces, "VIS_PERIOD", "1", "OUTPUT_DIR", str(tmp_path)]
+    trainer = Trainer(load_config(CONFIG, words))
+    assert isinstance(trainer.model, OneNet)
+    trainer.model = trainer.model  # a subclass may compile it, for instance
+    drawn = []
+    with mock.patch.object(OneNet, "_visualize", lambda self, inputs: drawn.append(inputs)):
+        trainer.train()
+    assert len(drawn) == 1
+    results = Trainer.test(trainer.cfg, trainer.model)
+    assert "AP" in results["bbox"]
 
 
 def test_the_average_is_saved_evaluated_and_resumed(

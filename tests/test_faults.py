@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 
 import pytest
 import torch
@@ -80,3 +81,33 @@ def test_a_writer_is_named_after_its_file(tmp_path) -> None:
         NamedWriter(Printer(), "out").write()
     with pytest.raises(TrainingError, match=r"^out/metrics\.json cannot be written"):
         NamedWriter(Json(str(tmp_path / "metrics.json")), "out").write()
+
+
+class _Writer(threading.Thread):
+    """A thread of TensorBoard's, by its module."""
+
+    __module__ = "tensorboard.summary.writer"
+
+    def run(self) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+class _Other(threading.Thread):
+    run = _Writer.run
+
+
+def test_what_tensorboards_thread_cannot_write_ends_the_run(monkeypatch) -> None:
+    printed = []
+    monkeypatch.setattr(threading, "excepthook", printed.append)
+
+    def die(thread: threading.Thread) -> None:
+        with naming_faults("out"):
+            thread.start()
+            thread.join()
+
+    with pytest.raises(TrainingError, match=r"^out/TensorBoard's events cannot be written \(No"):
+        die(_Writer())
+    assert not printed
+    die(_Other())  # which is its owner's business
+    assert len(printed) == 1
+    assert threading.excepthook == printed.append

@@ -1,11 +1,13 @@
 """Every registered head: shapes, order of the samples, initial score, gradients."""
 
+import copy
 import math
 
 import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
+from torch._subclasses import FakeTensorMode
 
 from onenet.config import add_onenet_config
 from onenet.errors import ConfigError
@@ -148,6 +150,12 @@ def test_anchors_are_kept_by_size(name: str, monkeypatch) -> None:
         assert len(head._anchors) <= 2
     kept = head(features).anchors
     assert head(features).anchors is kept
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        head.anchors([f[:, :, 2:] for f in features])
+    assert type(head.anchors([f[:, :, 2:] for f in features])) is torch.Tensor
+    head.anchor_generator = copy.deepcopy(head.anchor_generator)
+    head.anchor_generator.offset = 0.25
+    assert not head(features).anchors.equal(kept)
 
 
 def test_unknown_head_is_named() -> None:

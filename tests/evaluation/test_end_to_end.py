@@ -500,6 +500,17 @@ def test_nothing_detected_nothing_there(measure: Measure) -> None:
     assert report["results"]["AP"] == pytest.approx(100 * 51 / 101)
 
 
+@pytest.mark.parametrize("broken", [("score", float("nan")), ("box", float("nan"))])
+def test_detections_that_are_no_numbers_do_not_count(measure: Measure, broken: tuple) -> None:
+    good = ((10, 10, 60, 60), 0, 0.5)
+    what, value = broken
+    bad = ((10, 10, value, 60), 0, 0.9) if what == "box" else ((10, 10, 60, 60), 0, value)
+    objects = [[((10, 10, 60, 60), 0)]]
+    found, expected = (measure(objects, [detections]) for detections in ([good, bad], [good]))
+    assert found["results"] == expected["results"]
+    assert found["curves"] == expected["curves"]
+
+
 def test_reset_forgets(register) -> None:
     a = (0, 0, 10, 10)
     evaluator = EndToEndEvaluator(dataset_name=register([[(a, 0)]]))

@@ -24,11 +24,12 @@ class AccumulatingModel(nn.Module):
     All pieces but the last are followed by their own backward pass; that of the last is left to
     the trainer, which must not set the gradients to zero in between.
 
-    The losses of a piece weigh as much as its share of the batch: of what the model's method
-    ``loss_normalizer(batched_inputs)`` gives, or of the images where it has none. So the
-    losses of OneNet that are divided by the number of objects are those of the whole batch. Others
-    come close: one-to-many losses are divided by the number of matched samples, a piece at a time,
-    and batch norm, where it is trained, sees a piece at a time.
+    The losses of a piece weigh as much as its share of the batch: of its objects, where the model
+    has a method ``num_objects(batched_inputs)``, else of its images. So the losses of OneNet that
+    are divided by the number of objects are those of the whole batch. Others come close: its
+    one-to-many losses are divided by the number of matched samples, a piece at a time, those of
+    Detectron2's detectors by an average that moves with each piece; and batch norm, where it is
+    trained, sees a piece at a time. In evaluation the model is called as it is.
     """
 
     def __init__(self, module: nn.Module, num_pieces: int, backward: Callable[[Tensor], None]):
@@ -50,7 +51,17 @@ class AccumulatingModel(nn.Module):
 
         Returns:
             The losses of the batch; the gradient of their sum is that of the last piece alone.
+
+        Raises:
+            ValueError: there are fewer images than pieces.
         """
+        if not self.training:
+            return self.module(batched_inputs)
+        if len(batched_inputs) < self.num_pieces:
+            raise ValueError(
+                f"A batch of {len(batched_inputs)} images cannot be cut into the"
+                f" {self.num_pieces} pieces of SOLVER.GRADIENT_ACCUMULATION_STEPS."
+            )
         count, pieces = self.num_pieces, []
         for i in range(count):
             start, end = (len(batched_inputs) * k // count for k in (i, i + 1))
@@ -60,12 +71,15 @@ class AccumulatingModel(nn.Module):
         for i, (piece, share) in enumerate(zip(pieces, shares, strict=True)):
             is_last = i + 1 == count
             with contextlib.nullcontext() if is_last else self._without_exchange():
-                losses = {name: loss * share for name, loss in self.module(piece).items()}
+                losses = self.module(piece)
+                if isinstance(losses, Tensor):
+                    losses = {"total_loss": losses}
+                losses = {name: loss * share for name, loss in losses.items()}
                 if not is_last:
                     with torch.autocast(next(iter(losses.values())).device.type, enabled=False):
                         self._backward(sum(losses.values()))
                     losses = {name: loss.detach() for name, loss in losses.items()}
-            total = {name: loss + total.get(name, 0) for name, loss in losses.items()}
+            total |= {name: loss + total.get(name, 0) for name, loss in losses.items()}
         return total
 
     def _without_exchange(self) -> contextlib.AbstractContextManager:
@@ -77,9 +91,9 @@ class AccumulatingModel(nn.Module):
     def _shares(self, pieces: list[list[dict]]) -> Tensor:
         """The weight of each piece's losses, (num_pieces,), the same in all workers."""
         model = getattr(self.module, "module", self.module)  # that in DDP
-        normalizer = getattr(model, "loss_normalizer", len)
+        count = getattr(model, "num_objects", len)
         device = next(self.module.parameters()).device
-        counts = torch.tensor([float(normalizer(piece)) for piece in pieces], device=device)
+        counts = torch.tensor([float(count(piece)) for piece in pieces], device=device)
         if comm.get_world_size() > 1:
             dist.all_reduce(counts)
         return counts.clamp(min=1) / counts.sum().clamp(min=1)

@@ -26,7 +26,7 @@ from detectron2.utils.events import EventWriter
 from detectron2.utils.logger import setup_logger
 from torch import multiprocessing
 
-from .accumulation import accumulate_gradients
+from .accumulation import AccumulatingModel, accumulate_gradients
 from .backbone.features import without_pretrained
 from .checkpoint import OneNetCheckpointer
 from .config import load_config
@@ -292,13 +292,29 @@ class Trainer(DefaultTrainer):
         self.ema: EMAHook | None = None  # build_hooks, which Detectron2 calls, sets it
         with mock.patch.object(defaults, "create_ddp_model", create_ddp_model):
             super().__init__(cfg)
-        accumulate_gradients(self._trainer, cfg)
+        accumulate_gradients(self._trainer, self.cfg)
         loader = self.data_loader
         if isinstance(loader, TrainLoader):  # a subclass may have another
             # Behind the average, which copies the model with the hooks it has
             guard = LossGuard(self._trainer.model, loader, cfg.OUTPUT_DIR)
             self._trainer.register_hooks([guard])
             self.register_hooks([ResumableData(loader)])
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """What is trained, as Detectron2's, also where its batches come in pieces."""
+        model = self._trainer.model
+        return model.module if isinstance(model, AccumulatingModel) else model
+
+    @model.setter
+    def model(self, model: torch.nn.Module) -> None:
+        trains = self._trainer.model
+        holder = (
+            (trains, "module")
+            if isinstance(trains, AccumulatingModel)
+            else (self._trainer, "model")
+        )
+        setattr(*holder, model)
 
     def build_writers(self) -> list[EventWriter]:
         """Detectron2's writers of metrics, whose errors name the file."""

@@ -198,18 +198,23 @@ def _brief(error: BaseException) -> str:
     return re.sub(r"^\[\S*\] ", "", str(error)).split(". ")[0].splitlines()[0]
 
 
+def _is_tensorboards(thread: threading.Thread | None) -> bool:
+    return type(thread).__module__.split(".")[0] == "tensorboard"
+
+
 @contextlib.contextmanager
 def _unwritten_by_threads(output_dir: str) -> Iterator[list[OSError]]:
-    """Keeps what a thread could not write, in place of a traceback in the midst of other output.
+    """Keeps what TensorBoard could not write, in place of a traceback in the midst of other output.
 
-    TensorBoard's writer has a thread, and now and then closes without a word of what became of it.
+    It writes in a thread, and now and then closes without a word of what became of that.
     """
     errors: list[OSError] = []
     before = threading.excepthook
 
     def keep(given: threading.ExceptHookArgs) -> None:
-        if isinstance(given.exc_value, OSError) and _is_unwritable(given.exc_value, output_dir):
-            errors.append(given.exc_value)
+        error, is_tensorboards = given.exc_value, _is_tensorboards(given.thread)
+        if is_tensorboards and isinstance(error, OSError) and _is_unwritable(error, output_dir):
+            errors.append(error)
         else:
             before(given)
 

@@ -81,6 +81,7 @@ class OneNet(DenseDetector):
         self.nms_thresh = nms_thresh
         self.input_format = input_format
         self.vis_period = vis_period
+        self._drawn = -1
         if activation_checkpointing:
             checkpoint_activations(self)
 
@@ -129,7 +130,9 @@ class OneNet(DenseDetector):
             with ``pred_boxes``, ``scores``, ``pred_classes``, best first.
         """
         if self.training and self.vis_period > 0:
-            if get_event_storage().iter % self.vis_period == 0:
+            iteration = get_event_storage().iter
+            if iteration % self.vis_period == 0 and iteration != self._drawn:
+                self._drawn = iteration  # an iteration may come in pieces
                 self._visualize(batched_inputs[:1])
         return super().forward(batched_inputs)
 
@@ -154,8 +157,8 @@ class OneNet(DenseDetector):
         picture = draw_assignment(assignments, image)
         get_event_storage().put_image("assignment", picture.transpose(2, 0, 1))
 
-    def loss_normalizer(self, batched_inputs: list[dict]) -> int:
-        """What the one-to-one losses are divided by: the number of objects.
+    def num_objects(self, batched_inputs: list[dict]) -> int:
+        """What the one-to-one losses of a batch are divided by.
 
         Args:
             batched_inputs: see :meth:`forward`.

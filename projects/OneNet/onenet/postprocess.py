@@ -61,7 +61,7 @@ def to_instances(
     # By index: what a loop over a tensor gives, autograd lets nobody change in place
     results = [
         Instances(size, scores=scores[i], pred_classes=classes[i], pred_boxes=Boxes(boxes[i]))
-        for i, size in enumerate(image_sizes)
+        for i, size in zip(range(len(scores)), image_sizes, strict=True)
     ]
     # The only time that the host waits for a GPU, and mostly all there is to do
     if not torch.cat((boxes, scores.unsqueeze(2)), dim=2).isfinite().all():

@@ -111,7 +111,7 @@ class EndToEndEvaluator(DatasetEvaluator):
         self._predictions = []
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Stores the detections of some images.
+        """Stores the detections of some images, but for those of a score or box of NaN or inf.
 
         Args:
             inputs: dicts with "image_id".
@@ -119,6 +119,8 @@ class EndToEndEvaluator(DatasetEvaluator):
         """
         for image, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to("cpu")
+            boxes = instances.pred_boxes.tensor
+            instances = instances[instances.scores.isfinite() & boxes.isfinite().all(dim=1)]
             self._predictions.append(
                 (
                     image["image_id"],

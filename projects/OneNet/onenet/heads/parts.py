@@ -109,18 +109,18 @@ class DenseHead(nn.Module, ABC):
             (M, 4) corners in pixels; not to be changed.
         """
 
-        def make() -> Tensor:
-            return torch.cat([level.tensor for level in self.anchor_generator(maps)])
-
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():
-            return make()  # a graph has to make them, for any size
-        key = (*(x.shape[-2:] for x in maps), maps[0].device)
-        if key not in self._anchors:
+        generator = self.anchor_generator
+        key = (generator, *(x.shape[-2:] for x in maps), maps[0].device)
+        in_graph = torch.jit.is_tracing() or torch.compiler.is_compiling()
+        if not in_graph and (kept := self._anchors.get(key)) is not None:
+            return kept
+        with torch.inference_mode(False):  # training may be next
+            made = torch.cat([level.tensor for level in generator(maps)])
+        if not in_graph and type(made) is Tensor:  # a graph makes them, for any size
             if len(self._anchors) >= _MAX_SIZES:
                 self._anchors.clear()
-            with torch.inference_mode(False):  # training may be next
-                self._anchors[key] = make()
-        return self._anchors[key]
+            self._anchors[key] = made
+        return made
 
     @abstractmethod
     def towers(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
