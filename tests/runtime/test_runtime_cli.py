@@ -398,10 +398,15 @@ def test_interrupted_video_is_finalised(make_model, video: Path, tmp_path: Path,
             return super().__call__(images, threshold=threshold)
 
     out, path = tmp_path / "drawn", tmp_path / "results.json"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "Detector", Interrupted)
-        words = [str(make_model()), str(video), "--output", str(out), "--json", str(path)]
-        assert cli.main(words) == 130
+    words = [str(make_model()), str(video), "--output", str(out), "--json", str(path)]
+    # A shell has what it starts in the background ignore the signal
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cli, "Detector", Interrupted)
+            assert cli.main(words) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     captured = capsys.readouterr()
     assert "interrupted" in captured.err and f"{video}: 4 frames" in captured.out
     assert len(frames_of(out / "drive.mp4")) == 4
