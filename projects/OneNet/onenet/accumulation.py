@@ -44,13 +44,14 @@ class AccumulatingModel(nn.Module):
         self.num_pieces = num_pieces
         self._backward = backward
 
-    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor]:
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """
         Args:
             batched_inputs: at least ``num_pieces`` of what the model takes.
 
         Returns:
-            The losses of the batch; the gradient of their sum is that of the last piece alone.
+            In training the losses of the batch; the gradient of their sum is that of the last
+            piece alone.
 
         Raises:
             ValueError: there are fewer images than pieces.

@@ -108,19 +108,23 @@ class DenseHead(nn.Module, ABC):
         Returns:
             (M, 4) corners in pixels; not to be changed.
         """
-
         generator = self.anchor_generator
+
+        def make() -> Tensor:
+            return torch.cat([level.tensor for level in generator(maps)])
+
+        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return make()  # a graph has to make them, for any size
         key = (generator, *(x.shape[-2:] for x in maps), maps[0].device)
-        in_graph = torch.jit.is_tracing() or torch.compiler.is_compiling()
-        if not in_graph and (kept := self._anchors.get(key)) is not None:
-            return kept
-        with torch.inference_mode(False):  # training may be next
-            made = torch.cat([level.tensor for level in generator(maps)])
-        if not in_graph and type(made) is Tensor:  # a graph makes them, for any size
-            if len(self._anchors) >= _MAX_SIZES:
-                self._anchors.clear()
-            self._anchors[key] = made
-        return made
+        kept = self._anchors.get(key)
+        if kept is None:
+            with torch.inference_mode(False):  # training may be next
+                kept = make()
+            if type(kept) is Tensor:  # not one of an estimate's or a tracer's
+                if len(self._anchors) >= _MAX_SIZES:
+                    self._anchors.clear()
+                self._anchors[key] = kept
+        return kept
 
     @abstractmethod
     def towers(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
