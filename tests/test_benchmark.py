@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -399,7 +400,8 @@ def test_peak_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_the_whole_suite_runs(tmp_path: Path, real_data: Path) -> None:
     command = [sys.executable, "benchmarks/run.py", "--quick", "--output", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    env = {**os.environ, "DETECTRON2_DATASETS": str(real_data)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     report = (tmp_path / "benchmarks.md").read_text()
     for section in report.split("## python ")[1:]:

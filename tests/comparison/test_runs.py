@@ -275,10 +275,11 @@ def test_what_cannot_be_compared(tmp_path: Path, fake: list[str]) -> None:
         start(tmp_path, fake, "SOLVER.MAX_ITTER", "1")
 
 
-# A start whose train command never ends
+# A start whose train command never ends; the shell may have had it ignore SIGINT
 HANGING = """
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from onenet.comparison import plan_from_paths
 from onenet.comparison.runs import complete_runs, find_runs, locked
 plan = plan_from_paths([sys.argv[1]], output=sys.argv[2])
