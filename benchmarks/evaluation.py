@@ -5,7 +5,7 @@ python benchmarks/evaluation.py [--images 1000] [--classes 80] [--objects 7] [--
 
 One table of precisions (onenet/evaluation/ap.py), of which the end-to-end evaluator takes up to
 ten: each image has that many objects on average and 100 detections, most of them near one. What
-the two tables differ by is printed too. On the CPU, one thread; needs faster-coco-eval.
+the two tables differ by is printed too. On the CPU; needs faster-coco-eval.
 """
 
 from __future__ import annotations

@@ -308,13 +308,10 @@ class Trainer(DefaultTrainer):
 
     @model.setter
     def model(self, model: torch.nn.Module) -> None:
-        trains = self._trainer.model
-        holder = (
-            (trains, "module")
-            if isinstance(trains, AccumulatingModel)
-            else (self._trainer, "model")
-        )
-        setattr(*holder, model)
+        if isinstance(self._trainer.model, AccumulatingModel):
+            self._trainer.model.module = model
+        else:
+            self._trainer.model = model
 
     def build_writers(self) -> list[EventWriter]:
         """Detectron2's writers of metrics, whose errors name the file."""

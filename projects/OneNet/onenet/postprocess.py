@@ -9,7 +9,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-__all__ = ["select_top_k", "to_instances"]
+__all__ = ["finite_only", "select_top_k", "to_instances"]
 
 
 def select_top_k(pred_logits: Tensor, pred_boxes: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -34,6 +34,12 @@ def select_top_k(pred_logits: Tensor, pred_boxes: Tensor, k: int) -> tuple[Tenso
     samples = indices // num_classes
     boxes = pred_boxes.gather(1, samples.unsqueeze(-1).expand(-1, -1, 4))
     return logits.sigmoid(), indices % num_classes, boxes
+
+
+def finite_only(instances: Instances) -> Instances:
+    """Detections of one image without those whose score or box is NaN or inf."""
+    boxes = instances.pred_boxes.tensor
+    return instances[instances.scores.isfinite() & boxes.isfinite().all(dim=1)]
 
 
 def to_instances(
@@ -65,9 +71,7 @@ def to_instances(
     ]
     # The only time that the host waits for a GPU, and mostly all there is to do
     if not torch.cat((boxes, scores.unsqueeze(2)), dim=2).isfinite().all():
-        results = [
-            r[r.scores.isfinite() & r.pred_boxes.tensor.isfinite().all(dim=1)] for r in results
-        ]
+        results = [finite_only(r) for r in results]
     if nms_thresh is None:
         return results
     return [

@@ -14,6 +14,7 @@ from detectron2.structures import BoxMode
 from tabulate import tabulate
 
 from ..files import write_json
+from ..postprocess import finite_only
 from .ap import Scene, mean_ap, nms_survivors, precision_table
 from .gather import gather_lists
 from .matching import Status, class_overlaps, crowding, match_detections
@@ -118,9 +119,7 @@ class EndToEndEvaluator(DatasetEvaluator):
             outputs: dicts with "instances".
         """
         for image, output in zip(inputs, outputs, strict=True):
-            instances = output["instances"].to("cpu")
-            boxes = instances.pred_boxes.tensor
-            instances = instances[instances.scores.isfinite() & boxes.isfinite().all(dim=1)]
+            instances = finite_only(output["instances"].to("cpu"))
             self._predictions.append(
                 (
                     image["image_id"],

@@ -99,8 +99,8 @@ class DenseHead(nn.Module, ABC):
     def anchors(self, maps: list[Tensor]) -> Tensor:
         """The anchors of all levels, those of the finest first.
 
-        They are kept for the next maps of the same sizes: to make them takes a GPU longer than
-        the rest of the decoding.
+        They are kept for the next maps of the same sizes, since to make them takes several
+        operators a level.
 
         Args:
             maps: (N, C, H, W) of each level.
