@@ -10,7 +10,8 @@ with SciPy. "Losses" are matching, the three losses and the gradients of logits 
 way has fvcore's focal loss on a matrix of targets. In each round every way runs once; a ratio is
 the median of the rounds' own, above 1 where this project's is faster. Objects come in heaps (every
 other one is its neighbour, moved by a pixel), so that many want the same sample. Memory is the peak
-above what was in use before, of the device; on a CPU each way has a process of its own.
+above what was in use before, of the device; on a CPU each way has processes of its own, and the
+median of three is told, since what an allocator keeps differs from one to the next.
 
 The limit is what a perfect program would need to move the bytes that have to move, at the speed of
 a copy, measured in the same run. Matching reads all boxes and, of the logits, those of the image's
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import statistics
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -189,7 +191,7 @@ def check(problem: Problem) -> None:
 def extra_memory(pair: str, side: int, shape: Shape, problem: Problem, device: str) -> float:
     """Peak above what was in use before, in MiB, on the device."""
     if device == "cpu":
-        return peak_memory(make_call, pair, side, shape)
+        return statistics.median(peak_memory(make_call, pair, side, shape) for _ in range(3))
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -271,7 +273,7 @@ def main() -> None:
         "--memory",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="measure memory too; on a CPU that takes a minute a shape",
+        help="measure memory too; on a CPU that takes minutes a shape",
     )
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():

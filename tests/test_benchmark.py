@@ -72,6 +72,8 @@ def shaken(config: str) -> Detector:
         head.cls_score.bias.fill_(-2.0)
         if getattr(head, "max_filter", None) is not None:
             head.max_filter.out.weight.normal_()  # is zero at first
+        if getattr(head, "rescoring", None) is not None:
+            head.rescoring.out[2].weight.normal_()  # likewise
     return detector
 
 

@@ -285,6 +285,7 @@ def test_learning_rate_follows_the_batch(tmp_path: Path) -> None:
         (("MODEL.ONENET.ONE_TO_MANY.BRANCH", "tree"), "BRANCH is 'tree'"),
         (("MODEL.ONENET.ONE_TO_MANY.BRANCH", "base"), "needs a max filter"),
         (("MODEL.ONENET.HEAD.MAX_FILTER_DIM", "-1"), "MAX_FILTER_DIM is -1"),
+        (("MODEL.ONENET.HEAD.RESCORED_CANDIDATES", "-1"), "RESCORED_CANDIDATES is -1"),
         (("MODEL.ONENET.LOSS.CLASS_LOSS", "hinge"), "CLASS_LOSS is 'hinge'"),
         (("MODEL.ONENET.ONE_TO_MANY.NUM_SAMPLES", "0"), "NUM_SAMPLES is 0"),
         (("SOLVER.EMA_DECAY", "1.5"), "EMA_DECAY is 1.5"),

@@ -257,6 +257,37 @@ def test_one_to_many_base_below_the_filter(name: str, stop: bool) -> None:
     assert torch.equal(inference.pred_logits, out.pred_logits)
 
 
+@pytest.mark.parametrize("name", HEADS)
+def test_rescoring_is_the_last_part(name: str) -> None:
+    """It takes what the filter gave, and changes the logits alone, as many as it may."""
+    opts = ("HEAD.MAX_FILTER_DIM", 16, "ONE_TO_MANY.BRANCH", "base")
+    filtered, features = tiny_head(name, *opts)
+    head, _ = tiny_head(name, *opts, "HEAD.RESCORED_CANDIDATES", 30)
+    for one in (filtered, head):
+        torch.manual_seed(0)
+        torch.nn.init.normal_(one.max_filter.out.weight)
+    before = filtered(features)
+    assert torch.equal(head(features).pred_logits, before.pred_logits)
+    torch.nn.init.normal_(head.rescoring.out[2].weight)
+    after = head(features)
+    best = before.pred_logits.flatten(1).topk(30, dim=1).indices
+    changed = (after.pred_logits != before.pred_logits).flatten(1)
+    assert changed.gather(1, best).all() and changed.sum() == 60
+    assert torch.equal(after.pred_boxes, before.pred_boxes)
+    assert torch.equal(after.one_to_many.pred_logits, before.one_to_many.pred_logits)
+    assert torch.equal(head.eval()(features).pred_logits, after.pred_logits)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_no_gradient_passes_the_rescoring_where_it_is_stopped(name: str) -> None:
+    opts = ("HEAD.MAX_FILTER_DIM", 16, "HEAD.RESCORED_CANDIDATES", 30, "ONE_TO_MANY.BRANCH", "base")
+    head, features = tiny_head(name, *opts, "ONE_TO_MANY.STOP_GRADIENT", True)
+    torch.nn.init.normal_(head.rescoring.out[2].weight)
+    head(features).pred_logits.sum().backward()
+    learning = {n.split(".")[0] for n, p in head.named_parameters() if p.grad is not None}
+    assert learning == {"max_filter", "rescoring"}
+
+
 def test_no_such_branch() -> None:
     with pytest.raises(ConfigError, match="BRANCH is 'tree'; choose '' .*'base'"):
         tiny_head("FCOSHead", "ONE_TO_MANY.BRANCH", "tree")

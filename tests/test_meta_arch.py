@@ -101,8 +101,9 @@ def test_second_pair_leaves_no_trace(name: str, make_gt, tmp_path: Path) -> None
 def test_every_parameter_learns_below_the_filter(
     name: str, loss: str, counts: tuple[int, int], make_gt
 ) -> None:
-    base = ("MODEL.ONENET.HEAD.MAX_FILTER_DIM", "16", "MODEL.ONENET.ONE_TO_MANY.BRANCH", "base")
-    model = build(name, *base, "MODEL.ONENET.LOSS.CLASS_LOSS", loss).train()
+    head = ("MODEL.ONENET.HEAD.MAX_FILTER_DIM", "16", "MODEL.ONENET.HEAD.RESCORED_CANDIDATES", "50")
+    base = ("MODEL.ONENET.ONE_TO_MANY.BRANCH", "base")
+    model = build(name, *head, *base, "MODEL.ONENET.LOSS.CLASS_LOSS", loss).train()
     batch = [
         record(s, make_gt(n, s, 10)) for s, n in zip([(40, 70), (64, 33)], counts, strict=True)
     ]

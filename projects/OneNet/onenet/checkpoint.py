@@ -22,7 +22,7 @@ __all__ = ["OneNetCheckpointer", "load_weights", "read_checkpoint"]
 
 _TRAINING_ONLY = "head.one_to_many."  # see onenet.meta_arch.OneNet.remove_training_parts
 _CLASS_PREDICTOR = "head.cls_score."
-_NOT_THE_AUTHORS = ("head.max_filter.", _TRAINING_ONLY)  # parts that their models do not have
+_NOT_THE_AUTHORS = ("head.max_filter.", "head.rescoring.", _TRAINING_ONLY)  # parts of ours alone
 _COUNTER = ".num_batches_tracked"  # not in torchvision's published files, nor used with a momentum
 _STATISTICS = (".running_mean", ".running_var", _COUNTER)
 

@@ -122,7 +122,7 @@ class Network(nn.Module):
 
         Returns:
             float32 (N, C, H', W'): class logits of every level, then boxes of every level, then
-            (FCOS) centre-ness of every level.
+            centre-ness of every level (FCOS), or embeddings (a OneNet that rescores).
         """
         pixels = ((images.float() - self.mean) / self.std).to(self.dtype)
         features = self.backbone(pixels)
@@ -136,7 +136,8 @@ def _raw_outputs(head: nn.Module, features: list[Tensor]) -> Sequence[list[Tenso
     cls_features, box_features = head.towers(features)
     logits = [head.cls_score(x) for x in cls_features]
     logits = head.filter_logits(logits, cls_features, box_features)
-    return logits, [head.bbox_pred(x) for x in box_features]
+    boxes = [head.bbox_pred(x) for x in box_features]
+    return logits, boxes, head.embeddings(cls_features, box_features)
 
 
 class _BoxesAreThere:
@@ -156,9 +157,10 @@ class _BoxesAreThere:
 class Postprocess:
     """From the outputs of :class:`Network` to Instances, with the model's own code.
 
-    OneNet: decoding of all boxes, top-k. FCOS and RetinaNet: Detectron2's forward_inference, that
-    is, on each level scores above the threshold and the best 1,000 of them, their boxes, then
-    class-wise NMS over all levels. Coordinates are those of the network's input.
+    OneNet: decoding of all boxes, rescoring where the head has it, top-k. FCOS and RetinaNet:
+    Detectron2's forward_inference, that is, on each level scores above the threshold and the best
+    1,000 of them, their boxes, then class-wise NMS over all levels. Coordinates are those of the
+    network's input.
     """
 
     def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
@@ -185,7 +187,9 @@ class Postprocess:
         images = ImageList(outputs[0], [self.size] * len(outputs[0]))
         predictions: Any = groups
         if isinstance(model, OneNet):
-            predictions = model.head.predict(_BoxesAreThere(model.head), *groups)
+            logits, boxes, *embeddings = groups
+            predictions = model.head.predict(_BoxesAreThere(model.head), logits, boxes)
+            predictions = model.head.rescore(predictions, *embeddings or [[]])
         return model.forward_inference(images, groups[0], predictions)
 
 

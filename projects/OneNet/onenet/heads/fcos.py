@@ -45,8 +45,7 @@ class FCOSHead(TowerHead):
                 :class:`onenet.heads.parts.TowerHead`.
             prior_prob: around which every class score starts.
             init_std: of the initial weights; see :func:`onenet.heads.parts.init_head`.
-            **parts: one_to_many, stop_gradient, max_filter_channels: see
-                :meth:`onenet.heads.parts.DenseHead.add_parts`.
+            **parts: see :meth:`onenet.heads.parts.DenseHead.add_parts`.
         """
         super().__init__(
             input_shape=input_shape,

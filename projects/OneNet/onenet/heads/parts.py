@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ..errors import ConfigError
 from .build import DensePredictions
 from .max_filter import MaxFilter
+from .rescoring import PairwiseRescoring
 
 __all__ = [
     "DenseHead",
@@ -68,6 +69,7 @@ class DenseHead(nn.Module, ABC):
         one_to_many: str = "",
         stop_gradient: bool = False,
         max_filter_channels: int = 0,
+        rescored_candidates: int = 0,
     ) -> None:
         """
         Args:
@@ -79,22 +81,26 @@ class DenseHead(nn.Module, ABC):
                 the predictors' own weights ("pair"), or at the max filter's ("base").
             max_filter_channels: of a :class:`onenet.heads.max_filter.MaxFilter` behind the class
                 logits; 0 for none.
+            rescored_candidates: of a :class:`onenet.heads.rescoring.PairwiseRescoring` behind all
+                this; 0 for none.
 
         Raises:
             ConfigError: see :func:`check_parts`.
         """
-        check_parts(one_to_many, stop_gradient, max_filter_channels)
+        check_parts(one_to_many, stop_gradient, max_filter_channels, rescored_candidates)
         self._anchors: dict[tuple, Tensor] = {}
         self.one_to_many = PredictorPair(self, predictors) if one_to_many == "pair" else None
         self.base_is_one_to_many = one_to_many == "base"
         self.stop_gradient = stop_gradient
-        self.max_filter = None
+        channels = self.cls_score.in_channels
+        if self.has_two_towers:
+            channels += self.bbox_pred.in_channels
+        num_anchors = self.cls_score.out_channels // self.num_classes
+        self.max_filter = self.rescoring = None
         if max_filter_channels:
-            channels = self.cls_score.in_channels
-            if self.has_two_towers:
-                channels += self.bbox_pred.in_channels
-            num_anchors = self.cls_score.out_channels // self.num_classes
             self.max_filter = MaxFilter(channels, max_filter_channels, num_anchors)
+        if rescored_candidates:
+            self.rescoring = PairwiseRescoring(channels, rescored_candidates, num_anchors)
 
     def anchors(self, maps: list[Tensor]) -> Tensor:
         """The anchors of all levels, those of the finest first.
@@ -154,15 +160,17 @@ class DenseHead(nn.Module, ABC):
         logits = [self.cls_score(x) for x in cls_features]
         if not (self.training and self.base_is_one_to_many):
             filtered = self.filter_logits(logits, cls_features, box_features)
-            return self.predict(self, filtered, box_features)._replace(one_to_many=many)
-        many = self.predict(self, logits, box_features)
-        if self.stop_gradient:
-            logits = [x.detach() for x in logits]
-            cls_features = [x.detach() for x in cls_features]
-            box_features = [x.detach() for x in box_features]
-        filtered = self.filter_logits(logits, cls_features, box_features)
-        flat = [permute_to_N_HWA_K(level, self.num_classes) for level in filtered]
-        return many._replace(pred_logits=torch.cat(flat, dim=1), one_to_many=many)
+            predictions = self.predict(self, filtered, box_features)._replace(one_to_many=many)
+        else:
+            many = self.predict(self, logits, box_features)
+            if self.stop_gradient:
+                logits = [x.detach() for x in logits]
+                cls_features = [x.detach() for x in cls_features]
+                box_features = [x.detach() for x in box_features]
+            filtered = self.filter_logits(logits, cls_features, box_features)
+            flat = [permute_to_N_HWA_K(level, self.num_classes) for level in filtered]
+            predictions = many._replace(pred_logits=torch.cat(flat, dim=1), one_to_many=many)
+        return self.rescore(predictions, self.embeddings(cls_features, box_features))
 
     def filter_logits(
         self, logits: list[Tensor], cls_features: list[Tensor], box_features: list[Tensor]
@@ -175,10 +183,33 @@ class DenseHead(nn.Module, ABC):
         """
         if self.max_filter is None:
             return logits
+        return self.max_filter(logits, self._both(cls_features, box_features))
+
+    def embeddings(self, cls_features: list[Tensor], box_features: list[Tensor]) -> list[Tensor]:
+        """What :meth:`rescore` takes, of each level; nothing where the head does not rescore.
+
+        Args:
+            cls_features, box_features: what :meth:`towers` gave.
+        """
+        if self.rescoring is None:
+            return []
+        return self.rescoring.embeddings(self._both(cls_features, box_features))
+
+    def rescore(self, predictions: DensePredictions, embeddings: list[Tensor]) -> DensePredictions:
+        """The predictions with the best logits changed; without rescoring as they are.
+
+        Args:
+            predictions: behind the max filter.
+            embeddings: what :meth:`embeddings` gave.
+        """
+        return predictions if self.rescoring is None else self.rescoring(predictions, embeddings)
+
+    def _both(self, cls_features: list[Tensor], box_features: list[Tensor]) -> list[Tensor]:
+        """All that the towers know, of each level."""
         if not self.has_two_towers:
-            return self.max_filter(logits, cls_features)
+            return cls_features
         pairs = zip(cls_features, box_features, strict=True)
-        return self.max_filter(logits, [torch.cat(pair, dim=1) for pair in pairs])
+        return [torch.cat(pair, dim=1) for pair in pairs]
 
 
 class TowerHead(DenseHead):
@@ -216,12 +247,14 @@ class TowerHead(DenseHead):
         return [self.cls_subnet(x) for x in features], [self.bbox_subnet(x) for x in features]
 
 
-def check_parts(one_to_many: str, stop_gradient: bool, max_filter_channels: int) -> None:
+def check_parts(
+    one_to_many: str, stop_gradient: bool, max_filter_channels: int, rescored_candidates: int
+) -> None:
     """Checks the arguments of :meth:`DenseHead.add_parts`.
 
     Raises:
         ConfigError: there is no such branch, "base" has no max filter behind it, or the filter's
-            channels are below 0.
+            channels or the number of candidates are below 0.
     """
     if one_to_many not in ("", "pair", "base"):
         raise ConfigError(
@@ -232,6 +265,11 @@ def check_parts(one_to_many: str, stop_gradient: bool, max_filter_channels: int)
         raise ConfigError(
             f"MODEL.ONENET.HEAD.MAX_FILTER_DIM is {max_filter_channels}; give a number of channels,"
             " or 0 for no filter."
+        )
+    if rescored_candidates < 0:
+        raise ConfigError(
+            f"MODEL.ONENET.HEAD.RESCORED_CANDIDATES is {rescored_candidates}; give a number of"
+            " candidates an image, or 0 for no rescoring."
         )
     if one_to_many == "base" and not max_filter_channels:
         raise ConfigError(
@@ -247,6 +285,7 @@ def parts_from_config(cfg: CfgNode) -> dict[str, Any]:
         "one_to_many": many.BRANCH,
         "stop_gradient": many.STOP_GRADIENT,
         "max_filter_channels": cfg.MODEL.ONENET.HEAD.MAX_FILTER_DIM,
+        "rescored_candidates": cfg.MODEL.ONENET.HEAD.RESCORED_CANDIDATES,
     }
 
 

@@ -45,8 +45,7 @@ class PointHead(DenseHead):
             conv_dim: channels of the shared convolution.
             prior_prob: around which every class score starts.
             init_std: of the initial weights; see :func:`onenet.heads.parts.init_head`.
-            **parts: one_to_many, stop_gradient, max_filter_channels: see
-                :meth:`onenet.heads.parts.DenseHead.add_parts`.
+            **parts: see :meth:`onenet.heads.parts.DenseHead.add_parts`.
         """
         super().__init__()
         if len(input_shape) != 1:

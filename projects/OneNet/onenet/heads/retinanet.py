@@ -46,8 +46,7 @@ class RetinaNetHead(TowerHead):
             anchor_generator: gives every level the same number of anchors a location.
             prior_prob: around which every class score starts.
             init_std: of the initial weights; see :func:`onenet.heads.parts.init_head`.
-            **parts: one_to_many, stop_gradient, max_filter_channels: see
-                :meth:`onenet.heads.parts.DenseHead.add_parts`.
+            **parts: see :meth:`onenet.heads.parts.DenseHead.add_parts`.
         """
         (num_anchors,) = set(anchor_generator.num_anchors)
         super().__init__(
