@@ -400,13 +400,22 @@ def test_new_classes_are_for_the_trainer_only(small: State, small_file: str) -> 
     assert torch.equal(head.bbox_pred.weight, small["head.ltrb_pred.weight"])
 
 
+def test_a_checkpoint_of_other_parts_names_the_key(tmp_path: Path) -> None:
+    path = str(tmp_path / "model.pth")
+    rescores = ("MODEL.ONENET.HEAD.RESCORED_CANDIDATES", "10")
+    for written, read, what in (((), rescores, "lacks"), (rescores, (), "has, and the model")):
+        torch.save({"model": build_model(config(SMALLEST, *written)).state_dict()}, path)
+        with pytest.raises(ConfigError, match=rf"it {what}.*HEAD\.RESCORED_CANDIDATES decides"):
+            load_weights(build_model(config(SMALLEST, *read)), path)
+
+
 def test_parts_that_the_authors_lack_are_for_the_trainer_only(
     small: State, small_file: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     cfg = config(
         SMALLEST, "MODEL.ONENET.HEAD.MAX_FILTER_DIM", "8", "MODEL.ONENET.ONE_TO_MANY.BRANCH", "pair"
     )
-    with pytest.raises(ConfigError, match=r"it lacks head\.(max_filter|one_to_many)\."):
+    with pytest.raises(ConfigError, match=r"it lacks head\.(max_filter|one_to_many)\..* decides"):
         OneNetCheckpointer(build_model(cfg)).load(small_file)
     checkpointer = OneNetCheckpointer(build_model(cfg), new_classes=True)
     checkpointer.load(small_file)

@@ -279,6 +279,25 @@ def test_rescoring_is_the_last_part(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", HEADS)
+@torch.no_grad()
+def test_rescoring_knows_a_sample_by_its_place(name: str) -> None:
+    head, features = tiny_head(name, "HEAD.RESCORED_CANDIDATES", 10**6)
+    torch.nn.init.normal_(head.rescoring.out[2].weight)
+    out = head(features)
+    maps = [torch.zeros(2, 16, *f.shape[2:]) for f in features]
+    before = head.rescore(out, maps).pred_logits
+    row, column = 2, 3
+    maps[-1][1, :, row, column] = 1.0
+    moved = (head.rescore(out, maps).pred_logits != before).any(dim=2)
+    centers = (out.anchors[:, :2] + out.anchors[:, 2:]) / 2
+    here = torch.tensor([column, row]) + (0.0 if name == "RetinaNetHead" else 0.5)
+    last = torch.arange(len(centers)) >= len(centers) - out.level_sizes[-1]
+    here = (centers == here * (4 if name == "PointHead" else 16)).all(dim=1) & last
+    assert here.sum() == (4 if name == "RetinaNetHead" else 1)
+    assert moved[1, here].all() and not moved[0].any()
+
+
+@pytest.mark.parametrize("name", HEADS)
 def test_no_gradient_passes_the_rescoring_where_it_is_stopped(name: str) -> None:
     opts = ("HEAD.MAX_FILTER_DIM", 16, "HEAD.RESCORED_CANDIDATES", 30, "ONE_TO_MANY.BRANCH", "base")
     head, features = tiny_head(name, *opts, "ONE_TO_MANY.STOP_GRADIENT", True)

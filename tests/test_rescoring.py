@@ -106,18 +106,34 @@ def test_gradients_reach_features_and_logits_but_no_box() -> None:
     assert not [name for name, p in module.named_parameters() if p.grad is None]
 
 
-@torch.no_grad()
-def test_a_nan_harms_itself_alone() -> None:
+@pytest.mark.parametrize("num_candidates", [20, 1000])  # all, too
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_harms_itself_alone(bad: float, num_candidates: int) -> None:
     torch.manual_seed(0)
-    module, (predictions, maps) = random_rescoring(8), scene(num_images=1)
+    module, (predictions, maps) = random_rescoring(num_candidates), scene(num_images=1)
     logits, boxes = predictions.pred_logits, predictions.pred_boxes
-    chosen = list(candidates(logits[0], 8))
-    logits[0, 0, 0] = float("nan")
-    boxes[0, chosen[0][0]] = float("nan")
-    if (0, 0) in chosen:
-        pytest.fail("the seed's best logits hold the one that is to be NaN")
+    chosen = list(candidates(logits[0], 20))
+    logits[0][chosen[0]] = bad
+    boxes[0, chosen[1][0], 2] = bad
     out = module(predictions, module.embeddings(maps)).pred_logits
-    assert out.isnan().sum() == 1 and out[0, 0, 0].isnan()
+    expected = logits.new_tensor(bad)
+    torch.testing.assert_close(out[0][chosen[0]], expected, equal_nan=True)
+    assert out.isfinite().sum() == out.numel() - 1
+    out[out.isfinite()].square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in module.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@torch.no_grad()
+def test_half_precision(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    module, (predictions, maps) = random_rescoring(1000), scene()
+    halved = predictions._replace(pred_logits=predictions.pred_logits.to(dtype))
+    exact = halved._replace(pred_logits=halved.pred_logits.float())
+    expected = module(exact, module.embeddings(maps)).pred_logits
+    out = module.to(dtype)(halved, module.embeddings([x.to(dtype) for x in maps])).pred_logits
+    assert out.dtype == dtype
+    assert (out.float() - expected).abs().median() < 0.05
 
 
 @torch.no_grad()

@@ -22,7 +22,11 @@ __all__ = ["OneNetCheckpointer", "load_weights", "read_checkpoint"]
 
 _TRAINING_ONLY = "head.one_to_many."  # see onenet.meta_arch.OneNet.remove_training_parts
 _CLASS_PREDICTOR = "head.cls_score."
-_NOT_THE_AUTHORS = ("head.max_filter.", "head.rescoring.", _TRAINING_ONLY)  # parts of ours alone
+_KEYS_OF_PARTS = {  # of those that the authors' models do not have, below MODEL.ONENET
+    "head.max_filter.": "HEAD.MAX_FILTER_DIM",
+    "head.rescoring.": "HEAD.RESCORED_CANDIDATES",
+    _TRAINING_ONLY: "ONE_TO_MANY.BRANCH",
+}
 _COUNTER = ".num_batches_tracked"  # not in torchvision's published files, nor used with a momentum
 _STATISTICS = (".running_mean", ".running_var", _COUNTER)
 
@@ -182,7 +186,7 @@ class OneNetCheckpointer(DetectionCheckpointer):
             return self._load_exactly_named(checkpoint)
         checkpoint["model"] = dict(self.conversion.state)
         keys = self._load_exactly_named(checkpoint)
-        anew = (_CLASS_PREDICTOR, _NOT_THE_AUTHORS) if self._new_classes else ((), ())
+        anew = (_CLASS_PREDICTOR, tuple(_KEYS_OF_PARTS)) if self._new_classes else ((), ())
         _check_fit(keys, self.conversion.fills, *anew)
         rest = f"{len(keys.missing_keys)} of the model's tensors stay as initialised"
         # torchvision's always leave some
@@ -244,7 +248,9 @@ def _check_fit(
     for what, names in wrong.items():
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise _MisfitError(f"it {what} {names[0]}{more}")
+            keys_of = [key for part, key in _KEYS_OF_PARTS.items() if names[0].startswith(part)]
+            see = f", which MODEL.ONENET.{keys_of[0]} decides" if keys_of else ""
+            raise _MisfitError(f"it {what} {names[0]}{more}{see}")
 
 
 class _ExactCheckpointer(OneNetCheckpointer):

@@ -52,7 +52,8 @@ def add_onenet_config(cfg: CfgNode) -> None:
     cfg.MODEL.ONENET.HEAD.INIT_STD = 0.0
     # Channels of 3D max filtering (DeFCN, arXiv 2012.03544) behind the class logits; 0 for none.
     cfg.MODEL.ONENET.HEAD.MAX_FILTER_DIM = 0
-    # How many of an image's best scores are changed by what overlaps them, as learned; 0 for none.
+    # How many of an image's best logits, over all classes, are changed by what overlaps them, as
+    # learned; 0 for none. Take twice TEST.DETECTIONS_PER_IMAGE, or more.
     cfg.MODEL.ONENET.HEAD.RESCORED_CANDIDATES = 0
 
     # The neck of build_resnet_deconv_backbone and of other networks' "..._deconv_".

@@ -189,7 +189,7 @@ class Postprocess:
         if isinstance(model, OneNet):
             logits, boxes, *embeddings = groups
             predictions = model.head.predict(_BoxesAreThere(model.head), logits, boxes)
-            predictions = model.head.rescore(predictions, *embeddings or [[]])
+            predictions = model.head.rescore(predictions, embeddings[0] if embeddings else [])
         return model.forward_inference(images, groups[0], predictions)
 
 

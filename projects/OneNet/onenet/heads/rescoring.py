@@ -14,6 +14,8 @@ EMBEDDING_DIM = 16
 HIDDEN_DIM = 16
 NUM_NEIGHBOURS = 16
 """How many others a candidate looks at: all of them would take many times as long."""
+MOST = 30.0
+"""Logits are cut to this for the network's eyes, so that one of inf spoils no other."""
 
 
 class PairwiseRescoring(nn.Module):
@@ -71,24 +73,29 @@ class PairwiseRescoring(nn.Module):
         flat = logits.flatten(1)
         ranked = flat.detach().masked_fill(flat.isnan(), float("-inf"))  # else NaN would come first
         index = ranked.topk(min(self.num_candidates, flat.shape[1]), dim=1).indices  # (N, T)
-        scores = flat.gather(1, index).float()
+        raw = flat.gather(1, index)
+        known = raw.isfinite()
+        scores = raw.float().nan_to_num(nan=0.0).clamp(-MOST, MOST)  # what others get to see
         samples, classes = index // num_classes, index % num_classes
         boxes = _take(predictions.pred_boxes.detach().float(), samples)
         maps = torch.cat([x.flatten(2) for x in embeddings], dim=2).transpose(1, 2)  # (N, L, D)
         own = _take(maps, samples // self.num_anchors).float()
 
         ious = pairwise_iou(boxes).nan_to_num(nan=0.0)  # (N, T, T); NaN overlaps nothing
-        same_class = classes[:, :, None] == classes[:, None, :]
-        is_other = index[:, :, None] != index[:, None, :]
-        ious = torch.where(same_class & is_other, ious, 0.0)
+        related = classes[:, :, None] == classes[:, None, :]
+        related &= index[:, :, None] != index[:, None, :]
+        related &= known[:, None, :]  # nor is NaN a neighbour
+        ious = torch.where(related, ious, 0.0)
         ious, neighbours = ious.topk(min(NUM_NEIGHBOURS, ious.shape[2]), dim=2)  # (N, T, J)
         dtype = self.pair[0].weight.dtype
-        pairs = self.pair(_relations(scores, boxes, own, ious, neighbours).to(dtype)).float()
-        pairs = torch.where(ious[..., None] > 0, pairs, 0.0)
+        overlap = ious[..., None] > 0
+        # In front of the network too: behind it alone, the gradient of NaN would be NaN
+        relations = _relations(scores, boxes, own, ious, neighbours).where(overlap, 0.0)
+        pairs = self.pair(relations.to(dtype)).float().where(overlap, 0.0)
         around = torch.cat((pairs.amax(dim=2), (pairs * ious[..., None]).sum(dim=2)), dim=2)
         change = self.out(torch.cat((around, own, scores[..., None]), dim=2).to(dtype))
-        changed = scores + change.squeeze(2).float()
-        flat = flat.scatter(1, index, changed.to(flat.dtype))
+        changed = raw + change.squeeze(2).to(raw.dtype)
+        flat = flat.scatter(1, index, changed)
         return predictions._replace(pred_logits=flat.view_as(logits))
 
 
@@ -129,13 +136,13 @@ def _relations(
         neighbours: (N, T, J) which candidates these are.
 
     Returns:
-        (N, T, J, 7): IoU, lead of the neighbour's logit, likeness (cosine) of the features; of the
-        centres the distance in x and y, in sides of the candidate's own box; of the sides the ratio
-        in x and y, as a logarithm.
+        (N, T, J, 7): IoU; tanh of the lead of the neighbour's logit; likeness (cosine) of the
+        features; the centres' distance in x and in y, in sides of the candidate's own box; the
+        logarithm of the sides' ratio in x and in y. The last four are absolute, and at most 2.
     """
     sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=1)
     centers = (boxes[..., :2] + boxes[..., 2:]) / 2
-    unit = F.normalize(features, dim=2)
+    unit = F.normalize(features, dim=2, eps=1e-3)
     known = torch.cat((scores[..., None], centers, sides.log(), unit), dim=2)
     theirs = _take(known, neighbours.flatten(1)).view(*neighbours.shape, known.shape[2])
     lead = (theirs[..., 0] - scores[..., None]).tanh()
