@@ -53,7 +53,7 @@ def add_onenet_config(cfg: CfgNode) -> None:
     # Channels of 3D max filtering (DeFCN, arXiv 2012.03544) behind the class logits; 0 for none.
     cfg.MODEL.ONENET.HEAD.MAX_FILTER_DIM = 0
     # How many of an image's best logits, over all classes, are changed by what overlaps them, as
-    # learned; 0 for none. Take twice TEST.DETECTIONS_PER_IMAGE, or more.
+    # learned; 0 for none. Below TEST.DETECTIONS_PER_IMAGE some detections stay as they are.
     cfg.MODEL.ONENET.HEAD.RESCORED_CANDIDATES = 0
 
     # The neck of build_resnet_deconv_backbone and of other networks' "..._deconv_".

@@ -9,7 +9,29 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-__all__ = ["finite_only", "select_top_k", "to_instances"]
+__all__ = ["best_pairs", "finite_only", "select_top_k", "take_samples", "to_instances"]
+
+
+def best_pairs(pred_logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest logits of each image, best first. NaN ranks last.
+
+    Args:
+        pred_logits: (N, M, K), before the sigmoid.
+        k: how many; with fewer than k pairs, all M x K.
+
+    Returns:
+        logits (N, k), -inf for NaN; index (N, k) int64 of each among an image's M x K, which is
+        sample x K + class.
+    """
+    flat = pred_logits.flatten(1)
+    flat = flat.masked_fill(flat.isnan(), float("-inf"))  # else NaN would rank first
+    logits, index = flat.topk(min(k, flat.shape[1]), dim=1)
+    return logits, index
+
+
+def take_samples(values: Tensor, samples: Tensor) -> Tensor:
+    """Rows of each image's values: (N, M, C) at the samples (N, k) gives (N, k, C)."""
+    return values.gather(1, samples.unsqueeze(-1).expand(-1, -1, values.shape[2]))
 
 
 def select_top_k(pred_logits: Tensor, pred_boxes: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -26,14 +48,11 @@ def select_top_k(pred_logits: Tensor, pred_boxes: Tensor, k: int) -> tuple[Tenso
         scores (N, k) in [0, 1], classes (N, k) int64, boxes (N, k, 4).
     """
     num_classes = pred_logits.shape[2]
-    flat = pred_logits.flatten(1)
-    flat = flat.masked_fill(flat.isnan(), float("-inf"))  # else NaN would rank first
     # The sigmoid is monotonous: ranking the logits gives the same order, and rounds nothing to
     # equal scores.
-    logits, indices = flat.topk(min(k, flat.shape[1]), dim=1)
-    samples = indices // num_classes
-    boxes = pred_boxes.gather(1, samples.unsqueeze(-1).expand(-1, -1, 4))
-    return logits.sigmoid(), indices % num_classes, boxes
+    logits, index = best_pairs(pred_logits, k)
+    boxes = take_samples(pred_boxes, index // num_classes)
+    return logits.sigmoid(), index % num_classes, boxes
 
 
 def finite_only(instances: Instances) -> Instances:

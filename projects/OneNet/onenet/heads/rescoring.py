@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..postprocess import best_pairs, take_samples
 from .build import DensePredictions
 
 __all__ = ["PairwiseRescoring", "pairwise_iou"]
@@ -70,16 +71,15 @@ class PairwiseRescoring(nn.Module):
         """
         logits = predictions.pred_logits
         num_classes = logits.shape[2]
+        _, index = best_pairs(logits.detach(), self.num_candidates)  # (N, T)
         flat = logits.flatten(1)
-        ranked = flat.detach().masked_fill(flat.isnan(), float("-inf"))  # else NaN would come first
-        index = ranked.topk(min(self.num_candidates, flat.shape[1]), dim=1).indices  # (N, T)
         raw = flat.gather(1, index)
         known = raw.isfinite()
         scores = raw.float().nan_to_num(nan=0.0).clamp(-MOST, MOST)  # what others get to see
         samples, classes = index // num_classes, index % num_classes
-        boxes = _take(predictions.pred_boxes.detach().float(), samples)
+        boxes = take_samples(predictions.pred_boxes.detach().float(), samples)
         maps = torch.cat([x.flatten(2) for x in embeddings], dim=2).transpose(1, 2)  # (N, L, D)
-        own = _take(maps, samples // self.num_anchors).float()
+        own = take_samples(maps, samples // self.num_anchors).float()
 
         ious = pairwise_iou(boxes).nan_to_num(nan=0.0)  # (N, T, T); NaN overlaps nothing
         related = classes[:, :, None] == classes[:, None, :]
@@ -118,11 +118,6 @@ def pairwise_iou(boxes: Tensor) -> Tensor:
     return intersection / union.clamp(min=1e-6)
 
 
-def _take(values: Tensor, index: Tensor) -> Tensor:
-    """Rows of (N, M, C) at (N, T): (N, T, C)."""
-    return values.gather(1, index[..., None].expand(-1, -1, values.shape[2]))
-
-
 def _relations(
     scores: Tensor, boxes: Tensor, features: Tensor, ious: Tensor, neighbours: Tensor
 ) -> Tensor:
@@ -142,12 +137,13 @@ def _relations(
     """
     sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=1)
     centers = (boxes[..., :2] + boxes[..., 2:]) / 2
+    log_sides = sides.log()
     unit = F.normalize(features, dim=2, eps=1e-3)
-    known = torch.cat((scores[..., None], centers, sides.log(), unit), dim=2)
-    theirs = _take(known, neighbours.flatten(1)).view(*neighbours.shape, known.shape[2])
+    known = torch.cat((scores[..., None], centers, log_sides, unit), dim=2)
+    theirs = take_samples(known, neighbours.flatten(1)).view(*neighbours.shape, known.shape[2])
     lead = (theirs[..., 0] - scores[..., None]).tanh()
     likeness = (theirs[..., 5:] * unit[:, :, None]).sum(dim=3)
     offsets = (theirs[..., 1:3] - centers[:, :, None]) / sides[:, :, None]
-    ratios = theirs[..., 3:5] - sides.log()[:, :, None]
+    ratios = theirs[..., 3:5] - log_sides[:, :, None]
     places = torch.cat((offsets, ratios), dim=3).abs().clamp(max=2)
     return torch.cat((torch.stack((ious, lead, likeness), dim=3), places), dim=3)
