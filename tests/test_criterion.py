@@ -7,7 +7,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torchvision.ops import generalized_box_iou_loss
 
-from onenet.criterion import Criterion, giou_loss, quality_loss
+from onenet.criterion import Criterion, giou_loss, quality_focal_loss
 from onenet.errors import ConfigError
 from onenet.heads import DensePredictions
 from onenet.matcher import HungarianMatcher, MinCostMatcher
@@ -167,26 +167,20 @@ def test_second_pair_on_empty_images(counts: list[int], make_gt) -> None:
     assert logits.grad.abs().sum() > 0 and boxes.grad is not None
 
 
-def test_soft_class_losses_by_hand() -> None:
+def test_quality_focal_loss_by_hand() -> None:
     # One positive with score 0.5 and IoU 0.8, one negative with score 0.5.
     logits, target = torch.zeros(2), torch.tensor([0.8, 0.0])
     bce = math.log(2)  # of score 0.5, whatever the target
     torch.testing.assert_close(
-        quality_loss(logits, target, "quality"),
-        torch.tensor([0.3**2 * bce, 0.5**2 * bce]),
-    )
-    torch.testing.assert_close(
-        quality_loss(logits, target, "varifocal"),
-        torch.tensor([0.8 * bce, 0.75 * 0.25 * bce]),
+        quality_focal_loss(logits, target), torch.tensor([0.3**2 * bce, 0.5**2 * bce])
     )
 
 
-@pytest.mark.parametrize("kind", ["quality", "varifocal"])
-def test_soft_losses_are_least_at_the_iou(kind: str) -> None:
+def test_quality_focal_loss_is_least_at_the_iou() -> None:
     # One object, one sample that covers 0.8 of it: its best score is 0.8.
     gt = gt_of([[0, 0, 100, 100]], [0])
     boxes = torch.tensor([[[0.0, 0, 100, 80]]])
-    criterion = Criterion(matcher=MinCostMatcher(), class_loss=kind)
+    criterion = Criterion(matcher=MinCostMatcher(), class_loss="quality")
 
     def slope(score: float) -> float:
         logits = torch.full((1, 1, 1), math.log(score / (1 - score)), requires_grad=True)
@@ -197,13 +191,12 @@ def test_soft_losses_are_least_at_the_iou(kind: str) -> None:
     assert slope(0.8) == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["quality", "varifocal"])
-def test_soft_losses_on_a_collision(kind: str) -> None:
+def test_quality_focal_loss_on_a_collision() -> None:
     """A sample of two objects of one class has the larger IoU as its target, in any order."""
     boxes, logits = torch.tensor([[[0.0, 0, 10, 10]]]), torch.zeros(1, 1, 1)
     gt = gt_of([[0, 0, 10, 8], [0, 0, 10, 5]], [0, 0])
-    criterion = Criterion(matcher=MinCostMatcher(), class_weight=1.0, class_loss=kind)
-    expected = quality_loss(logits, torch.full((1, 1, 1), 0.8), kind) / 2
+    criterion = Criterion(matcher=MinCostMatcher(), class_weight=1.0, class_loss="quality")
+    expected = quality_focal_loss(logits, torch.full((1, 1, 1), 0.8)) / 2
     for order in ([0, 1], [1, 0]):
         loss = criterion(predictions(logits, boxes), [gt[torch.tensor(order)]])["loss_cls"]
         torch.testing.assert_close(loss, expected.sum())

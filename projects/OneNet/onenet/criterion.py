@@ -22,17 +22,17 @@ from .matcher import Matcher, Matches, build_matcher
 from .soft_negatives import negative_weights
 from .targets import Targets
 
-__all__ = ["Criterion", "giou_loss", "quality_loss"]
+__all__ = ["Criterion", "giou_loss", "quality_focal_loss"]
 
 
-CLASS_LOSSES = ("focal", "quality", "varifocal")
+CLASS_LOSSES = ("focal", "quality")
 
 
 class Criterion(nn.Module):
     """Matches objects to samples and computes the weighted losses, in float32.
 
-    * ``loss_cls``: sigmoid focal loss (arXiv 1708.02002) over all samples and classes, or one of
-      :func:`quality_loss`;
+    * ``loss_cls``: sigmoid focal loss (arXiv 1708.02002) over all samples and classes, or
+      :func:`quality_focal_loss`;
     * ``loss_l1``: L1 distance of the matched pairs' corners, divided by the image's own size;
     * ``loss_giou``: 1 - GIoU of the matched pairs.
 
@@ -74,7 +74,7 @@ class Criterion(nn.Module):
             class_weight: weight of ``loss_cls``.
             l1_weight: weight of ``loss_l1``.
             giou_weight: weight of ``loss_giou``.
-            class_loss: "focal", "quality" or "varifocal".
+            class_loss: "focal" or "quality".
             focal_alpha: alpha of the focal loss.
             focal_gamma: gamma of the focal loss.
             soft_negatives: whether negatives near a positive weigh less, as
@@ -201,7 +201,7 @@ class Criterion(nn.Module):
             ious = _ious(matched, targets.boxes[matches.objects])
             # amax, not assignment, whose order is undefined on a GPU where samples collide
             target.view(-1).scatter_reduce_(0, places, ious, reduce="amax")
-            loss = quality_loss(logits, target, self.class_loss)
+            loss = quality_focal_loss(logits, target)
         if not self.soft_negatives:
             return loss
         weights = [
@@ -220,28 +220,21 @@ class Criterion(nn.Module):
         return loss * torch.where(target > 0, 1.0, torch.stack(weights))
 
 
-def quality_loss(logits: Tensor, target: Tensor, kind: str) -> Tensor:
-    """Classification losses whose positives have an IoU as their target.
+def quality_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """The classification loss whose positives have an IoU as their target.
 
     With p the sigmoid score, q the target (0 for negatives) and BCE(p, q) the binary cross entropy:
-
-    * "quality": ``|q - p|^2 BCE(p, q)`` (Generalized Focal Loss, arXiv 2006.04388);
-    * "varifocal": ``q BCE(p, q)`` for positives, ``0.75 p^2 BCE(p, 0)`` for negatives, with no
-      gradient through the factor p^2 (VarifocalNet, arXiv 2008.13367, and its published code).
+    ``|q - p|^2 BCE(p, q)`` (Generalized Focal Loss, arXiv 2006.04388).
 
     Args:
         logits: (..., K), before the sigmoid.
         target: the same shape, in [0, 1].
-        kind: "quality" or "varifocal".
 
     Returns:
         The same shape.
     """
     loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    p = logits.sigmoid()
-    if kind == "quality":
-        return loss * (target - p) ** 2
-    return loss * torch.where(target > 0, target, 0.75 * p.detach() ** 2)
+    return loss * (target - logits.sigmoid()) ** 2
 
 
 def giou_loss(boxes: Tensor, gt_boxes: Tensor, eps: float = 1e-7) -> Tensor:
