@@ -10,8 +10,7 @@ with SciPy. "Losses" are matching, the three losses and the gradients of logits 
 way has fvcore's focal loss on a matrix of targets. In each round every way runs once; a ratio is
 the median of the rounds' own, above 1 where this project's is faster. Objects come in heaps (every
 other one is its neighbour, moved by a pixel), so that many want the same sample. Memory is the peak
-above what was in use before, of the device; on a CPU each way has processes of its own, and the
-median of three is told, since what an allocator keeps differs from one to the next.
+above what was in use before, of the device; on a CPU each way has a process of its own.
 
 The limit is what a perfect program would need to move the bytes that have to move, at the speed of
 a copy, measured in the same run. Matching reads all boxes and, of the logits, those of the image's
@@ -23,13 +22,12 @@ from __future__ import annotations
 
 import argparse
 import functools
-import statistics
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
-from fvcore.nn import sigmoid_focal_loss
+from fvcore.nn import sigmoid_focal_loss_jit
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
@@ -140,7 +138,7 @@ def plain_losses(matcher: Callable[[Problem], list[Pairs]], problem: Problem) ->
     target = torch.zeros_like(logits)
     target[images, samples, classes] = 1.0
     matched = boxes[images, samples]
-    loss = 2 * sigmoid_focal_loss(logits, target, alpha=0.25, gamma=2.0, reduction="sum")
+    loss = 2 * sigmoid_focal_loss_jit(logits, target, alpha=0.25, gamma=2.0, reduction="sum")
     loss += 5 * F.l1_loss(matched / scale, gt_boxes / scale, reduction="sum")
     loss += 2 * generalized_box_iou_loss(matched, gt_boxes, reduction="sum")
     finish(loss / len(classes), problem)
@@ -191,7 +189,7 @@ def check(problem: Problem) -> None:
 def extra_memory(pair: str, side: int, shape: Shape, problem: Problem, device: str) -> float:
     """Peak above what was in use before, in MiB, on the device."""
     if device == "cpu":
-        return statistics.median(peak_memory(make_call, pair, side, shape) for _ in range(3))
+        return peak_memory(make_call, pair, side, shape)
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()

@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """Runs all benchmarks, one after another, and puts what they print into one file.
 
-python benchmarks/run.py [--device cpu] [--quick] [--output output/benchmarks]
+python benchmarks/run.py [--device cpu] [--quick] [--weights CONFIG=FILE ...] [--output FOLDER]
 
-Each has a process of its own. --quick takes few rounds, small shapes and the images of BCCD: it
+Each has a process of its own. --weights are for inference.py, whose post-processing takes other
+times with random ones. --quick takes few rounds, small shapes and the images of BCCD: it
 shows that all runs, and its numbers say little. For numbers to compare the machine has to be idle.
 """
 
@@ -19,7 +20,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 
 
-def commands(device: str, quick: bool) -> list[list[str]]:
+def commands(device: str, quick: bool, weights: list[str]) -> list[list[str]]:
     """Scripts and their arguments."""
     on = ["--device", device]
     few = ["--rounds", "2"] if quick else []
@@ -44,7 +45,7 @@ def commands(device: str, quick: bool) -> list[list[str]]:
         ["assignment.py", *on, *shapes, *few],
         ["training_step.py", *on, *small, *few],
         *([] if quick else more_steps),
-        ["inference.py", *on, *images, *few],
+        ["inference.py", *on, *images, *few, *(["--weights", *weights] if weights else [])],
     ]
     if device == "cpu":
         listed += [
@@ -68,6 +69,7 @@ def main() -> None:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--weights", nargs="+", default=[], metavar="CONFIG=FILE")
     parser.add_argument("--output", type=Path, default=Path("output/benchmarks"))
     args = parser.parse_args()
     args.output = args.output.resolve()
@@ -75,7 +77,7 @@ def main() -> None:
     report = args.output / "benchmarks.md"
     failed = []
     with report.open("w", encoding="utf-8") as file:
-        for words in commands(args.device, args.quick):
+        for words in commands(args.device, args.quick, args.weights):
             shown = shlex.join(["python", f"benchmarks/{words[0]}", *words[1:]])
             print(f"{shown} ...", flush=True)
             done = subprocess.run(

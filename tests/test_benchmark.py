@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -385,8 +386,18 @@ def fill(mib: int):
     return functools.partial(np.ones, mib * 2**17)
 
 
+def refill(mib: int):
+    """The same where as much was in use before, and is free again."""
+    np.ones(mib * 2**17)
+    return fill(mib)
+
+
 def broken(mib: int):
     raise ValueError("no such problem")
+
+
+def killed(mib: int):
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.slow
@@ -395,8 +406,11 @@ def test_peak_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))  # where the new process finds `fill`
     module = importlib.import_module("test_benchmark")
     assert peak_memory(module.fill, 200) == pytest.approx(200, abs=20)
+    assert peak_memory(module.refill, 200) == pytest.approx(200, abs=20)
     with pytest.raises(RuntimeError, match="ValueError: no such problem"):
         peak_memory(module.broken, 200)
+    with pytest.raises(RuntimeError, match="exit code -9"):
+        peak_memory(module.killed, 200)
 
 
 @pytest.mark.slow

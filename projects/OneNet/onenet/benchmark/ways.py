@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -75,21 +77,30 @@ def describe_ratio(q: Quartiles, digits: int = 2) -> str:
 
 
 def peak_memory(make: Callable[..., Callable[[], object]], *arguments: Any) -> float:
-    """Peak memory of the host during one call, in MiB above the peak before.
+    """Peak memory of the host during one call, in MiB above what was in use before.
 
-    In a process of its own, since a process never tells of a peak lower than an earlier one. What
-    the call takes of memory that was freed before is not seen: values near 0 are lower bounds.
+    In a process of its own, whose allocator gives blocks of 1 MiB and more back to the system as
+    soon as they are free; smaller ones that were freed before are used again without being seen.
     Linux only.
 
     Args:
         make: picklable; builds the problem and returns the call.
         *arguments: of ``make``.
+
+    Raises:
+        RuntimeError: the call failed, or its process was killed, for want of memory perhaps.
     """
     context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    process = context.Process(target=_measure_memory, args=(make, arguments, results))
-    process.start()
-    found = results.get(timeout=900)
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_measure_memory, args=(make, arguments, sender))
+    with mock.patch.dict(os.environ, {"MALLOC_MMAP_THRESHOLD_": str(2**20)}):  # read as it starts
+        process.start()
+    sender.close()
+    try:
+        found = receiver.recv()
+    except EOFError:
+        process.join()
+        found = f"the measuring process ended with exit code {process.exitcode}"
     process.join()
     if isinstance(found, str):
         raise RuntimeError(found)
@@ -99,11 +110,12 @@ def peak_memory(make: Callable[..., Callable[[], object]], *arguments: Any) -> f
 def _measure_memory(make: Any, arguments: Sequence[Any], results: Any) -> None:
     try:
         call = make(*arguments)
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts from here
         before = _peak_kib()
         call()
-        results.put((_peak_kib() - before) / 1024)
+        results.send((_peak_kib() - before) / 1024)
     except Exception as error:
-        results.put(f"{type(error).__name__}: {error}")
+        results.send(f"{type(error).__name__}: {error}")
 
 
 def _peak_kib() -> int:
