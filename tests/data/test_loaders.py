@@ -76,6 +76,23 @@ def test_the_stream_can_be_entered_anywhere(cfg, sampler: str, grouped: bool) ->
     assert all(len(kinds) == 1 for kinds in is_wide) == grouped
 
 
+@pytest.mark.parametrize("category", [-1, 3])
+def test_a_class_that_the_model_does_not_have(cfg, category: int) -> None:
+    """In a set without class names, which nothing else looks at."""
+    (source,) = cfg.DATASETS.TRAIN
+    records = DatasetCatalog.get(source)
+    records[2]["annotations"][0]["category_id"] = category
+    name = f"without_names_{category}"
+    DatasetCatalog.register(name, lambda: records)
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ONENET.NUM_CLASSES = "OneNet", 3
+    cfg.DATASETS.TRAIN = (name,)
+    try:
+        with pytest.raises(DataError, match=rf"3\.png has an object of class {category}; .*0 to 2"):
+            TrainLoader(cfg)
+    finally:
+        DatasetCatalog.remove(name)
+
+
 def test_an_epoch_has_each_image_once(cfg) -> None:
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
     cfg.SOLVER.IMS_PER_BATCH = 1

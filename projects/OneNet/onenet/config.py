@@ -117,7 +117,7 @@ def add_onenet_config(cfg: CfgNode) -> None:
     # What its losses are multiplied by, after the weights of LOSS.
     cfg.MODEL.ONENET.ONE_TO_MANY.LOSS_WEIGHT = 1.0
     # Whether the one-to-one losses' gradients end where that branch begins: at the first pair's own
-    # weights, or at the max filter's.
+    # weights, or, those through the scores, at the max filter's (boxes are the same in both).
     cfg.MODEL.ONENET.ONE_TO_MANY.STOP_GRADIENT = False
 
     # The weights of the losses.
@@ -125,9 +125,8 @@ def add_onenet_config(cfg: CfgNode) -> None:
     cfg.MODEL.ONENET.LOSS.CLASS_WEIGHT = 2.0
     cfg.MODEL.ONENET.LOSS.L1_WEIGHT = 5.0
     cfg.MODEL.ONENET.LOSS.GIOU_WEIGHT = 2.0
-    # The classification loss: "focal", or with the IoU of the predicted box as the positives'
-    # target, so that scores rank boxes by their place too: "quality" (arXiv 2006.04388) or
-    # "varifocal" (arXiv 2008.13367).
+    # The classification loss: "focal", or "quality" (arXiv 2006.04388), whose positives have the
+    # IoU of the predicted box as their target, so that scores rank boxes by their place too.
     cfg.MODEL.ONENET.LOSS.CLASS_LOSS = "focal"
     # Whether negatives near an object's positive weigh less, by CenterNet's Gaussian (ablation:
     # CenterNet's targets are this, PointCost, and CLASS_WEIGHT 0 in the matcher).
@@ -317,7 +316,7 @@ def resolve_num_classes(cfg: CfgNode, keys: Sequence[str] = ("TRAIN", "TEST")) -
     """
     cfg = cfg.clone()
     cfg.defrost()
-    node = _num_classes_node(cfg)
+    node = num_classes_node(cfg)
     if node is None or cfg.MODEL[node].NUM_CLASSES > 0:
         return cfg
     datasets = _datasets_with_classes(cfg, keys)
@@ -331,7 +330,7 @@ def resolve_num_classes(cfg: CfgNode, keys: Sequence[str] = ("TRAIN", "TEST")) -
     return cfg
 
 
-def _num_classes_node(cfg: CfgNode) -> str | None:
+def num_classes_node(cfg: CfgNode) -> str | None:
     """The node of MODEL that holds the meta-architecture's NUM_CLASSES; None for foreign ones."""
     return {"OneNet": "ONENET", "FCOSBaseline": "FCOS", "RetinaNet": "RETINANET"}.get(
         cfg.MODEL.META_ARCHITECTURE
@@ -349,7 +348,7 @@ def _check_num_classes(cfg: CfgNode, keys: Sequence[str]) -> None:
     datasets = _datasets_with_classes(cfg, keys)
     for name in datasets:
         check_same_classes(datasets[0], name)
-    node = _num_classes_node(cfg)
+    node = num_classes_node(cfg)
     if node is None or not datasets:
         return
     count = len(MetadataCatalog.get(datasets[0]).thing_classes)

@@ -28,6 +28,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..config import num_classes_node
 from ..errors import ConfigError, DataError, ImageError
 from .mapper import OneNetDatasetMapper
 
@@ -150,7 +151,8 @@ class TrainLoader:
 
         Raises:
             ConfigError: the workers cannot share SOLVER.IMS_PER_BATCH.
-            DataError: no image has an object, and DATALOADER.FILTER_EMPTY_ANNOTATIONS is on.
+            DataError: no image has an object, and DATALOADER.FILTER_EMPTY_ANNOTATIONS is on; or an
+                object's class is none of the model's.
         """
         world_size = comm.get_world_size()
         self._batch_size, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, world_size)
@@ -162,6 +164,7 @@ class TrainLoader:
         self._cfg = cfg
         self._mapper = mapper or OneNetDatasetMapper(cfg, is_train=True)
         records = _load_records(cfg)
+        _check_classes(records, cfg)
         self._is_wide = None
         if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
             self._is_wide = np.array([_is_wide(record) for record in records])
@@ -225,6 +228,22 @@ def _load_records(cfg: CfgNode) -> list[dict[str, Any]]:
             " add annotations, or set DATALOADER.FILTER_EMPTY_ANNOTATIONS to False to train on"
             " background alone."
         ) from error
+
+
+def _check_classes(records: list[dict[str, Any]], cfg: CfgNode) -> None:
+    """A class beyond the last would be a logit of the next sample; on a GPU nobody would notice."""
+    node = num_classes_node(cfg)
+    if node is None or not cfg.MODEL[node].NUM_CLASSES:
+        return
+    count = cfg.MODEL[node].NUM_CLASSES
+    for record in records:
+        for annotation in record.get("annotations", ()):
+            if not 0 <= annotation["category_id"] < count:
+                raise DataError(
+                    f"{record['file_name']} has an object of class {annotation['category_id']};"
+                    f" MODEL.{node}.NUM_CLASSES is {count}, so classes are 0 to {count - 1}. Mend"
+                    " 'category_id' of the dataset's records, or the key."
+                )
 
 
 class _OrSkipped:
