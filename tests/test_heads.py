@@ -55,6 +55,21 @@ def test_initial_score_is_the_prior(name: str) -> None:
     torch.testing.assert_close(scores, torch.full_like(scores, 0.01), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("name", HEADS)
+def test_normal_initial_weights(name: str) -> None:
+    head, _ = tiny_head(name, "HEAD.INIT_STD", 0.05)
+    weights = [m.weight for m in head.modules() if isinstance(m, torch.nn.Conv2d)]
+    if name == "RetinaNetHead":  # its predictors have 0.01 in any case
+        weights = [w for w in weights if w is not head.cls_score.weight]
+        weights = [w for w in weights if w is not head.bbox_pred.weight]
+    assert weights
+    for weight in weights:
+        # More than six standard errors of the smallest, which has 576 elements
+        assert weight.std().item() == pytest.approx(0.05, rel=0.2)
+    with pytest.raises(ConfigError, match=r"HEAD\.INIT_STD is -0\.1; give a standard deviation"):
+        tiny_head(name, "HEAD.INIT_STD", -0.1)
+
+
 @pytest.mark.parametrize("name", ["PointHead", "FCOSHead"])
 def test_no_side_of_a_box_starts_dead(name: str) -> None:
     """A distance that starts at zero has no gradient, all over the image."""

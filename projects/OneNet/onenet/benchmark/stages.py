@@ -135,9 +135,10 @@ def _raw_outputs(head: nn.Module, features: list[Tensor]) -> Sequence[list[Tenso
         return head(features)  # Detectron2's heads decode nothing
     cls_features, box_features = head.towers(features)
     logits = [head.cls_score(x) for x in cls_features]
-    logits = head.filter_logits(logits, cls_features, box_features)
+    context = head.context(cls_features, box_features)
+    logits = head.filter_logits(logits, context)
     boxes = [head.bbox_pred(x) for x in box_features]
-    return logits, boxes, head.embeddings(cls_features, box_features)
+    return logits, boxes, head.embeddings(context)
 
 
 class _BoxesAreThere:

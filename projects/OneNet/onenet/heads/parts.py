@@ -78,7 +78,8 @@ class DenseHead(nn.Module, ABC):
                 :class:`PredictorPair` beside the predictors; "base" for the predictors themselves,
                 before the max filter, so that this alone has to learn which sample is the one.
             stop_gradient: whether the one-to-one losses' gradients end where the branch begins: at
-                the predictors' own weights ("pair"), or at the max filter's ("base").
+                the predictors' own weights ("pair"), or, those through the logits, at the max
+                filter's ("base", whose boxes are the same one-to-one and one-to-many).
             max_filter_channels: of a :class:`onenet.heads.max_filter.MaxFilter` behind the class
                 logits; 0 for none.
             rescored_candidates: of a :class:`onenet.heads.rescoring.PairwiseRescoring` behind all
@@ -134,7 +135,11 @@ class DenseHead(nn.Module, ABC):
 
     @abstractmethod
     def towers(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """What the class and the box predictor take of each level: (N, C, H, W) twice."""
+        """What the class and the box predictor take of each level: (N, C', H, W) twice.
+
+        Args:
+            features: (N, C, H, W) of each level.
+        """
 
     @abstractmethod
     def predict(
@@ -144,7 +149,10 @@ class DenseHead(nn.Module, ABC):
         Args:
             predictors: the head itself, or its :class:`PredictorPair`.
             logits: (N, A K, H, W) of each level.
-            box_features: what the box predictor takes of each level.
+            box_features: (N, C', H, W) of each level, which the box predictor takes.
+
+        Returns:
+            Logits and boxes of all samples.
         """
 
     def forward(self, features: list[Tensor]) -> DensePredictions:
@@ -159,7 +167,8 @@ class DenseHead(nn.Module, ABC):
                 box_features = [x.detach() for x in box_features]
         logits = [self.cls_score(x) for x in cls_features]
         if not (self.training and self.base_is_one_to_many):
-            filtered = self.filter_logits(logits, cls_features, box_features)
+            context = self.context(cls_features, box_features)
+            filtered = self.filter_logits(logits, context)
             predictions = self.predict(self, filtered, box_features)._replace(one_to_many=many)
         else:
             many = self.predict(self, logits, box_features)
@@ -167,33 +176,44 @@ class DenseHead(nn.Module, ABC):
                 logits = [x.detach() for x in logits]
                 cls_features = [x.detach() for x in cls_features]
                 box_features = [x.detach() for x in box_features]
-            filtered = self.filter_logits(logits, cls_features, box_features)
+            context = self.context(cls_features, box_features)
+            filtered = self.filter_logits(logits, context)
             flat = [permute_to_N_HWA_K(level, self.num_classes) for level in filtered]
             predictions = many._replace(pred_logits=torch.cat(flat, dim=1), one_to_many=many)
-        return self.rescore(predictions, self.embeddings(cls_features, box_features))
+        return self.rescore(predictions, self.embeddings(context))
 
-    def filter_logits(
-        self, logits: list[Tensor], cls_features: list[Tensor], box_features: list[Tensor]
-    ) -> list[Tensor]:
+    def context(self, cls_features: list[Tensor], box_features: list[Tensor]) -> list[Tensor]:
+        """What max filter and rescoring see: (N, C'', H, W) of each level, all that towers know.
+
+        Args:
+            cls_features, box_features: what :meth:`towers` gave.
+
+        Returns:
+            [] where the head has neither.
+        """
+        if self.max_filter is None and self.rescoring is None:
+            return []
+        if not self.has_two_towers:
+            return cls_features
+        pairs = zip(cls_features, box_features, strict=True)
+        return [torch.cat(pair, dim=1) for pair in pairs]
+
+    def filter_logits(self, logits: list[Tensor], context: list[Tensor]) -> list[Tensor]:
         """The logits behind the max filter, in their shapes; without a filter as they are.
 
         Args:
             logits: (N, A K, H, W) of each level.
-            cls_features, box_features: what :meth:`towers` gave.
+            context: what :meth:`context` gave.
         """
-        if self.max_filter is None:
-            return logits
-        return self.max_filter(logits, self._both(cls_features, box_features))
+        return logits if self.max_filter is None else self.max_filter(logits, context)
 
-    def embeddings(self, cls_features: list[Tensor], box_features: list[Tensor]) -> list[Tensor]:
-        """What :meth:`rescore` takes, of each level; nothing where the head does not rescore.
+    def embeddings(self, context: list[Tensor]) -> list[Tensor]:
+        """What :meth:`rescore` takes: (N, D, H, W) of each level; [] where nothing is rescored.
 
         Args:
-            cls_features, box_features: what :meth:`towers` gave.
+            context: what :meth:`context` gave.
         """
-        if self.rescoring is None:
-            return []
-        return self.rescoring.embeddings(self._both(cls_features, box_features))
+        return [] if self.rescoring is None else self.rescoring.embeddings(context)
 
     def rescore(self, predictions: DensePredictions, embeddings: list[Tensor]) -> DensePredictions:
         """The predictions with the best logits changed; without rescoring as they are.
@@ -203,13 +223,6 @@ class DenseHead(nn.Module, ABC):
             embeddings: what :meth:`embeddings` gave.
         """
         return predictions if self.rescoring is None else self.rescoring(predictions, embeddings)
-
-    def _both(self, cls_features: list[Tensor], box_features: list[Tensor]) -> list[Tensor]:
-        """All that the towers know, of each level."""
-        if not self.has_two_towers:
-            return cls_features
-        pairs = zip(cls_features, box_features, strict=True)
-        return [torch.cat(pair, dim=1) for pair in pairs]
 
 
 class TowerHead(DenseHead):
@@ -324,7 +337,15 @@ def init_head(
         predictor_std: of normal weights in the two predictors; 0 for ``std``.
         std: of normal weights in all convolutions, as in RetinaNet (arXiv 1708.02002, section 4.1)
             and FCOS; 0 for Xavier's uniform ones, as in the authors' code.
+
+    Raises:
+        ConfigError: a standard deviation is below 0.
     """
+    if std < 0:
+        raise ConfigError(
+            f"MODEL.ONENET.HEAD.INIT_STD is {std}; give a standard deviation, or 0 for Xavier's"
+            " weights."
+        )
     predictors = (head.bbox_pred, head.cls_score)
     for module in head.modules():
         if isinstance(module, nn.Conv2d):

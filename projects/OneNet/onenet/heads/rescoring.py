@@ -64,7 +64,7 @@ class PairwiseRescoring(nn.Module):
         """
         Args:
             predictions: of N images.
-            embeddings: of the same maps.
+            embeddings: (N, D, H, W) of each level, of :meth:`embeddings`.
 
         Returns:
             The same with other ``pred_logits``. No gradient goes into the boxes.
