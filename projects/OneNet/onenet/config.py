@@ -18,7 +18,7 @@ from .errors import ConfigError
 from .heads import ONENET_HEAD_REGISTRY
 from .heads.parts import check_parts, parts_from_config
 from .matcher import ONENET_MATCHER_REGISTRY
-from .registry import get_registered
+from .registry import get_registered, num_classes_node
 from .untrusted import read_yaml
 
 __all__ = ["add_onenet_config", "load_config", "resolve_num_classes"]
@@ -328,13 +328,6 @@ def resolve_num_classes(cfg: CfgNode, keys: Sequence[str] = ("TRAIN", "TEST")) -
         )
     cfg.MODEL[node].NUM_CLASSES = len(MetadataCatalog.get(datasets[0]).thing_classes)
     return cfg
-
-
-def num_classes_node(cfg: CfgNode) -> str | None:
-    """The node of MODEL that holds the meta-architecture's NUM_CLASSES; None for foreign ones."""
-    return {"OneNet": "ONENET", "FCOSBaseline": "FCOS", "RetinaNet": "RETINANET"}.get(
-        cfg.MODEL.META_ARCHITECTURE
-    )
 
 
 def _datasets_with_classes(cfg: CfgNode, keys: Sequence[str]) -> list[str]:

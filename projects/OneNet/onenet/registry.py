@@ -1,14 +1,15 @@
-"""Look-up in Detectron2's registries with an error that names the config key."""
+"""Look-up by name: in Detectron2's registries, and of a meta-architecture's own config node."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 
 from .errors import ConfigError
 
-__all__ = ["get_registered"]
+__all__ = ["get_registered", "num_classes_node"]
 
 
 def get_registered(registry: Registry, name: str, key: str) -> Any:
@@ -26,3 +27,10 @@ def get_registered(registry: Registry, name: str, key: str) -> Any:
         known = ", ".join(sorted(registered for registered, _ in registry))
         raise ConfigError(f"{key} is '{name}', which is not registered; choose one of: {known}.")
     return registry.get(name)
+
+
+def num_classes_node(cfg: CfgNode) -> str | None:
+    """The node of MODEL that holds the meta-architecture's NUM_CLASSES; None for foreign ones."""
+    return {"OneNet": "ONENET", "FCOSBaseline": "FCOS", "RetinaNet": "RETINANET"}.get(
+        cfg.MODEL.META_ARCHITECTURE
+    )

@@ -28,8 +28,8 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..config import num_classes_node
 from ..errors import ConfigError, DataError, ImageError
+from ..registry import num_classes_node
 from .mapper import OneNetDatasetMapper
 
 __all__ = ["TrainLoader", "build_test_loader", "seed_random"]
