@@ -199,9 +199,7 @@ def extra_memory(pair: str, side: int, shape: Shape, problem: Problem, device: s
 
 def make_call(pair: str, side: int, shape: Shape) -> Callable[[], object]:
     """One side of one of the PAIRS, ready to be called."""
-    call = PAIRS[pair][side]
-    call(make_problem((1, 100, 2, 5), "cpu"))  # libraries load what they need
-    return functools.partial(call, make_problem(shape, "cpu"))
+    return functools.partial(PAIRS[pair][side], make_problem(shape, "cpu"))
 
 
 def needed_bytes(shape: Shape, problem: Problem, with_losses: bool, device: str) -> float:

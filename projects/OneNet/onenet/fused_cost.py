@@ -55,16 +55,20 @@ def fused_matching_cost(
     predicted = _sides(pred_boxes[None])
     at_once = CHUNK_ELEMENTS // max(num_samples, 1) if cost.device.type == "cpu" else num_gt
     step = max(1, at_once)
+    # A class that several objects have is computed once, where that is known without asking.
+    of_classes = None
+    if pred_logits.shape[1] <= num_gt:
+        of_classes = _focal(pred_logits.t(), weights)
     for start in range(0, num_gt, step):
         part = slice(start, start + step)
-        objects = _sides(gt.gt_boxes.tensor[part, None])
+        objects, classes = _sides(gt.gt_boxes.tensor[part, None]), gt.gt_classes[part]
         _add_location(cost[part], predicted, objects, l1_weights, weights.giou_weight)
-    # A class that several objects have is computed once, where that is known without asking.
-    if pred_logits.shape[1] > num_gt:
-        class_cost = _focal(pred_logits[:, gt.gt_classes].t(), weights)
-    else:
-        class_cost = _focal(pred_logits.t(), weights)[gt.gt_classes]
-    return cost.add_(class_cost, alpha=weights.class_weight).t()
+        if of_classes is None:
+            class_cost = _focal(pred_logits[:, classes].t(), weights)
+        else:
+            class_cost = of_classes[classes]
+        cost[part].add_(class_cost, alpha=weights.class_weight)
+    return cost.t()
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import time
@@ -79,9 +80,8 @@ def describe_ratio(q: Quartiles, digits: int = 2) -> str:
 def peak_memory(make: Callable[..., Callable[[], object]], *arguments: Any) -> float:
     """Peak memory of the host during one call, in MiB above what was in use before.
 
-    In a process of its own, whose allocator gives blocks of 1 MiB and more back to the system as
-    soon as they are free; smaller ones that were freed before are used again without being seen.
-    Linux only.
+    In a process of its own, in which the call has run once before. Its allocator gives blocks of
+    64 KiB and more back to the system as soon as they are free. Linux only.
 
     Args:
         make: picklable; builds the problem and returns the call.
@@ -93,7 +93,7 @@ def peak_memory(make: Callable[..., Callable[[], object]], *arguments: Any) -> f
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure_memory, args=(make, arguments, sender))
-    with mock.patch.dict(os.environ, {"MALLOC_MMAP_THRESHOLD_": str(2**20)}):  # read as it starts
+    with mock.patch.dict(os.environ, {"MALLOC_MMAP_THRESHOLD_": str(2**16)}):  # read as it starts
         process.start()
     sender.close()
     try:
@@ -110,6 +110,8 @@ def peak_memory(make: Callable[..., Callable[[], object]], *arguments: Any) -> f
 def _measure_memory(make: Any, arguments: Sequence[Any], results: Any) -> None:
     try:
         call = make(*arguments)
+        call()  # libraries load what they need
+        ctypes.CDLL(None).malloc_trim(0)  # else what it freed would be used again unseen
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts from here
         before = _peak_kib()
         call()
