@@ -75,7 +75,7 @@ def make_problem(shape: Shape, device: str) -> Problem:
     logits = torch.randn(num_images, num_samples, num_classes, generator=generator)
     boxes = random_boxes(num_images, num_samples).to(device)
     logits = logits.to(device).requires_grad_()
-    return DensePredictions(
+    return DensePredictions.of(
         logits, boxes.clone().requires_grad_(), boxes[0], (num_samples,)
     ), gt_instances
 

@@ -149,7 +149,6 @@ def measure_workers(args: argparse.Namespace) -> None:
 
 def make_step(config: str, batch: int, size: int, *opts: str) -> Callable[[], None]:
     model, optimizer = build(config, *opts)
-    train_step(model, optimizer, make_batch(4, 64, 0))  # libraries load what they need
     return functools.partial(train_step, model, optimizer, make_batch(batch, size, 0))
 
 

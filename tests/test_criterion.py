@@ -14,7 +14,7 @@ from onenet.matcher import HungarianMatcher, MinCostMatcher
 
 
 def predictions(logits: torch.Tensor, boxes: torch.Tensor) -> DensePredictions:
-    return DensePredictions(logits, boxes, boxes[0].detach(), (boxes.shape[1],))
+    return DensePredictions.of(logits, boxes, boxes[0].detach(), (boxes.shape[1],))
 
 
 def gt_of(boxes: list[list[float]], classes: list[int], size=(100, 100)) -> Instances:

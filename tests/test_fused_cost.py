@@ -111,7 +111,7 @@ def batch(num_classes: int, device: str = "cpu", num_samples: int = 40):
         for size, n in zip(sizes, (3, 0, 9), strict=True)
     ]
     parts = (x.to(device) for x in (logits, boxes, random_boxes(num_samples)))
-    return DensePredictions(*parts, (num_samples,)), gts, Targets.of(gts, torch.device(device))
+    return DensePredictions.of(*parts, (num_samples,)), gts, Targets.of(gts, torch.device(device))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,8 @@ def test_a_batch_equals_its_images(
 ) -> None:
     cost = cost if prior is None else SpatialPrior(cost, prior)
     predictions, gts, targets = batch(num_classes, device)
-    logits, boxes, anchors = predictions[:3]
+    logits, boxes = predictions.pred_logits, predictions.pred_boxes
+    anchors = predictions.anchors
     alone = torch.cat([cost(logits[i], boxes[i], anchors, gt).t() for i, gt in enumerate(gts)])
     for rows in (slice(0, 12), slice(2, 7)):
         together = cost.of_batch(predictions, targets, rows)
@@ -137,7 +138,7 @@ def compare_kernel(device: str) -> None:
     from onenet.triton_kernels import triton_matching_cost
 
     predictions, _, targets = batch(5, device, num_samples=1500)
-    logits, boxes = predictions[:2]
+    logits, boxes = predictions.pred_logits, predictions.pred_boxes
     logits[0, 3], boxes[0, 5, 2], boxes[2, 7] = float("nan"), float("nan"), float("inf")
     for rows in (slice(0, 12), slice(2, 7)):
         arguments = (logits, boxes, targets, rows, MatchingCost(0.5, 3.0, 7.0, 0.4))
@@ -164,7 +165,8 @@ def test_kernel_in_tritons_interpreter(in_tritons_interpreter) -> None:
 def test_matches_on_a_gpu_are_those_of_the_cpu(matcher_class, prior: float | None) -> None:
     cost = MatchingCost() if prior is None else SpatialPrior(MatchingCost(), prior)
     predictions, gts, targets = batch(5, num_samples=3000)
-    on_gpu = DensePredictions(*(x.cuda() for x in predictions[:3]), (3000,))
+    parts = (predictions.pred_logits, predictions.pred_boxes, predictions.anchors)
+    on_gpu = DensePredictions.of(*(x.cuda() for x in parts), (3000,))
     gts_on_gpu = [gt.to("cuda") for gt in gts]
     matcher = matcher_class(cost=cost)
     expected = matcher.match(predictions, targets)

@@ -49,6 +49,16 @@ def test_common_output(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", HEADS)
+def test_boxes_of_some_samples(name: str) -> None:
+    """They are decoded as when all are."""
+    head, features = tiny_head(name)
+    boxes = head(features).boxes
+    samples = torch.randint(len(boxes.anchors), (2, 7))
+    expected = torch.stack([boxes.corners[i, samples[i]] for i in range(2)])
+    assert torch.equal(boxes.at(samples), expected)
+
+
+@pytest.mark.parametrize("name", HEADS)
 def test_initial_score_is_the_prior(name: str) -> None:
     head, features = tiny_head(name)
     scores = head([torch.zeros_like(f) for f in features]).pred_logits.sigmoid()

@@ -25,7 +25,7 @@ import onenet.meta_arch
 from onenet.checkpoint import load_weights
 from onenet.config import load_config
 from onenet.errors import ConfigError
-from onenet.heads import DensePredictions
+from onenet.heads import DenseBoxes, DensePredictions
 from onenet.inspection import (
     compare_assignments,
     inspect_assignment,
@@ -77,7 +77,7 @@ def predictions() -> DensePredictions:
     """Of a 16 x 16 image: 2 x 2 samples of stride 8, one of stride 16; two classes, scores 0.5."""
     anchors = [[0, 0, 8, 8], [8, 0, 16, 8], [0, 8, 8, 16], [8, 8, 16, 16], [0, 0, 16, 16]]
     boxes = [[8, 8, 16, 16], [0, 0, 8, 16], [0, 0, 8, 8], [8, 8, 16, 16], [2, 0, 14, 12]]
-    return DensePredictions(
+    return DensePredictions.of(
         torch.zeros(1, 5, 2),
         torch.tensor([boxes], dtype=torch.float32),
         torch.tensor(anchors, dtype=torch.float32),
@@ -202,7 +202,8 @@ def test_moves_by_hand(predictions) -> None:
     before = inspect_assignment(hand_made(matcher, predictions), inputs)
     # The first object's box is now predicted by the coarse sample, the second's by none so well
     boxes = predictions.pred_boxes[:, [0, 1, 3, 4, 2]]
-    after = inspect_assignment(hand_made(matcher, predictions._replace(pred_boxes=boxes)), inputs)
+    moved = predictions._replace(boxes=DenseBoxes(boxes, predictions.anchors))
+    after = inspect_assignment(hand_made(matcher, moved), inputs)
     first, second = compare_assignments(before, after)
     assert (first.before.index, first.after.index) == (2, 4) and first.moved
     assert first.level_change == 1

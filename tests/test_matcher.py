@@ -27,7 +27,7 @@ BOTH = pytest.mark.parametrize("matcher_class", [MinCostMatcher, HungarianMatche
 
 
 def predictions(logits: torch.Tensor, boxes: torch.Tensor) -> DensePredictions:
-    return DensePredictions(logits, boxes, boxes[0].detach(), (boxes.shape[1],))
+    return DensePredictions.of(logits, boxes, boxes[0].detach(), (boxes.shape[1],))
 
 
 class TableCost:
@@ -144,9 +144,7 @@ def test_one_image_as_in_a_batch(matcher_class: type[Matcher], make_gt) -> None:
     gt = [make_gt(4), make_gt(7)]
     matcher = matcher_class()
     for i, pairs in enumerate(matcher(batch, gt)):
-        one = batch._replace(
-            pred_logits=batch.pred_logits[i : i + 1], pred_boxes=batch.pred_boxes[i : i + 1]
-        )
+        one = predictions(batch.pred_logits[i : i + 1], batch.pred_boxes[i : i + 1])
         (alone,) = matcher(one, [gt[i]])
         assert all(torch.equal(a, b) for a, b in zip(pairs, alone, strict=True))
 
@@ -248,7 +246,7 @@ gt = Instances((1000, 1000), gt_boxes=Boxes(boxes(500)), gt_classes=torch.zeros(
 logits, boxes = torch.randn(1, 200_000, 1), boxes(200_000)[None]
 matcher = getattr(onenet.matcher, sys.argv[1])()
 before = peak_kib()
-((samples, _),) = matcher(DensePredictions(logits, boxes, boxes[0], ()), [gt])
+((samples, _),) = matcher(DensePredictions.of(logits, boxes, boxes[0], ()), [gt])
 assert len(samples) == 500
 print(peak_kib() - before)
 """

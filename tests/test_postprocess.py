@@ -5,10 +5,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onenet.heads import DensePredictions
 from onenet.postprocess import select_top_k, to_instances
 
 
-@given(st.integers(1, 30), st.integers(1, 5), st.integers(1, 40), st.integers(0, 2**31 - 1))
+def predictions(logits: torch.Tensor, boxes: torch.Tensor) -> DensePredictions:
+    return DensePredictions.of(logits, boxes, boxes[0], (boxes.shape[1],))
+
+
+CLASSES = st.sampled_from([1, 2, 5, 16, 30])  # few and many are ranked in two ways
+
+
+@given(st.integers(1, 30), CLASSES, st.integers(1, 40), st.integers(0, 2**31 - 1))
 @settings(max_examples=60, deadline=None)
 def test_top_k_equals_sorting_everything(
     num_samples: int, num_classes: int, k: int, seed: int
@@ -16,7 +24,7 @@ def test_top_k_equals_sorting_everything(
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(2, num_samples, num_classes, generator=generator)
     boxes = torch.rand(2, num_samples, 4, generator=generator)
-    scores, classes, top_boxes = select_top_k(logits, boxes, k)
+    scores, classes, top_boxes = select_top_k(predictions(logits, boxes), k)
     for image in range(2):
         pairs = sorted(
             (
@@ -35,14 +43,17 @@ def test_top_k_equals_sorting_everything(
 def test_ranking_survives_saturation() -> None:
     # The sigmoid of both is 1.0 in float32
     logits = torch.tensor([[[20.0], [30.0]]])
-    _, _, boxes = select_top_k(logits, torch.arange(8.0).view(1, 2, 4), 1)
+    _, _, boxes = select_top_k(predictions(logits, torch.arange(8.0).view(1, 2, 4)), 1)
     assert boxes[0, 0, 0] == 4.0
 
 
-def test_nan_ranks_last() -> None:
-    logits = torch.tensor([[[float("nan")], [-2.0], [float("nan")], [-3.0]]])
-    scores, _, _ = select_top_k(logits, torch.zeros(1, 4, 4), 2)
-    torch.testing.assert_close(scores, torch.tensor([[-2.0, -3.0]]).sigmoid())
+@pytest.mark.parametrize("num_classes", [1, 40])
+def test_nan_ranks_last(num_classes: int) -> None:
+    logits = torch.full((1, 4, num_classes), float("nan"))
+    logits[0, 1, 0], logits[0, 3, -1] = -2.0, -3.0
+    scores, classes, _ = select_top_k(predictions(logits, torch.zeros(1, 4, 4)), 3)
+    torch.testing.assert_close(scores, torch.tensor([[-2.0, -3.0, float("-inf")]]).sigmoid())
+    assert classes[0, :2].tolist() == [0, num_classes - 1]
 
 
 def test_nms_is_class_wise_and_off_by_default() -> None:

@@ -19,7 +19,7 @@ def scene(num_images: int = 2, num_classes: int = 3, per_location: int = 1):
     corner = torch.rand(num_images, num_samples, 2) * 30
     boxes = torch.cat((corner, corner + 5 + torch.rand(num_images, num_samples, 2) * 30), dim=2)
     logits = torch.randn(num_images, num_samples, num_classes)
-    return DensePredictions(logits, boxes, boxes[0], (num_samples,)), maps
+    return DensePredictions.of(logits, boxes, boxes[0], (num_samples,)), maps
 
 
 def random_rescoring(num_candidates: int, num_anchors: int = 1) -> PairwiseRescoring:
@@ -155,7 +155,7 @@ def test_learns_what_no_threshold_can() -> None:
     def rescored(alike: bool) -> Tensor:
         look = torch.randn(1, 8, 1, 1)
         other = look + 0.1 * torch.randn(1, 8, 1, 1) if alike else torch.randn(1, 8, 1, 1)
-        predictions = DensePredictions(torch.tensor([[[2.0], [1.0]]]), boxes, boxes[0], (1, 1))
+        predictions = DensePredictions.of(torch.tensor([[[2.0], [1.0]]]), boxes, boxes[0], (1, 1))
         return module(predictions, module.embeddings([look, other])).pred_logits.flatten()
 
     optimizer = torch.optim.Adam(module.parameters(), lr=0.01)

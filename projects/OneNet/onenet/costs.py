@@ -221,9 +221,9 @@ class MatchingCost(WeightedCost):
         Returns:
             (t, M) float32: one row an object.
         """
-        logits, boxes, anchors = predictions[:3]
-        boxes = self._located(boxes, anchors.expand_as(boxes))
-        return batched_matching_cost(logits, boxes, targets, rows, self)
+        boxes = predictions.pred_boxes
+        boxes = self._located(boxes, predictions.anchors.expand_as(boxes))
+        return batched_matching_cost(predictions.pred_logits, boxes, targets, rows, self)
 
     def _located(self, pred_boxes: Tensor, anchors: Tensor) -> Tensor:
         """The boxes that the location parts are of, in the shape of both."""

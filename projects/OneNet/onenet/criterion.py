@@ -138,12 +138,12 @@ class Criterion(nn.Module):
         """
         with torch.autocast(predictions.pred_logits.device.type, enabled=False):
             many = predictions.one_to_many
-            predictions = _in_float32(predictions)
+            predictions = predictions.in_float32()
             targets = Targets.of(gt_instances, predictions.pred_logits.device)
             matches = self.matcher.match(predictions, targets)
             losses = self._losses(predictions, targets, matches, len(targets.boxes))
             if many is not None:
-                many = _in_float32(many)
+                many = many.in_float32()
                 matches = self.matcher.match_many(many, targets, self.num_samples_many)
                 of_many = self._losses(
                     many, targets, matches, len(matches.objects), self.weight_many
@@ -273,12 +273,6 @@ def _ious(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
     """IoU of each pair, (P,); 0 where both have no area."""
     ious = matched_pairwise_iou(Boxes(boxes), Boxes(gt_boxes))
     return ious.nan_to_num(nan=0.0).clamp(0.0, 1.0)
-
-
-def _in_float32(predictions: DensePredictions) -> DensePredictions:
-    return predictions._replace(
-        pred_logits=predictions.pred_logits.float(), pred_boxes=predictions.pred_boxes.float()
-    )
 
 
 def _per_worker(count: int, predictions: DensePredictions) -> float | Tensor:

@@ -142,9 +142,7 @@ def inspect_assignment(model: OneNet, inputs: dict[str, Any]) -> list[Assignment
     gt = inputs["instances"].to(model.device)
     # In float32, as the criterion has them
     with torch.autocast(predictions.pred_logits.device.type, enabled=False):
-        predictions = predictions._replace(
-            pred_logits=predictions.pred_logits.float(), pred_boxes=predictions.pred_boxes.float()
-        )
+        predictions = predictions.in_float32()
         matcher = model.criterion.matcher
         ((samples, objects),) = matcher(predictions, [gt])
         return [

@@ -185,7 +185,7 @@ class Matcher:
             yield costs.nan_to_num(nan=inf, posinf=inf, neginf=inf)  # the costs may be a view
 
     def _raw_rows(self, predictions: DensePredictions, targets: Targets) -> Iterator[Tensor]:
-        logits, boxes, anchors = predictions[:3]
+        logits, boxes = predictions.pred_logits, predictions.pred_boxes
         step = max(1, self.max_chunk_elements // max(1, logits.shape[1]))
         together = logits.device.type == "cuda" or len(targets.boxes) * logits.shape[1] < SMALL
         if together and getattr(self.cost, "batched", False):
@@ -194,8 +194,9 @@ class Matcher:
                 yield self.cost.of_batch(predictions, targets, slice(start, start + step))
             return
         for i, gt in enumerate(targets.instances):
+            image = (logits[i], boxes[i], predictions.anchors)
             for start in range(0, len(gt), step):
-                yield self.cost(logits[i], boxes[i], anchors, gt[start : start + step]).t()
+                yield self.cost(*image, gt[start : start + step]).t()
 
 
 @ONENET_MATCHER_REGISTRY.register()
@@ -259,9 +260,11 @@ def _only(
     image: int, predictions: DensePredictions, targets: Targets
 ) -> tuple[DensePredictions, Targets]:
     """A batch of one of its images."""
-    logits, boxes = (x[image : image + 1] for x in predictions[:2])
+    logits, boxes = (
+        x[image : image + 1] for x in (predictions.pred_logits, predictions.pred_boxes)
+    )
     one = Targets.of([targets.instances[image]], logits.device)
-    return DensePredictions(logits, boxes, predictions.anchors, predictions.level_sizes), one
+    return DensePredictions.of(logits, boxes, predictions.anchors, predictions.level_sizes), one
 
 
 def _to_host(costs: Tensor, samples: Tensor) -> tuple[np.ndarray, np.ndarray]:

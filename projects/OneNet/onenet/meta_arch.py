@@ -179,7 +179,5 @@ class OneNet(DenseDetector):
         self, images: ImageList, features: list[Tensor], predictions: DensePredictions
     ) -> list[Instances]:
         """Called by DenseDetector with the head's predictions."""
-        top = select_top_k(
-            predictions.pred_logits, predictions.pred_boxes, self.max_detections_per_image
-        )
+        top = select_top_k(predictions, self.max_detections_per_image)
         return to_instances(*top, images.image_sizes, self.nms_thresh)

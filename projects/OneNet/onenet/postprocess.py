@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+if TYPE_CHECKING:
+    from .heads import DensePredictions
+
 __all__ = ["best_pairs", "finite_only", "select_top_k", "take_samples", "to_instances"]
+
+
+_MANY_CLASSES = 16
+"""From how many classes on it is faster to rank samples first, also where there are few."""
 
 
 def best_pairs(pred_logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -23,10 +31,19 @@ def best_pairs(pred_logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
         logits (N, k), -inf for NaN; index (N, k) int64 of each among an image's M x K, which is
         sample x K + class.
     """
-    flat = pred_logits.flatten(1)
-    flat = flat.masked_fill(flat.isnan(), float("-inf"))  # else NaN would rank first
-    logits, index = flat.topk(min(k, flat.shape[1]), dim=1)
-    return logits, index
+    num_classes = pred_logits.shape[2]
+    # NaN would rank first
+    logits = pred_logits.nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
+    if num_classes < _MANY_CLASSES:
+        flat = logits.flatten(1)
+        return flat.topk(min(k, flat.shape[1]), dim=1)
+    # The best pairs are among those of the k samples with the best pair each
+    best = logits.amax(dim=2)
+    samples = best.topk(min(k, best.shape[1]), dim=1).indices
+    flat = take_samples(logits, samples).flatten(1)
+    values, places = flat.topk(min(k, flat.shape[1]), dim=1)
+    chosen = samples.gather(1, places // num_classes)
+    return values, chosen * num_classes + places % num_classes
 
 
 def take_samples(values: Tensor, samples: Tensor) -> Tensor:
@@ -34,24 +51,24 @@ def take_samples(values: Tensor, samples: Tensor) -> Tensor:
     return values.gather(1, samples.unsqueeze(-1).expand(-1, -1, values.shape[2]))
 
 
-def select_top_k(pred_logits: Tensor, pred_boxes: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+def select_top_k(predictions: DensePredictions, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """The k best-scoring (class, sample) pairs of each image, best first.
 
-    One sample may appear with several classes, as in the paper. Logits of NaN rank last.
+    One sample may appear with several classes, as in the paper. Logits of NaN rank last. No other
+    boxes are decoded.
 
     Args:
-        pred_logits: (N, M, K), before the sigmoid.
-        pred_boxes: (N, M, 4) corners in pixels.
+        predictions: of N images.
         k: how many; with fewer than k pairs, all M x K.
 
     Returns:
-        scores (N, k) in [0, 1], classes (N, k) int64, boxes (N, k, 4).
+        scores (N, k) in [0, 1], classes (N, k) int64, boxes (N, k, 4) corners in pixels.
     """
-    num_classes = pred_logits.shape[2]
+    num_classes = predictions.pred_logits.shape[2]
     # The sigmoid is monotonous: ranking the logits gives the same order, and rounds nothing to
     # equal scores.
-    logits, index = best_pairs(pred_logits, k)
-    boxes = take_samples(pred_boxes, index // num_classes)
+    logits, index = best_pairs(predictions.pred_logits, k)
+    boxes = predictions.boxes.at(index // num_classes)
     return logits.sigmoid(), index % num_classes, boxes
 
 

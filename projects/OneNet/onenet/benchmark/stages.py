@@ -158,7 +158,7 @@ class _BoxesAreThere:
 class Postprocess:
     """From the outputs of :class:`Network` to Instances, with the model's own code.
 
-    OneNet: decoding of all boxes, rescoring where the head has it, top-k. FCOS and RetinaNet:
+    OneNet: rescoring where the head has it, top-k, decoding of what that keeps. FCOS and RetinaNet:
     Detectron2's forward_inference, that is, on each level scores above the threshold and the best
     1,000 of them, their boxes, then class-wise NMS over all levels. Coordinates are those of the
     network's input.

@@ -58,8 +58,7 @@ class ExportableOneNet(nn.Module):
         pixels = (pixels * inside[..., None]).permute(0, 3, 1, 2).to(self.dtype)
         features = self.backbone(pixels)
         predictions = self.head([features[name] for name in self.in_features])
-        scores, classes, boxes = select_top_k(
-            predictions.pred_logits.float(), predictions.pred_boxes, self.max_detections
-        )
+        predictions = predictions._replace(pred_logits=predictions.pred_logits.float())
+        scores, classes, boxes = select_top_k(predictions, self.max_detections)
         limits = image_sizes.flip(1).repeat(1, 2)[:, None].to(boxes.dtype)  # width, height, twice
         return torch.minimum(boxes.clamp(min=0), limits), scores, classes

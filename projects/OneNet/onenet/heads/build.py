@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
 from typing import NamedTuple
 
 from detectron2.config import CfgNode
@@ -9,9 +11,10 @@ from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
+from ..postprocess import take_samples
 from ..registry import get_registered
 
-__all__ = ["ONENET_HEAD_REGISTRY", "DensePredictions", "build_head"]
+__all__ = ["ONENET_HEAD_REGISTRY", "DenseBoxes", "DensePredictions", "build_head"]
 
 ONENET_HEAD_REGISTRY = Registry("ONENET_HEAD")
 ONENET_HEAD_REGISTRY.__doc__ = """
@@ -24,6 +27,39 @@ with the list of feature maps, each (N, C, H, W), and returns :class:`DensePredi
 """
 
 
+class DenseBoxes:
+    """A box at every sample, of which no more are decoded than are asked for."""
+
+    def __init__(
+        self,
+        codes: Tensor,
+        anchors: Tensor,
+        decode: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> None:
+        """
+        Args:
+            codes: (N, M, 4) what the box predictor says of each sample.
+            anchors: (M, 4) corners of the samples' anchors, float32.
+            decode: from codes (N, k, 4), and the anchors of the same samples, (k, 4) or (N, k, 4),
+                to corners (N, k, 4); None where the codes are corners already.
+        """
+        self.codes, self.anchors, self.decode = codes, anchors, decode
+
+    @cached_property
+    def corners(self) -> Tensor:
+        """(N, M, 4) of all samples; see :attr:`DensePredictions.pred_boxes`."""
+        return self.codes if self.decode is None else self.decode(self.codes, self.anchors)
+
+    def at(self, samples: Tensor) -> Tensor:
+        """The corners of some samples, (N, k, 4).
+
+        Args:
+            samples: (N, k) int64 indices, of each image's.
+        """
+        codes = take_samples(self.codes, samples)
+        return codes if self.decode is None else self.decode(codes, self.anchors[samples])
+
+
 class DensePredictions(NamedTuple):
     """What a head says of a batch of ``N`` images, at ``M`` samples, in ``K`` classes.
 
@@ -33,16 +69,43 @@ class DensePredictions(NamedTuple):
 
     pred_logits: Tensor
     """(N, M, K) class logits, before the sigmoid."""
-    pred_boxes: Tensor
-    """(N, M, 4) corners ``x1, y1, x2, y2`` in pixels of the network's input, not clipped."""
-    anchors: Tensor
-    """(M, 4) corners of the samples' anchors, float32. A point is a square of its level's stride,
-    centred at the sample's location."""
+    boxes: DenseBoxes
+    """The box of every sample."""
     level_sizes: tuple[int, ...]
     """Number of samples of each level; they add up to M."""
     one_to_many: DensePredictions | None = None
     """What is to be trained one-to-many besides, of the same samples, in training only; see
     :meth:`onenet.heads.parts.DenseHead.add_parts`. None where the head has no such branch."""
+
+    @classmethod
+    def of(
+        cls,
+        pred_logits: Tensor,
+        pred_boxes: Tensor,
+        anchors: Tensor,
+        level_sizes: tuple[int, ...],
+        one_to_many: DensePredictions | None = None,
+    ) -> DensePredictions:
+        """Predictions whose boxes are decoded: each argument is what the attribute of its name
+        holds.
+        """
+        return cls(pred_logits, DenseBoxes(pred_boxes, anchors), level_sizes, one_to_many)
+
+    @property
+    def pred_boxes(self) -> Tensor:
+        """(N, M, 4) corners ``x1, y1, x2, y2`` in pixels of the network's input, not clipped."""
+        return self.boxes.corners
+
+    @property
+    def anchors(self) -> Tensor:
+        """(M, 4) corners of the samples' anchors, float32. A point is a square of its level's
+        stride, centred at the sample's location."""
+        return self.boxes.anchors
+
+    def in_float32(self) -> DensePredictions:
+        """The same in float32, with all boxes decoded."""
+        boxes = DenseBoxes(self.pred_boxes.float(), self.anchors)
+        return self._replace(pred_logits=self.pred_logits.float(), boxes=boxes)
 
 
 def build_head(cfg: CfgNode, input_shape: list[ShapeSpec]) -> nn.Module:

@@ -12,7 +12,7 @@ from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .build import ONENET_HEAD_REGISTRY, DensePredictions
+from .build import ONENET_HEAD_REGISTRY, DenseBoxes, DensePredictions
 from .parts import TowerHead, init_head, ltrb_to_corners, parts_from_config
 
 __all__ = ["FCOSHead"]
@@ -55,12 +55,12 @@ class FCOSHead(TowerHead):
             conv_dim=conv_dim,
             norm=norm,
         )
-        self.strides = [shape.stride for shape in input_shape]
+        strides = [shape.stride for shape in input_shape]
         self.scales = nn.Parameter(torch.ones(len(input_shape)))
         self.anchor_generator = DefaultAnchorGenerator(
-            sizes=[[stride] for stride in self.strides],
+            sizes=[[stride] for stride in strides],
             aspect_ratios=[1.0],
-            strides=self.strides,
+            strides=strides,
             offset=0.5,
         )
         init_head(self, prior_prob, box_bias=2.0, std=init_std)
@@ -86,14 +86,15 @@ class FCOSHead(TowerHead):
     ) -> DensePredictions:
         """See :meth:`onenet.heads.parts.DenseHead.predict`."""
         flat_logits = [permute_to_N_HWA_K(level, self.num_classes) for level in logits]
-        ltrb = [
-            F.relu(scale * permute_to_N_HWA_K(predictors.bbox_pred(x), 4).float()) * stride
-            for x, scale, stride in zip(box_features, predictors.scales, self.strides, strict=True)
+        distances = [  # in strides
+            scale * permute_to_N_HWA_K(predictors.bbox_pred(x), 4).float()
+            for x, scale in zip(box_features, predictors.scales, strict=True)
         ]
-        anchors = self.anchors(logits)
-        return DensePredictions(
-            torch.cat(flat_logits, dim=1),
-            ltrb_to_corners(torch.cat(ltrb, dim=1), anchors),
-            anchors,
-            tuple(level.shape[1] for level in flat_logits),
-        )
+        boxes = DenseBoxes(torch.cat(distances, dim=1), self.anchors(logits), self._decode)
+        level_sizes = tuple(level.shape[1] for level in flat_logits)
+        return DensePredictions(torch.cat(flat_logits, dim=1), boxes, level_sizes)
+
+    @staticmethod
+    def _decode(distances: Tensor, anchors: Tensor) -> Tensor:
+        strides = anchors[..., 2:3] - anchors[..., :1]
+        return ltrb_to_corners(F.relu(distances) * strides, anchors)

@@ -365,12 +365,12 @@ def ltrb_to_corners(ltrb: Tensor, anchors: Tensor) -> Tensor:
 
     Args:
         ltrb: (N, M, 4) left, top, right, bottom in pixels.
-        anchors: (M, 4) corners in pixels.
+        anchors: (M, 4) or (N, M, 4) corners in pixels.
 
     Returns:
         (N, M, 4) corners, float32 (half precision has no room for pixel coordinates).
     """
-    centers = (anchors[:, :2] + anchors[:, 2:]) / 2  # (M, 2)
+    centers = (anchors[..., :2] + anchors[..., 2:]) / 2
     ltrb = ltrb.float()
     top_left, bottom_right = centers - ltrb[..., :2], centers + ltrb[..., 2:]
     return torch.cat((top_left, bottom_right), dim=-1)

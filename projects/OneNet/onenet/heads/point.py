@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ConfigError
-from .build import ONENET_HEAD_REGISTRY, DensePredictions
+from .build import ONENET_HEAD_REGISTRY, DenseBoxes, DensePredictions
 from .parts import DenseHead, init_head, ltrb_to_corners, parts_from_config
 
 __all__ = ["PointHead"]
@@ -86,11 +86,14 @@ class PointHead(DenseHead):
         self, predictors: nn.Module, logits: list[Tensor], box_features: list[Tensor]
     ) -> DensePredictions:
         """See :meth:`onenet.heads.parts.DenseHead.predict`."""
-        ltrb = permute_to_N_HWA_K(F.relu(predictors.bbox_pred(box_features[0])), 4)
+        distances = permute_to_N_HWA_K(predictors.bbox_pred(box_features[0]), 4)
         anchors = self.anchors(logits)
         return DensePredictions(
             permute_to_N_HWA_K(logits[0], self.num_classes),
-            ltrb_to_corners(ltrb, anchors),
-            anchors,
+            DenseBoxes(distances, anchors, self._decode),
             (anchors.shape[0],),
         )
+
+    @staticmethod
+    def _decode(distances: Tensor, anchors: Tensor) -> Tensor:
+        return ltrb_to_corners(F.relu(distances), anchors)

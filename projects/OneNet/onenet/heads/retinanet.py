@@ -12,7 +12,7 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from torch import Tensor, nn
 
-from .build import ONENET_HEAD_REGISTRY, DensePredictions
+from .build import ONENET_HEAD_REGISTRY, DenseBoxes, DensePredictions
 from .parts import TowerHead, init_head, parts_from_config
 
 __all__ = ["RetinaNetHead"]
@@ -86,14 +86,10 @@ class RetinaNetHead(TowerHead):
         """See :meth:`onenet.heads.parts.DenseHead.predict`."""
         flat_logits = [permute_to_N_HWA_K(level, self.num_classes) for level in logits]
         deltas = [permute_to_N_HWA_K(predictors.bbox_pred(x), 4) for x in box_features]
-        anchors = self.anchors(logits)
-        flat_deltas = torch.cat(deltas, dim=1)  # (N, M, 4)
-        boxes = self.box2box_transform.apply_deltas(
-            flat_deltas.flatten(0, 1), anchors.repeat(flat_deltas.shape[0], 1)
-        )
-        return DensePredictions(
-            torch.cat(flat_logits, dim=1),
-            boxes.view_as(flat_deltas),
-            anchors,
-            tuple(level.shape[1] for level in flat_logits),
-        )
+        boxes = DenseBoxes(torch.cat(deltas, dim=1), self.anchors(logits), self._decode)
+        level_sizes = tuple(level.shape[1] for level in flat_logits)
+        return DensePredictions(torch.cat(flat_logits, dim=1), boxes, level_sizes)
+
+    def _decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:
+        anchors = anchors.expand_as(deltas).reshape(-1, 4)
+        return self.box2box_transform.apply_deltas(deltas.flatten(0, 1), anchors).view_as(deltas)
