@@ -29,6 +29,7 @@ def commands(device: str, quick: bool, weights: list[str]) -> list[list[str]]:
     bccd = Path(os.getenv("DETECTRON2_DATASETS", "datasets")) / "BCCD" / "JPEGImages"
     ready = ["--config", "configs/bccd/recommended_R18_FPN.yaml"]  # nothing has to be made first
     r50 = ["--config", "configs/coco/onenet_fcos_R50_FPN.yaml", "--classes", "80"]
+    channels_last = ["--set", "MODEL.ONENET.CHANNELS_LAST", "True"]
     images = ["--runtimes", "eager", "--images", str(bccd)] if quick else []
     if device == "cuda":
         large = ["--batch", "16", "--size", "800", "--objects", "7"]
@@ -36,10 +37,10 @@ def commands(device: str, quick: bool, weights: list[str]) -> list[list[str]]:
         large = ["--batch", "2", "--size", "256", "--objects", "7", "--rounds", "5"]
     more_steps = [
         ["training_step.py", *on, "--half"],
-        ["training_step.py", *on, "--channels-last"],
+        ["training_step.py", *on, *channels_last],
         ["training_step.py", *on, *r50, *large],
         ["training_step.py", *on, *r50, *large, "--half"],
-        ["training_step.py", *on, *r50, *large, "--half", "--channels-last"],
+        ["training_step.py", *on, *r50, *large, "--half", *channels_last],
     ]
     listed = [
         ["assignment.py", *on, *shapes, *few],

@@ -9,8 +9,8 @@ In turn, in one run, on random images and objects:
 * "trivial loss": forward and backward of the same network, the loss being the sum of its outputs;
 * "OneNet": the same network with matching and losses;
 * with --optimizer the whole step, with the optimiser (and gradient clipping) of the config;
-* with --half under autocast (float16 on a GPU, bfloat16 on a CPU), and --channels-last with weights
-  and images in that layout; both apply to all rows.
+* with --half under autocast (float16 on a GPU, bfloat16 on a CPU), and with --set settings like
+  MODEL.ONENET.CHANNELS_LAST True; both apply to all rows.
 
 The share is what OneNet takes longer, as a part of the trivial step. With --profile the longest
 operators of matching and losses follow.
@@ -28,12 +28,13 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from onenet.benchmark import describe_machine, describe_ms, describe_ratio, ratios, time_in_turn
+from onenet.heads import DensePredictions
 from onenet.predictor import load_predictor_config
 from onenet.solver import build_optimizer
 
 
-def make_batch(args: argparse.Namespace) -> tuple[torch.Tensor, list[Instances]]:
-    """Images and objects, on the device."""
+def make_batch(args: argparse.Namespace) -> tuple[list[dict], list[Instances]]:
+    """Images as a data loader gives them, but on the device, and objects."""
     generator = torch.Generator().manual_seed(0)
     size = args.size
     images = torch.randint(256, (args.batch, 3, size, size), generator=generator)
@@ -47,23 +48,24 @@ def make_batch(args: argparse.Namespace) -> tuple[torch.Tensor, list[Instances]]
             gt_classes=torch.randint(args.classes, (args.objects,), generator=generator),
         )
         gts.append(gt.to(args.device))
-    return images.float().to(args.device), gts
+    return [{"image": image.float().to(args.device)} for image in images], gts
+
+
+def predict(
+    model: nn.Module, inputs: list[dict]
+) -> tuple[ImageList, list[torch.Tensor], DensePredictions]:
+    """Images, features and predictions, as :meth:`OneNet.forward_training` takes them."""
+    images = model.preprocess_image(inputs)
+    features = model.backbone(images.tensor)
+    features = [features[name] for name in model.head_in_features]
+    return images, features, model.head(features)
 
 
 def make_steps(args: argparse.Namespace, model: nn.Module) -> dict[str, Callable[[], object]]:
     """Forward and backward, with either loss."""
-    images, gts = make_batch(args)
-    if args.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
+    inputs, gts = make_batch(args)
     dtype = torch.float16 if args.device == "cuda" else torch.bfloat16
-    sizes = [(args.size, args.size)] * args.batch
     optimizer = build_optimizer(args.cfg, model) if args.optimizer else None
-
-    def predict() -> tuple[list[torch.Tensor], object]:
-        pixels = (images - model.pixel_mean) / model.pixel_std
-        features = model.backbone(pixels)
-        features = [features[name] for name in model.head_in_features]
-        return features, model.head(features)
 
     def finish(loss: torch.Tensor) -> None:
         loss.backward()
@@ -73,7 +75,7 @@ def make_steps(args: argparse.Namespace, model: nn.Module) -> dict[str, Callable
 
     def trivial() -> None:
         with torch.autocast(args.device, dtype, enabled=args.half):
-            _, predictions = predict()
+            _, _, predictions = predict(model, inputs)
         outputs = [predictions.pred_logits, predictions.pred_boxes]
         if predictions.one_to_many is not None:
             outputs += [predictions.one_to_many.pred_logits, predictions.one_to_many.pred_boxes]
@@ -81,8 +83,7 @@ def make_steps(args: argparse.Namespace, model: nn.Module) -> dict[str, Callable
 
     def onenet() -> None:
         with torch.autocast(args.device, dtype, enabled=args.half):
-            features, predictions = predict()
-            losses = model.forward_training(ImageList(images, sizes), features, predictions, gts)
+            losses = model.forward_training(*predict(model, inputs), gts)
         finish(sum(losses.values()))
 
     return {"trivial loss": trivial, "OneNet": onenet}
@@ -90,22 +91,18 @@ def make_steps(args: argparse.Namespace, model: nn.Module) -> dict[str, Callable
 
 def profile_losses(args: argparse.Namespace, model: nn.Module) -> str:
     """The longest operators of matching and losses, forward and backward."""
-    images, gts = make_batch(args)
-    pixels = (images - model.pixel_mean) / model.pixel_std
-    features = model.backbone(pixels)
-    predictions = model.head([features[name] for name in model.head_in_features])
+    inputs, gts = make_batch(args)
+    _, _, predictions = predict(model, inputs)
 
     def cut(x: torch.Tensor) -> torch.Tensor:
         return x.detach().requires_grad_()
 
-    many = predictions.one_to_many
-    if many is not None:
-        many = many._replace(pred_logits=cut(many.pred_logits), pred_boxes=cut(many.pred_boxes))
-    predictions = predictions._replace(
-        pred_logits=cut(predictions.pred_logits),
-        pred_boxes=cut(predictions.pred_boxes),
-        one_to_many=many,
-    )
+    parts = [
+        DensePredictions.of(cut(x.pred_logits), cut(x.pred_boxes), x.anchors, x.level_sizes)
+        for x in (predictions, predictions.one_to_many)
+        if x is not None
+    ]
+    predictions = parts[0]._replace(one_to_many=parts[1] if len(parts) == 2 else None)
     activities = [ProfilerActivity.CPU]
     if args.device == "cuda":
         activities.append(ProfilerActivity.CUDA)
@@ -130,7 +127,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--half", action="store_true")
-    parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--optimizer", action="store_true")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--set", nargs="+", default=[], metavar=("KEY", "VALUE"))
@@ -153,15 +149,13 @@ def main() -> None:
         ],
     )
     model = build_model(args.cfg).train()
-    if args.channels_last:
-        model = model.to(memory_format=torch.channels_last)
     times = time_in_turn(make_steps(args, model), args.rounds, device=args.device)
     added = ratios(times["OneNet"], times["trivial loss"])
     print(f"{describe_machine(args.device)}\n")
     print(
         "| config | step | trivial loss, ms | OneNet, ms | ratio |\n| --- | --- | --- | --- | --- |"
     )
-    switches = [x for x in ("half", "channels_last", "optimizer") if getattr(args, x)]
+    switches = [x for x in ("half", "optimizer") if getattr(args, x)]
     step = f"{args.batch} x {args.size} pixels, {args.objects} objects"
     print(
         f"| {args.config} {' '.join(args.set)} | {', '.join([step, *switches])}"
