@@ -33,8 +33,8 @@ from onenet.predictor import load_predictor_config
 from onenet.solver import build_optimizer
 
 
-def make_batch(args: argparse.Namespace) -> tuple[list[dict], list[Instances]]:
-    """Images as a data loader gives them, but on the device, and objects."""
+def make_batch(args: argparse.Namespace) -> tuple[torch.Tensor, list[Instances]]:
+    """Images and objects, on the device."""
     generator = torch.Generator().manual_seed(0)
     size = args.size
     images = torch.randint(256, (args.batch, 3, size, size), generator=generator)
@@ -48,24 +48,21 @@ def make_batch(args: argparse.Namespace) -> tuple[list[dict], list[Instances]]:
             gt_classes=torch.randint(args.classes, (args.objects,), generator=generator),
         )
         gts.append(gt.to(args.device))
-    return [{"image": image.float().to(args.device)} for image in images], gts
-
-
-def predict(
-    model: nn.Module, inputs: list[dict]
-) -> tuple[ImageList, list[torch.Tensor], DensePredictions]:
-    """Images, features and predictions, as :meth:`OneNet.forward_training` takes them."""
-    images = model.preprocess_image(inputs)
-    features = model.backbone(images.tensor)
-    features = [features[name] for name in model.head_in_features]
-    return images, features, model.head(features)
+    return images.float().to(args.device), gts
 
 
 def make_steps(args: argparse.Namespace, model: nn.Module) -> dict[str, Callable[[], object]]:
     """Forward and backward, with either loss."""
-    inputs, gts = make_batch(args)
+    images, gts = make_batch(args)
     dtype = torch.float16 if args.device == "cuda" else torch.bfloat16
+    sizes = [(args.size, args.size)] * args.batch
     optimizer = build_optimizer(args.cfg, model) if args.optimizer else None
+
+    def predict() -> tuple[list[torch.Tensor], object]:
+        pixels = (images - model.pixel_mean) / model.pixel_std
+        features = model.backbone(pixels)
+        features = [features[name] for name in model.head_in_features]
+        return features, model.head(features)
 
     def finish(loss: torch.Tensor) -> None:
         loss.backward()
@@ -75,7 +72,7 @@ def make_steps(args: argparse.Namespace, model: nn.Module) -> dict[str, Callable
 
     def trivial() -> None:
         with torch.autocast(args.device, dtype, enabled=args.half):
-            _, _, predictions = predict(model, inputs)
+            _, predictions = predict()
         outputs = [predictions.pred_logits, predictions.pred_boxes]
         if predictions.one_to_many is not None:
             outputs += [predictions.one_to_many.pred_logits, predictions.one_to_many.pred_boxes]
@@ -83,7 +80,8 @@ def make_steps(args: argparse.Namespace, model: nn.Module) -> dict[str, Callable
 
     def onenet() -> None:
         with torch.autocast(args.device, dtype, enabled=args.half):
-            losses = model.forward_training(*predict(model, inputs), gts)
+            features, predictions = predict()
+            losses = model.forward_training(ImageList(images, sizes), features, predictions, gts)
         finish(sum(losses.values()))
 
     return {"trivial loss": trivial, "OneNet": onenet}
@@ -91,8 +89,10 @@ def make_steps(args: argparse.Namespace, model: nn.Module) -> dict[str, Callable
 
 def profile_losses(args: argparse.Namespace, model: nn.Module) -> str:
     """The longest operators of matching and losses, forward and backward."""
-    inputs, gts = make_batch(args)
-    _, _, predictions = predict(model, inputs)
+    images, gts = make_batch(args)
+    pixels = (images - model.pixel_mean) / model.pixel_std
+    features = model.backbone(pixels)
+    predictions = model.head([features[name] for name in model.head_in_features])
 
     def cut(x: torch.Tensor) -> torch.Tensor:
         return x.detach().requires_grad_()

@@ -50,12 +50,14 @@ def test_common_output(name: str) -> None:
 
 @pytest.mark.parametrize("name", HEADS)
 def test_boxes_of_some_samples(name: str) -> None:
-    """They are decoded as when all are."""
+    """They are decoded as when all are, and either way boxes can be trained."""
     head, features = tiny_head(name)
     boxes = head(features).boxes
     samples = torch.randint(len(boxes.anchors), (2, 7))
-    expected = torch.stack([boxes.corners[i, samples[i]] for i in range(2)])
+    with torch.no_grad():  # as a matcher asks for them
+        expected = torch.stack([boxes.corners[i, samples[i]] for i in range(2)])
     assert torch.equal(boxes.at(samples), expected)
+    assert boxes.corners.requires_grad and boxes.at(samples).requires_grad
 
 
 @pytest.mark.parametrize("name", HEADS)

@@ -113,20 +113,38 @@ def test_every_parameter_learns_below_the_filter(
     assert not [n for n, p in model.named_parameters() if p.grad is None]
 
 
+@pytest.mark.parametrize("name", HEADS)
+def test_only_detections_are_decoded(name: str, monkeypatch) -> None:
+    model = build(name).eval()
+    decode, counts = model.head._decode, []
+
+    def counting(codes: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
+        counts.append(codes.shape[:2])
+        return decode(codes, anchors)
+
+    monkeypatch.setattr(model.head, "_decode", counting)
+    with torch.no_grad():
+        model([record((64, 96)), record((64, 64))])
+    assert counts == [(2, 100)]
+
+
+@pytest.mark.parametrize("deform", ["False", "True"])
 @pytest.mark.parametrize("name", [*HEADS, RECOMMENDED])
-def test_channels_last_gives_the_same(name: str, make_gt) -> None:
+def test_channels_last_gives_the_same(name: str, deform: str, make_gt) -> None:
     inputs = [record(s, make_gt(n, s, 10)) for s, n in (((40, 70), 3), ((64, 33), 2))]
-    plain, last = (build(name, "MODEL.ONENET.CHANNELS_LAST", str(x)) for x in (False, True))
+    neck = ("MODEL.ONENET.DECONV.DEFORM", deform)
+    plain, last = (build(name, "MODEL.ONENET.CHANNELS_LAST", str(x), *neck) for x in (False, True))
     last.load_state_dict(plain.state_dict())
     expected, losses = plain.train()(inputs), last.train()(inputs)
     torch.testing.assert_close(losses, expected, rtol=1e-3, atol=1e-4)
     sum(losses.values()).backward()
-    weight = last.head.cls_score.weight
-    for x in (last.preprocess_image(inputs).tensor, weight, weight.grad):
-        assert x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     with torch.no_grad():
         (a, _), (b, _) = plain.eval()(inputs), last.eval()(inputs)
+        features = last.backbone(last.preprocess_image(inputs).tensor)
     torch.testing.assert_close(a["instances"].scores, b["instances"].scores, rtol=1e-3, atol=1e-4)
+    weight = last.head.cls_score.weight
+    for x in (features[last.head_in_features[0]], weight, weight.grad):
+        assert x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 def test_targets_do_not_depend_on_the_padding() -> None:

@@ -70,7 +70,7 @@ def by_loop(module: PairwiseRescoring, predictions: DensePredictions, maps: list
     return result
 
 
-@pytest.mark.parametrize(("per_location", "num_classes"), [(1, 3), (2, 3), (2, 1)])
+@pytest.mark.parametrize(("per_location", "num_classes"), [(1, 3), (2, 3), (2, 1), (2, 20)])
 @torch.no_grad()
 def test_as_a_loop_over_pairs(per_location: int, num_classes: int) -> None:
     torch.manual_seed(0)

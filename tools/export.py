@@ -6,7 +6,7 @@ python tools/export.py --config-file configs/digits/recommended_R18_FPN.yaml \\
 
 The ending chooses the format: .onnx (ONNX, for ONNX Runtime, OpenVINO, TensorRT, onenet_runtime),
 .pt2 (torch.export), .ts (TorchScript, for C++). Pixels go in, boxes come out: normalisation,
-decoding and top-k are inside, NMS is nowhere. The file is run on real images of five sizes, one at
+top-k and decoding are inside, NMS is nowhere. The file is run on real images of five sizes, one at
 a time and three together, beside the model in torch; where they differ by more than the tolerance,
 the program fails and the file is removed.
 """

@@ -30,7 +30,7 @@ from onenet.data.crowdhuman import convert_odgt
 from onenet.errors import DataError
 from onenet.heads import DensePredictions
 from onenet.matcher import HungarianMatcher, MinCostMatcher
-from onenet.postprocess import select_top_k, to_instances
+from onenet.postprocess import best_pairs, select_top_k, to_instances
 from onenet.targets import Targets
 
 
@@ -160,6 +160,8 @@ def test_top_k(data: st.DataObject) -> None:
     num_images, num_samples, num_classes = batch.pred_logits.shape
     k = data.draw(st.integers(1, 40))
     scores, classes, boxes = select_top_k(batch, k)
+    _, pairs = best_pairs(batch.pred_logits, k)
+    assert all(len(row.unique()) == len(row) for row in pairs)  # also of equal logits
     rows = min(k, num_samples * num_classes)
     assert scores.shape == classes.shape == (num_images, rows) and boxes.shape[1:] == (rows, 4)
     nms = data.draw(st.sampled_from([None, 0.6]))

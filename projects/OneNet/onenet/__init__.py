@@ -8,7 +8,7 @@ from .backbone import ResNetDeconv
 from .config import add_onenet_config, load_config
 from .criterion import Criterion
 from .errors import ConfigError, DataError
-from .heads import DensePredictions, FCOSHead, PointHead, RetinaNetHead
+from .heads import DenseBoxes, DensePredictions, FCOSHead, PointHead, RetinaNetHead
 from .matcher import HungarianMatcher, MinCostMatcher
 from .meta_arch import OneNet
 
@@ -18,6 +18,7 @@ __all__ = [
     "ConfigError",
     "Criterion",
     "DataError",
+    "DenseBoxes",
     "DensePredictions",
     "FCOSHead",
     "HungarianMatcher",

@@ -106,8 +106,9 @@ def add_onenet_config(cfg: CfgNode) -> None:
     # Whether ResNet's blocks and the towers keep only their inputs in training, and are computed
     # again in backward: less memory, more time, the same results.
     cfg.MODEL.ONENET.ACTIVATION_CHECKPOINTING = False
-    # Whether weights and images lie in memory with the channels innermost: the same results but for
-    # rounding, mostly in less time.
+    # Whether weights and activations lie in memory with the channels innermost: the same results,
+    # but for rounding, and faster where docs/benchmark.md measures it. Not for a ResNet that has
+    # Detectron2's own deformable convolutions.
     cfg.MODEL.ONENET.CHANNELS_LAST = False
 
     # What is trained with several samples an object, besides: "" for nothing; "pair" for a second

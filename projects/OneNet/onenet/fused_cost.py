@@ -58,7 +58,7 @@ def fused_matching_cost(
     # A class that several objects have is computed once, where that is known without asking.
     of_classes = None
     if pred_logits.shape[1] <= num_gt:
-        of_classes = _focal(pred_logits.t(), weights)
+        of_classes = torch.cat([_focal(x, weights) for x in pred_logits.t().split(step)])
     for start in range(0, num_gt, step):
         part = slice(start, start + step)
         objects, classes = _sides(gt.gt_boxes.tensor[part, None]), gt.gt_classes[part]

@@ -260,9 +260,8 @@ def _only(
     image: int, predictions: DensePredictions, targets: Targets
 ) -> tuple[DensePredictions, Targets]:
     """A batch of one of its images."""
-    logits, boxes = (
-        x[image : image + 1] for x in (predictions.pred_logits, predictions.pred_boxes)
-    )
+    logits = predictions.pred_logits[image : image + 1]
+    boxes = predictions.pred_boxes[image : image + 1]
     one = Targets.of([targets.instances[image]], logits.device)
     return DensePredictions.of(logits, boxes, predictions.anchors, predictions.level_sizes), one
 

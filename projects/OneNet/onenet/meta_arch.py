@@ -73,7 +73,8 @@ class OneNet(DenseDetector):
             vis_period: iterations between training pictures in TensorBoard; 0 for none.
             activation_checkpointing: see
                 :func:`onenet.activation_checkpoint.checkpoint_activations`.
-            channels_last: whether weights and images lie in memory with the channels innermost.
+            channels_last: whether the weights lie in memory with the channels innermost, and so
+                do the activations.
         """
         super().__init__(
             backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std
@@ -86,9 +87,8 @@ class OneNet(DenseDetector):
         self._drawn = -1
         if activation_checkpointing:
             checkpoint_activations(self)
-        self.channels_last = channels_last
         if channels_last:
-            self.to(memory_format=torch.channels_last)
+            self.to(memory_format=torch.channels_last)  # activations follow the weights
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -162,17 +162,6 @@ class OneNet(DenseDetector):
         image = convert_image_to_rgb(batched_inputs[0]["image"].permute(1, 2, 0), self.input_format)
         picture = draw_assignment(assignments, image)
         get_event_storage().put_image("assignment", picture.transpose(2, 0, 1))
-
-    def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
-        """Normalised and padded to one batch, in the weights' memory format.
-
-        Args:
-            batched_inputs: see :meth:`forward`.
-        """
-        images = super().preprocess_image(batched_inputs)
-        if self.channels_last:
-            images.tensor = images.tensor.contiguous(memory_format=torch.channels_last)
-        return images
 
     def num_objects(self, batched_inputs: list[dict]) -> int:
         """What the one-to-one losses of a batch are divided by.

@@ -17,7 +17,7 @@ __all__ = ["best_pairs", "finite_only", "select_top_k", "take_samples", "to_inst
 
 
 _MANY_CLASSES = 16
-"""From how many classes on it is faster to rank samples first, also where there are few."""
+"""From how many classes on it is faster, on a CPU, to rank samples first, though they are few."""
 
 
 def best_pairs(pred_logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -32,8 +32,7 @@ def best_pairs(pred_logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
         sample x K + class.
     """
     num_classes = pred_logits.shape[2]
-    # NaN would rank first
-    logits = pred_logits.nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
+    logits = _nan_last(pred_logits)
     if num_classes < _MANY_CLASSES:
         flat = logits.flatten(1)
         return flat.topk(min(k, flat.shape[1]), dim=1)
@@ -44,6 +43,14 @@ def best_pairs(pred_logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     values, places = flat.topk(min(k, flat.shape[1]), dim=1)
     chosen = samples.gather(1, places // num_classes)
     return values, chosen * num_classes + places % num_classes
+
+
+def _nan_last(logits: Tensor) -> Tensor:
+    """With -inf for NaN, which would rank first; the infinities stay."""
+    inf = float("inf")
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return logits.masked_fill(logits.isnan(), -inf)  # fewer operators in a graph
+    return logits.nan_to_num(nan=-inf, posinf=inf, neginf=-inf)  # one pass
 
 
 def take_samples(values: Tensor, samples: Tensor) -> Tensor:

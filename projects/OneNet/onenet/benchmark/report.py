@@ -32,9 +32,9 @@ What is timed, for one batch of real images stretched to the size, in millisecon
 * **network**: from the uint8 batch in memory: normalisation, backbone, head, up to the raw outputs
   of the last convolutions. For ONNX Runtime and OpenVINO handing the arrays over is included.
 * **post-processing**: from there to the detections in pixels of the network's input. OneNet:
-  decoding of all boxes, rescoring where the head has it, top-k. FCOS and RetinaNet: score threshold
-  and the best candidates of each level, decoding, class-wise NMS. It is the models' own Python code
-  in torch, in eager mode, whatever runs the network; so are the Instances at the end.
+  rescoring where the head has it, top-k, decoding of what that keeps. FCOS and RetinaNet: score
+  threshold and the best candidates of each level, decoding, class-wise NMS. It is the models' own
+  Python code in torch, in eager mode, whatever runs the network; so are the Instances at the end.
 * Where the runtime holds **network and post-processing** (OneNet only), only the total exists, and
   the result is arrays of boxes, scores and classes.
 * Not timed: reading, decoding and resizing the image, copying it to the device, rescaling boxes to
@@ -221,7 +221,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _random_sentences(detectors: Sequence[Mapping[str, Any]]) -> str:
     text = f"**Random weights: {', '.join(x['name'] for x in detectors)}.**"
-    text += " A network's time does not depend on them, nor does that of decoding and top-k."
+    text += " A network's time does not depend on them, nor does that of top-k and decoding."
     with_nms = [x["name"] for x in detectors if x["nms"]]
     if not with_nms:
         return text

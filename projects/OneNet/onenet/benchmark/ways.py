@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import time
@@ -81,10 +82,10 @@ def peak_memory(make: Callable[..., Callable[[], object]], *arguments: Any) -> f
     """Peak memory of the host during one call, in MiB above what was in use before.
 
     In a process of its own, in which the call has run once before. Its allocator gives blocks of
-    64 KiB and more back to the system as soon as they are free. Linux only.
+    64 KiB and more back to the system as soon as they are free. Linux with glibc only.
 
     Args:
-        make: picklable; builds the problem and returns the call.
+        make: picklable; builds the problem and returns the call, which may run twice.
         *arguments: of ``make``.
 
     Raises:
@@ -111,6 +112,7 @@ def _measure_memory(make: Any, arguments: Sequence[Any], results: Any) -> None:
     try:
         call = make(*arguments)
         call()  # libraries load what they need
+        gc.collect()
         ctypes.CDLL(None).malloc_trim(0)  # else what it freed would be used again unseen
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts from here
         before = _peak_kib()

@@ -14,7 +14,7 @@ __all__ = ["ExportableOneNet"]
 
 
 class ExportableOneNet(nn.Module):
-    """Normalisation, network, decoding and top-k of a :class:`onenet.meta_arch.OneNet`.
+    """Normalisation, network, top-k and decoding of a :class:`onenet.meta_arch.OneNet`.
 
     What Detectron2 does with lists and Instances, done with tensors, so that a graph can hold it.
     """

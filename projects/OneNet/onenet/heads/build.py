@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import NamedTuple
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
@@ -38,17 +39,21 @@ class DenseBoxes:
     ) -> None:
         """
         Args:
-            codes: (N, M, 4) what the box predictor says of each sample.
+            codes: (N, M, C) what the box predictor says of each sample.
             anchors: (M, 4) corners of the samples' anchors, float32.
-            decode: from codes (N, k, 4), and the anchors of the same samples, (k, 4) or (N, k, 4),
-                to corners (N, k, 4); None where the codes are corners already.
+            decode: from codes (N, k, C), and the anchors of the same samples, (k, 4) or (N, k, 4),
+                to corners (N, k, 4), each sample on its own; None where codes are corners already.
         """
         self.codes, self.anchors, self.decode = codes, anchors, decode
 
     @cached_property
     def corners(self) -> Tensor:
         """(N, M, 4) of all samples; see :attr:`DensePredictions.pred_boxes`."""
-        return self.codes if self.decode is None else self.decode(self.codes, self.anchors)
+        if self.decode is None:
+            return self.codes
+        # They are kept: a matcher, which has no need for gradients, may be the first to ask
+        with torch.set_grad_enabled(self.codes.requires_grad):
+            return self.decode(self.codes, self.anchors)
 
     def at(self, samples: Tensor) -> Tensor:
         """The corners of some samples, (N, k, 4).
@@ -86,9 +91,7 @@ class DensePredictions(NamedTuple):
         level_sizes: tuple[int, ...],
         one_to_many: DensePredictions | None = None,
     ) -> DensePredictions:
-        """Predictions whose boxes are decoded: each argument is what the attribute of its name
-        holds.
-        """
+        """Predictions whose boxes are decoded; arguments are as the attributes of their names."""
         return cls(pred_logits, DenseBoxes(pred_boxes, anchors), level_sizes, one_to_many)
 
     @property

@@ -23,7 +23,7 @@ class FCOSHead(TowerHead):
     """Separate towers for class and box, shared by all levels.
 
     A location's box is ``ReLU(scale_level * x) * stride``: its distances in pixels from the centre
-    of the stride cell, with one learned scale a level.
+    of the stride cell, with one learned scale a level. The stride is its anchor's width.
     """
 
     @configurable

@@ -152,7 +152,7 @@ class DenseHead(nn.Module, ABC):
             box_features: (N, C', H, W) of each level, which the box predictor takes.
 
         Returns:
-            Logits and boxes of all samples.
+            Logits and boxes of all samples, the latter not decoded yet.
         """
 
     def forward(self, features: list[Tensor]) -> DensePredictions:

@@ -77,7 +77,8 @@ class PairwiseRescoring(nn.Module):
         known = raw.isfinite()
         scores = raw.float().nan_to_num(nan=0.0).clamp(-MOST, MOST)  # what others get to see
         samples, classes = index // num_classes, index % num_classes
-        boxes = predictions.boxes.at(samples).detach().float()
+        with torch.no_grad():
+            boxes = predictions.boxes.at(samples).float()
         maps = torch.cat([x.flatten(2) for x in embeddings], dim=2).transpose(1, 2)  # (N, L, D)
         own = take_samples(maps, samples // self.num_anchors).float()
 
