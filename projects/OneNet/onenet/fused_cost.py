@@ -56,15 +56,16 @@ def fused_matching_cost(
     at_once = CHUNK_ELEMENTS // max(num_samples, 1) if cost.device.type == "cpu" else num_gt
     step = max(1, at_once)
     # A class that several objects have is computed once, where that is known without asking.
-    of_classes = None
-    if pred_logits.shape[1] <= num_gt:
-        of_classes = torch.cat([_focal(x, weights) for x in pred_logits.t().split(step)])
+    of_classes, num_classes = None, pred_logits.shape[1]
+    if num_classes <= num_gt:
+        pieces = pred_logits.split(max(1, step * num_samples // num_classes))
+        of_classes = torch.cat([_focal(piece, weights).t() for piece in pieces], dim=1)  # (K, M)
     for start in range(0, num_gt, step):
         part = slice(start, start + step)
         objects, classes = _sides(gt.gt_boxes.tensor[part, None]), gt.gt_classes[part]
         _add_location(cost[part], predicted, objects, l1_weights, weights.giou_weight)
         if of_classes is None:
-            class_cost = _focal(pred_logits[:, classes].t(), weights)
+            class_cost = _focal(pred_logits.t()[classes], weights)  # (n, M), contiguous
         else:
             class_cost = of_classes[classes]
         cost[part].add_(class_cost, alpha=weights.class_weight)

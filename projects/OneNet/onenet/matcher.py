@@ -182,7 +182,9 @@ class Matcher:
         """Yields the costs of some objects at a time, in order: (t, M), +inf where not finite."""
         inf = float("inf")
         for costs in self._raw_rows(predictions, targets):
-            yield costs.nan_to_num(nan=inf, posinf=inf, neginf=inf)  # the costs may be a view
+            # Not in place: they may be a view. By the same name, so that they are not kept for long
+            costs = costs.nan_to_num(nan=inf, posinf=inf, neginf=inf)
+            yield costs
 
     def _raw_rows(self, predictions: DensePredictions, targets: Targets) -> Iterator[Tensor]:
         logits, boxes = predictions.pred_logits, predictions.pred_boxes
