@@ -9,7 +9,7 @@ python benchmarks/scaling.py step [--config ...] [--batch 8] [--size 128]
   plain formula's matrices (benchmarks/assignment.py) and this project's, Hungarian.
 * workers: a training step in one process and in two gloo workers, each with the batch, one thread
   a worker. The efficiency is the time of one by that of two: 1 where the second worker is free.
-* step: peak memory and time of a training step, plain, with
+* step: peak memory and time of a training step, plain, with MODEL.ONENET.CHANNELS_LAST, with
   MODEL.ONENET.ACTIVATION_CHECKPOINTING, and in two and four pieces
   (SOLVER.GRADIENT_ACCUMULATION_STEPS).
 
@@ -155,6 +155,7 @@ def make_step(config: str, batch: int, size: int, *opts: str) -> Callable[[], No
 def measure_step(args: argparse.Namespace) -> None:
     ways: dict[str, tuple[str, ...]] = {
         "plain": (),
+        "channels last": ("MODEL.ONENET.CHANNELS_LAST", "True"),
         "activation checkpointing": ("MODEL.ONENET.ACTIVATION_CHECKPOINTING", "True"),
     }
     ways |= {
