@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -31,8 +32,17 @@ def best_pairs(pred_logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
         logits (N, k), -inf for NaN; index (N, k) int64 of each among an image's M x K, which is
         sample x K + class.
     """
-    num_classes = pred_logits.shape[2]
-    logits = _nan_last(pred_logits)
+    if _may_look(pred_logits):
+        # Unlike here, NaN ranks first in torch: the best tell whether there is any
+        best = _rank(pred_logits, k)
+        if not best[0][:, :1].isnan().any():
+            return best
+    return _rank(_nan_last(pred_logits), k)
+
+
+def _rank(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """As :func:`best_pairs`, but with torch's place for NaN."""
+    num_classes = logits.shape[2]
     if num_classes < _MANY_CLASSES:
         flat = logits.flatten(1)
         return flat.topk(min(k, flat.shape[1]), dim=1)
@@ -45,10 +55,19 @@ def best_pairs(pred_logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, chosen * num_classes + places % num_classes
 
 
+def _may_look(x: Tensor) -> bool:
+    """Whether a value may decide what comes next: it is there, without waiting for a GPU."""
+    return type(x) is Tensor and x.device.type == "cpu" and not _in_graph()
+
+
+def _in_graph() -> bool:
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
+
+
 def _nan_last(logits: Tensor) -> Tensor:
     """With -inf for NaN, which would rank first; the infinities stay."""
     inf = float("inf")
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if _in_graph():
         return logits.masked_fill(logits.isnan(), -inf)  # fewer operators in a graph
     return logits.nan_to_num(nan=-inf, posinf=inf, neginf=-inf)  # one pass
 
@@ -112,8 +131,9 @@ def to_instances(
         Instances(size, scores=scores[i], pred_classes=classes[i], pred_boxes=Boxes(boxes[i]))
         for i, size in zip(range(len(scores)), image_sizes, strict=True)
     ]
-    # The only time that the host waits for a GPU, and mostly all there is to do
-    if not torch.cat((boxes, scores.unsqueeze(2)), dim=2).isfinite().all():
+    # The only time that the host waits for a GPU, and mostly all there is to do: where there is
+    # NaN or inf, the sum is neither finite.
+    if not math.isfinite(boxes.sum() + scores.sum()):
         results = [finite_only(r) for r in results]
     if nms_thresh is None:
         return results
