@@ -6,8 +6,10 @@ python benchmarks/inference.py CONFIG [CONFIG ...] --weights CONFIG=model_final.
 
 Without configs: OneNet, the recommended OneNet, FCOS and RetinaNet of configs/digits. A detector
 without --weights has random ones; then its post-processing is not that of a trained detector, which
-the output says. The images are real: DATASETS.TEST of the first config, or a folder's. --output
-gets benchmark.md, which is also printed, and benchmark.json, which has every single measurement.
+the output says. The images are real: DATASETS.TEST of the first config, or a folder's. With "eager"
+among the runtimes the parts of the models' own calls follow, from preprocessing to NMS (not with
+--half). --output gets benchmark.md, which is also printed, and benchmark.json, which has every
+single measurement.
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ from onenet.benchmark import (
     measure,
     prepare,
     results,
+    synchronizer,
+    time_parts,
     to_markdown,
 )
 from onenet.errors import ConfigError, exit_with_one_sentence
@@ -214,6 +218,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     every_candidate = args.every_candidate or any(x.has_nms and not x.weights for x in detectors)
     order = keys_of(detectors, args.runtimes, every_candidate)
     load = os.getloadavg()[0]
+    synchronize = synchronizer(args.device)
     settings = []
     with tempfile.TemporaryDirectory() as folder:
         for size in sizes:
@@ -232,10 +237,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                         batches,
                         args.rounds,
                         args.warm_up,
-                        synchronize=torch.cuda.synchronize if args.device == "cuda" else int,
+                        synchronize=synchronize,
                     )
                 counts = count_all(detectors, batches, every_candidate)
-                settings.append(results(times, failures, order, setting, reference, counts))
+                parts = {}
+                if "eager" in args.runtimes and not args.half:  # whose model takes float16 images
+                    print("timing parts ...", file=sys.stderr)
+                    models = {x.name: x.model for x in detectors}
+                    parts = time_parts(models, batches, args.rounds, args.warm_up, synchronize)
+                settings.append(results(times, failures, order, setting, reference, counts, parts))
     return {
         "command": shlex.join(["python", *sys.argv]),
         "environment": environment(args.device, threads, args.half),

@@ -23,12 +23,14 @@ from onenet.benchmark import (
     COMPLETE,
     EVERY_CANDIDATE,
     NETWORK,
+    PARTS,
     RUNTIMES,
     Detector,
     Key,
     Postprocess,
     Quartiles,
     Setting,
+    Stopwatch,
     Subject,
     Times,
     build_detector,
@@ -43,6 +45,7 @@ from onenet.benchmark import (
     results,
     round_order,
     time_in_turn,
+    time_parts,
     to_markdown,
 )
 from onenet.errors import ConfigError
@@ -225,6 +228,42 @@ def test_candidates_are_counted() -> None:
     assert "_decode_multi_level_predictions" not in vars(detector.model)
 
 
+def test_a_stopwatch_counts_no_time_twice() -> None:
+    now = 0.0
+
+    def work(seconds: float) -> float:
+        nonlocal now
+        now += seconds
+        return seconds
+
+    stopwatch = Stopwatch(clock=lambda: now)
+    inner = stopwatch.watch("inner", work)
+    outer = stopwatch.watch("outer", lambda: work(0.001) + inner(0.002) + inner(0.004) + work(0.01))
+    broken = stopwatch.watch("broken", lambda: inner(0.1) / 0)
+    whole = stopwatch.watch("whole", lambda: outer() + work(0.03))
+    assert whole() == pytest.approx(0.047)
+    assert stopwatch.parts == pytest.approx({"inner": 6.0, "outer": 11.0, "whole": 30.0})
+    with pytest.raises(ZeroDivisionError):
+        broken()
+    assert stopwatch.parts["inner"] == pytest.approx(106.0)
+    assert stopwatch.parts["broken"] == pytest.approx(0.0)
+
+
+def test_parts_are_those_that_a_detector_has() -> None:
+    models = {Path(x).stem: shaken(x).model for x in (ONENET, RECOMMENDED, FCOS, RETINANET)}
+    before = {name: set(vars(model)) for name, model in models.items()}
+    batches = [images(), images()]
+    rounds = time_parts(models, batches, rounds=2, warm_up=1, rest=0.0)
+    absent = {"onenet": {"rescoring", "NMS"}, "recommended": {"NMS"}, "baseline": {"rescoring"}}
+    for name, times in rounds.items():
+        assert len(times) == 2
+        for parts in times:
+            assert tuple(parts) == PARTS
+            assert {x for x in PARTS if parts[x] == 0.0} == absent[name.split("_")[0]]
+            assert min(parts.values()) >= 0.0
+    assert {name: set(vars(model)) for name, model in models.items()} == before  # as it was
+
+
 def test_keys() -> None:
     detectors = [build_detector("one", ONENET), build_detector("fcos", FCOS)]
     keys = keys_of(detectors, ["eager", "openvino"], every_candidate=True)
@@ -336,9 +375,13 @@ def test_a_run_in_eager_mode(
         ]
         assert all(len(row["samples"]["total"]) == 2 for row in setting["rows"])
         assert len(setting["candidates"]["baseline_fcos_R18_FPN"]) == 4 * setting["batch"]
+        own = setting["parts"]["onenet_fcos_R18_FPN"]
+        assert own["total"][1] == pytest.approx(sum(own["parts"].values()))  # of two rounds
+        assert 0 < own["share"][1] < 1 and own["parts"]["NMS"] == 0.0
     text = (output / "benchmark.md").read_text()
     assert text in capsys.readouterr().out
     assert "**Random weights: onenet_fcos_R18_FPN.**" in text
+    assert text.count("| parts, eager | preprocess | backbone |") == 2
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What the scripts of `benchmarks/` share: timing, memory, and detectors in several runtimes."""
 
+from .parts import PARTS, Stopwatch, time_parts
 from .report import describe_detector, describe_machine, environment, results, to_markdown
 from .runtimes import COMPLETE, EVERY_CANDIDATE, NETWORK, RUNTIMES, Key, Setting, keys_of, prepare
 from .stages import Detector, Network, Postprocess, build_detector, count_candidates, load_batches
@@ -18,6 +19,7 @@ __all__ = [
     "COMPLETE",
     "EVERY_CANDIDATE",
     "NETWORK",
+    "PARTS",
     "RUNTIMES",
     "Detector",
     "Key",
@@ -25,6 +27,7 @@ __all__ = [
     "Postprocess",
     "Quartiles",
     "Setting",
+    "Stopwatch",
     "Subject",
     "Times",
     "build_detector",
@@ -45,5 +48,6 @@ __all__ = [
     "round_order",
     "synchronizer",
     "time_in_turn",
+    "time_parts",
     "to_markdown",
 ]

@@ -13,6 +13,7 @@ from typing import Any
 import detectron2
 import torch
 
+from .parts import PARTS
 from .runtimes import COMPLETE, EVERY_CANDIDATE, NETWORK, Key, Setting
 from .stages import Detector
 from .timing import Quartiles, Times
@@ -43,7 +44,13 @@ What is timed, for one batch of real images stretched to the size, in millisecon
 Each round calls all rows once, in an order that is shuffled anew; each timed call follows an
 untimed one of the same row. A cell has the median over the rounds, with the quartiles in brackets.
 A ratio is the median of the rounds' own ratios to the reference, in the same runtime with its NMS
-behind it; below 1 is faster."""
+behind it; below 1 is faster.
+
+**Parts**, in eager mode alone, are those of the model's own call, from Detectron2's input to its
+output; their sum is the total. OneNet's head also puts the outputs of all levels behind each other,
+which is in the rest of FCOS and RetinaNet. Theirs is top-k and decoding by image and level, with
+the score threshold. The rest: Instances, scaled to the output's size, and FCOS's and RetinaNet's
+scores of all samples."""
 
 
 def environment(device: str, threads: int, half: bool) -> dict[str, str]:
@@ -121,6 +128,7 @@ def results(
     setting: Setting,
     reference: str,
     candidates: Mapping[str, Sequence[int]],
+    parts: Mapping[str, Sequence[Mapping[str, float]]] | None = None,
 ) -> dict[str, Any]:
     """The rows of one setting.
 
@@ -131,6 +139,7 @@ def results(
         setting: size and batch.
         reference: name of the detector that ratios refer to.
         candidates: boxes that enter NMS, for each image, by what the report is to call it.
+        parts: of :func:`onenet.benchmark.time_parts`, by the detectors' names.
     """
     rows = []
     for key in order:
@@ -144,6 +153,7 @@ def results(
         "batch": setting.batch,
         "candidates": {name: list(counts) for name, counts in candidates.items()},
         "rows": rows,
+        "parts": {name: _parts_row(rounds) for name, rounds in (parts or {}).items()},
     }
 
 
@@ -159,6 +169,17 @@ def _row(key: Key, own: Times, reference: Times | None) -> dict[str, Any]:
         if key.graph != COMPLETE:
             row["network_ratio"] = _quartiles(_ratios(own.network, reference.network))
     return row
+
+
+def _parts_row(rounds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    totals = [sum(parts.values()) for parts in rounds]
+    shares = [x["top-k + decode"] / total for x, total in zip(rounds, totals, strict=True)]
+    return {
+        "samples": list(rounds),
+        "parts": {name: statistics.median(parts[name] for parts in rounds) for name in PARTS},
+        "total": _quartiles(totals),
+        "share": _quartiles(shares),
+    }
 
 
 def _ratios(own: Sequence[float], reference: Sequence[float]) -> list[float]:
@@ -211,6 +232,8 @@ def to_markdown(report: Mapping[str, Any]) -> str:
             *("total", "images a second", "network, ratio", "total, ratio"),
         )
         parts.append(_table(header, [_result_cells(row) for row in setting["rows"]]))
+        if setting["parts"]:
+            parts.append(_parts_table(setting["parts"]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -266,11 +289,28 @@ def _result_cells(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _parts_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    return _table(
+        ("parts, eager", *PARTS, "total", "share of top-k + decode, %"),
+        [
+            [
+                name,
+                *(f"{x:.{_decimals(x)}f}" if x else DASH for x in row["parts"].values()),
+                _milliseconds(row["total"]),
+                _spread([100 * x for x in row["share"]], 2),
+            ]
+            for name, row in rows.items()
+        ],
+    )
+
+
 def _milliseconds(quartiles: Sequence[float] | None) -> str:
-    """Three significant digits, by the median."""
-    if quartiles is None:
-        return DASH
-    return _spread(quartiles, 2 if quartiles[1] < 10 else 1 if quartiles[1] < 100 else 0)
+    return DASH if quartiles is None else _spread(quartiles, _decimals(quartiles[1]))
+
+
+def _decimals(value: float) -> int:
+    """For three significant digits."""
+    return 2 if value < 10 else 1 if value < 100 else 0
 
 
 def _spread(quartiles: Sequence[float] | None, decimals: int) -> str:
