@@ -104,6 +104,26 @@ def test_hungarian_leaves_out_what_has_no_finite_cost(table: np.ndarray, data) -
     assert table[samples, objects].sum() == pytest.approx(large[best][~bad[best]].sum())
 
 
+@given(st.integers(1, 40), st.integers(1, 12), st.data())
+@settings(max_examples=200, deadline=None)
+def test_lowest_is_that_of_sorting_everything(num: int, k: int, data: st.DataObject) -> None:
+    nan, inf = float("nan"), float("inf")
+    broken = data.draw(st.sampled_from([[], [inf], [nan], [-inf], [inf, nan, -inf]]))
+    elements = st.one_of(st.integers(-9, 9).map(float), *(st.just(x) for x in broken))
+    costs = torch.from_numpy(data.draw(npst.arrays(np.float32, (3, num), elements=elements)))
+    before = costs.clone()
+    k = min(k, num)
+    # In one step, and in two with blocks of one to many
+    long, block = data.draw(st.sampled_from([(99, 32), (1, 1), (1, 2), (1, 5), (1, 13)]))
+    with mock.patch.multiple(onenet.matcher, LONG=long, BLOCK=block):
+        values, samples = onenet.matcher.lowest(costs, k)
+    expected = costs.where(costs.isfinite(), inf).sort(dim=1).values[:, :k]
+    assert values.equal(expected) and values.dtype == torch.float32
+    assert costs.where(costs.isfinite(), inf).gather(1, samples).equal(expected)
+    assert all(len(set(row)) == k for row in samples.tolist())
+    torch.testing.assert_close(costs, before, rtol=0, atol=0, equal_nan=True)
+
+
 def test_hungarian_equals_brute_force() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):

@@ -6,6 +6,7 @@ classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["batched_matching_cost", "fused_matching_cost"]
 
-CHUNK_ELEMENTS = 2**16
+CHUNK_ELEMENTS = 2**17
 """Pairs that are computed at a time on the CPU: so few that their intermediate results stay in its
 cache."""
 
@@ -54,7 +55,7 @@ def fused_matching_cost(
     cost = pred_boxes.new_empty((num_gt, num_samples), dtype=torch.float32)
     predicted = _sides(pred_boxes[None])
     at_once = CHUNK_ELEMENTS // max(num_samples, 1) if cost.device.type == "cpu" else num_gt
-    step = max(1, at_once)
+    step = _even_step(num_gt, max(1, at_once))
     # A class that several objects have is computed once, where that is known without asking.
     of_classes, num_classes = None, pred_logits.shape[1]
     if num_classes <= num_gt:
@@ -111,6 +112,11 @@ def _batched_in_steps(
     return cost.add_(class_cost, alpha=weights.class_weight)
 
 
+def _even_step(count: int, at_most: int) -> int:
+    """The size of as few pieces as can be, none above the given one, all but the last equal."""
+    return max(1, math.ceil(count / max(1, math.ceil(count / at_most))))
+
+
 def _sides(boxes: Tensor) -> tuple[Tensor, ...]:
     """x1, y1, x2, y2, width, height, area of boxes (..., 4), float32 (...) each."""
     x1, y1, x2, y2 = boxes.float().movedim(-1, 0).contiguous().unbind()
@@ -155,5 +161,6 @@ def _focal(logits: Tensor, weights: WeightedCost) -> Tensor:
     alpha, gamma = weights.focal_alpha, weights.focal_gamma
     p = logits.float().sigmoid()
     q = 1 - p
-    cost = (q + 1e-8).log_().mul_(p**gamma).mul_(1 - alpha)
-    return cost.sub_((p + 1e-8).log_().mul_(q**gamma).mul_(alpha))
+    work = p**gamma
+    cost = (q + 1e-8).log_().mul_(work).mul_(1 - alpha)
+    return cost.sub_(torch.add(p, 1e-8, out=work).log_().mul_(q.pow_(gamma)).mul_(alpha))

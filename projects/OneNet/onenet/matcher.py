@@ -6,6 +6,7 @@ Shape legend: ``M`` samples (locations or anchors), ``n`` objects of an image, `
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -164,29 +165,14 @@ class Matcher:
     ) -> tuple[Tensor, Tensor]:
         """Each object's k cheapest samples: costs and indices, both (T, min(k, M)), best first."""
         k = min(k, predictions.pred_logits.shape[1])
-        cheapest = [
-            costs.topk(k, dim=1, largest=False) for costs in self._rows(predictions, targets)
-        ]
-        device = predictions.pred_logits.device
-        return (
-            torch.cat([torch.empty(0, k, device=device), *(c.values for c in cheapest)]),
-            torch.cat(
-                [
-                    torch.empty(0, k, dtype=torch.int64, device=device),
-                    *(c.indices for c in cheapest),
-                ]
-            ),
-        )
+        none = predictions.pred_logits.new_empty((0, k), dtype=torch.float32)
+        # A loop would keep some objects' costs while those of the next are computed
+        found = map(functools.partial(lowest, k=k), self._rows(predictions, targets))
+        values, samples = zip((none, none.long()), *found, strict=True)
+        return torch.cat(values), torch.cat(samples)
 
     def _rows(self, predictions: DensePredictions, targets: Targets) -> Iterator[Tensor]:
-        """Yields the costs of some objects at a time, in order: (t, M), +inf where not finite."""
-        inf = float("inf")
-        for costs in self._raw_rows(predictions, targets):
-            # Not in place: they may be a view. By the same name, so that they are not kept for long
-            costs = costs.nan_to_num(nan=inf, posinf=inf, neginf=inf)
-            yield costs
-
-    def _raw_rows(self, predictions: DensePredictions, targets: Targets) -> Iterator[Tensor]:
+        """Yields the costs of some objects at a time, in order: (t, M)."""
         logits, boxes = predictions.pred_logits, predictions.pred_boxes
         step = max(1, self.max_chunk_elements // max(1, logits.shape[1]))
         together = logits.device.type == "cuda" or len(targets.boxes) * logits.shape[1] < SMALL
@@ -198,7 +184,8 @@ class Matcher:
         for i, gt in enumerate(targets.instances):
             image = (logits[i], boxes[i], predictions.anchors)
             for start in range(0, len(gt), step):
-                yield self.cost(*image, gt[start : start + step]).t()
+                part = gt if step >= len(gt) else gt[start : start + step]
+                yield self.cost(*image, part).t()
 
 
 @ONENET_MATCHER_REGISTRY.register()
@@ -214,9 +201,9 @@ class MinCostMatcher(Matcher):
     @torch.no_grad()
     def match(self, predictions: DensePredictions, targets: Targets) -> Matches:
         """See :meth:`Matcher.match`; all T objects are matched, whatever M."""
-        samples = [costs.argmin(dim=1) for costs in self._rows(predictions, targets)]
+        _, samples = self._cheapest(predictions, targets, 1)
         objects = torch.arange(len(targets.boxes), device=targets.images.device)
-        return Matches(targets.images, torch.cat([objects[:0], *samples]), objects)
+        return Matches(targets.images, samples.squeeze(1), objects)
 
 
 @ONENET_MATCHER_REGISTRY.register()
@@ -256,6 +243,44 @@ class HungarianMatcher(Matcher):
             start += n
         columns = np.concatenate([np.zeros((3, 0), np.int64), *pairs], axis=1)
         return Matches(*to_device(torch.as_tensor(columns), targets.boxes.device))
+
+
+BLOCK = 32
+"""How many of a long row's costs have one representative, the lowest of them, in a first step."""
+LONG = 2**13
+"""From how many costs on a CPU takes two steps."""
+
+
+def lowest(costs: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k lowest of each row, ascending; what is not finite is worse than any that is.
+
+    On a CPU long rows take two steps: the k lowest lie in the k blocks with the lowest minimum each
+    or in what no block holds, and minima need no search.
+
+    Args:
+        costs: (t, M); are not changed.
+        k: at most M.
+
+    Returns:
+        values (t, k), +inf for what is not finite; index (t, k) int64 of each in its row.
+    """
+    inf = float("inf")
+    num = costs.shape[1]
+    blocks = num // BLOCK  # whose costs lie that many apart, so that the minima are of whole rows
+    if num >= LONG and k <= blocks and costs.device.type == "cpu":
+        inside, outside = costs.split((blocks * BLOCK, num - blocks * BLOCK), dim=1)
+        minima = inside.unflatten(1, (BLOCK, blocks)).amin(dim=1)
+        if (torch.cat((minima, outside), dim=1) > -inf).all():  # nor NaN
+            chosen = minima.topk(k, dim=1, largest=False).indices
+            members = chosen[:, None, :] + torch.arange(0, blocks * BLOCK, blocks)[:, None]
+            rest = torch.arange(blocks * BLOCK, num).expand(len(costs), -1)
+            members = torch.cat((members.flatten(1), rest), dim=1)
+            values, places = costs.gather(1, members).topk(k, dim=1, largest=False)
+            return values, members.gather(1, places)
+    costs = costs.nan_to_num(nan=inf, posinf=inf, neginf=inf)
+    if k == 1:
+        return costs.min(dim=1, keepdim=True)  # faster
+    return costs.topk(k, dim=1, largest=False)
 
 
 def _only(
