@@ -34,8 +34,9 @@ def commands(device: str, quick: bool, weights: list[str]) -> list[list[str]]:
     if device == "cuda":
         large = ["--batch", "16", "--size", "800", "--objects", "7"]
     else:
-        large = ["--batch", "2", "--size", "256", "--objects", "7", "--rounds", "5"]
+        large = ["--batch", "2", "--size", "256", "--objects", "7"]
     more_steps = [
+        ["training_step.py", *on, "--config", "configs/digits/onenet_fcos_R18_FPN.yaml"],
         ["training_step.py", *on, "--half"],
         ["training_step.py", *on, *channels_last],
         ["training_step.py", *on, *r50, *large],
