@@ -362,16 +362,17 @@ class SpatialPrior:
         Returns:
             (M, n) bool, with at least one True in each column.
         """
-        centers = (anchors[:, :2] + anchors[:, 2:]) / 2  # (M, 2)
-        top_left = centers[:, None] - gt_boxes[None, :, :2]
-        bottom_right = gt_boxes[None, :, 2:] - centers[:, None]
-        inside = torch.minimum(top_left, bottom_right).amin(dim=2) >= 0
-        offset = (top_left - bottom_right).abs() / 2  # to the box's centre, in x and y
+        x, y = ((anchors[:, :2] + anchors[:, 2:]) / 2).t()  # (M,)
+        x1, y1, x2, y2 = gt_boxes.t()[..., None]  # (n, 1)
+        left, top, right, bottom = x - x1, y - y1, x2 - x, y2 - y  # (n, M), as costs lie in memory
+        inside = torch.minimum(torch.minimum(left, right), torch.minimum(top, bottom)) >= 0
+        offset_x = left.sub_(right).abs_().div_(2)  # to the box's centre
+        offset_y = top.sub_(bottom).abs_().div_(2)
         if self.radius > 0:
             sides = (anchors[:, 2:] - anchors[:, :2]).amax(dim=1)
-            inside &= offset.amax(dim=2) <= self.radius * sides[:, None]
-        distance = offset.square().sum(dim=2)
-        return inside | (distance == distance.amin(dim=0))
+            inside &= torch.maximum(offset_x, offset_y) <= self.radius * sides
+        distance = offset_x.square_().add_(offset_y.square_())
+        return (inside | (distance == distance.amin(dim=1, keepdim=True))).t()
 
 
 def _serves(anchors: Tensor, gt_boxes: Tensor) -> Tensor:
