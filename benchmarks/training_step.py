@@ -124,9 +124,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=128, help="pixels of a side")
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--objects", type=int, default=6, help="of each image")
-    parser.add_argument(
-        "--rounds", type=int, default=40, help="(default: 40; with ten, chance is a few percent)"
-    )
+    parser.add_argument("--rounds", type=int, default=40, help="(default: 40; few say little)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--half", action="store_true")
     parser.add_argument("--optimizer", action="store_true")

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -253,7 +254,7 @@ def test_parts_are_those_that_a_detector_has() -> None:
     models = {Path(x).stem: shaken(x).model for x in (ONENET, RECOMMENDED, FCOS, RETINANET)}
     before = {name: set(vars(model)) for name, model in models.items()}
     batches = [images(), images()]
-    rounds = time_parts(models, batches, rounds=2, warm_up=1, rest=0.0)
+    rounds = time_parts(models, batches, rounds=2, warm_up=1, pause=0.0)
     absent = {"onenet": {"rescoring", "NMS"}, "recommended": {"NMS"}, "baseline": {"rescoring"}}
     for name, times in rounds.items():
         assert len(times) == 2
@@ -262,6 +263,24 @@ def test_parts_are_those_that_a_detector_has() -> None:
             assert {x for x in PARTS if parts[x] == 0.0} == absent[name.split("_")[0]]
             assert min(parts.values()) >= 0.0
     assert {name: set(vars(model)) for name, model in models.items()} == before  # as it was
+
+
+@pytest.mark.parametrize("config", [RECOMMENDED, FCOS], ids=Path)
+def test_parts_come_in_their_order(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+
+    def watch(self: Stopwatch, name: str, function: Callable) -> Callable:
+        return lambda *args: (called.append(name), function(*args))[1]
+
+    monkeypatch.setattr(Stopwatch, "watch", watch)
+    time_parts({"it": shaken(config).model}, [images()], rounds=1, warm_up=0, pause=0.0)
+    whole_call = called[: len(called) // 2]
+    assert called == 2 * whole_call
+    of_two_images = {
+        RECOMMENDED: ["rescoring", "top-k + decode"],
+        FCOS: 2 * ["top-k + decode", "NMS"],
+    }
+    assert whole_call == ["rest", "preprocess", "backbone", "head", *of_two_images[config]]
 
 
 def test_keys() -> None:

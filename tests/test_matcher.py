@@ -124,6 +124,21 @@ def test_lowest_is_that_of_sorting_everything(num: int, k: int, data: st.DataObj
     torch.testing.assert_close(costs, before, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_long_rows_as_they_are(broken: bool) -> None:
+    num = onenet.matcher.LONG + 13
+    generator = torch.Generator().manual_seed(0)  # no two costs of a row are equal
+    columns = [torch.randperm(num, generator=generator).float() for _ in range(5)]
+    costs = torch.stack(columns, dim=1).t()  # a view
+    costs[:, -1] = -9.0
+    if broken:
+        costs[2, 100:300], costs[3, -1] = float("nan"), float("-inf")
+    expected = costs.where(costs.isfinite(), float("inf")).sort(dim=1)
+    for k in (1, 16, num // 2):
+        values, samples = onenet.matcher.lowest(costs, k)
+        assert values.equal(expected.values[:, :k]) and samples.equal(expected.indices[:, :k])
+
+
 def test_hungarian_equals_brute_force() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
@@ -370,6 +385,11 @@ def test_a_cost_with_a_call_of_its_own_is_called(make_gt) -> None:
     ((samples, _),) = MinCostMatcher(cost=Mine())(out, [make_gt(3)])
     assert samples.tolist() == [7, 7, 7]
     assert MatchingCost().batched and SpatialPrior(MatchingCost()).batched
+
+
+def test_an_object_without_any_sample_is_an_error(make_gt) -> None:
+    with pytest.raises(RuntimeError, match="invalid for input of size 0"):
+        MinCostMatcher()(predictions(torch.zeros(1, 0, 3), torch.zeros(1, 0, 4)), [make_gt(2)])
 
 
 def test_no_samples_and_no_objects() -> None:

@@ -1,5 +1,7 @@
 """Top-k and the conversion to Instances."""
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -56,6 +58,14 @@ def test_nan_ranks_last(num_classes: int) -> None:
     assert classes[0, :2].tolist() == [0, num_classes - 1]
 
 
+def test_nan_in_one_image_of_several_ranks_last() -> None:
+    logits = torch.randn(3, 50, 4, generator=torch.Generator().manual_seed(0))
+    logits[1, 7] = float("nan")
+    scores, _, _ = select_top_k(predictions(logits, torch.zeros(3, 50, 4)), 60)
+    expected = logits.nan_to_num(nan=float("-inf")).flatten(1).sort(descending=True).values
+    torch.testing.assert_close(scores, expected[:, :60].sigmoid())
+
+
 def test_nms_is_class_wise_and_off_by_default() -> None:
     scores = torch.tensor([[0.9, 0.8, 0.7, 0.6]])
     classes = torch.tensor([[0, 0, 1, 0]])
@@ -80,3 +90,24 @@ def test_non_finite_detections_are_dropped(nms_thresh: float | None) -> None:
     assert one.pred_boxes.tensor.equal(sound[[0, 2]])
     assert len(none) == 0
     assert all_of_them.pred_boxes.tensor.equal(sound)
+
+
+@pytest.mark.parametrize("broken", ["scores", "boxes", "infinities"])
+def test_what_is_not_finite_is_found_wherever_it_is(broken: str) -> None:
+    inf = float("inf")
+    scores, boxes = torch.full((2, 3), 0.5), torch.ones(2, 3, 4)
+    if broken == "scores":
+        scores[1, 2] = float("nan")
+    elif broken == "boxes":
+        boxes[1, 2, 3] = inf
+    else:
+        boxes[1, 2] = torch.tensor([inf, -inf, inf, -inf])
+    found = to_instances(scores, torch.zeros(2, 3, dtype=torch.int64), boxes, [(8, 8)] * 2)
+    assert [len(image) for image in found] == [3, 2]
+
+
+def test_many_large_boxes_in_half_precision_are_kept() -> None:
+    boxes = torch.full((16, 100, 4), 600.0, dtype=torch.float16)  # their sum would be inf
+    with mock.patch("onenet.postprocess.finite_only", side_effect=AssertionError):
+        found = to_instances(boxes[..., 0], torch.zeros(16, 100).long(), boxes, [(8, 8)] * 16)
+    assert all(len(image) == 100 for image in found)

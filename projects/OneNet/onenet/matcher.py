@@ -24,6 +24,7 @@ from .costs import MatchingCost, build_cost
 from .heads import DensePredictions
 from .registry import get_registered
 from .targets import Targets, to_device
+from .tracing import may_look
 
 __all__ = [
     "ONENET_MATCHER_REGISTRY",
@@ -43,6 +44,10 @@ The registered object is called with `obj(cfg)` and returns a :class:`Matcher`.
 
 SMALL = 2**19
 """Number of pairs of a batch below which a CPU, too, computes the costs of all images together."""
+LONG = 2**13
+"""Number of samples from which on a CPU looks for an object's cheapest in two steps."""
+BLOCK = 32
+"""Number of samples of which the first step knows the lowest cost alone."""
 
 CostFunction = Callable[[Tensor, Tensor, Tensor, Instances], Tensor]
 Pairs = tuple[Tensor, Tensor]
@@ -193,9 +198,8 @@ class MinCostMatcher(Matcher):
     """Each object takes the sample of minimum cost (paper, section 3.1).
 
     Objects choose independently: two of them may take the same sample (a collision; the criterion
-    says what becomes of it). Of equal costs the lowest index is not guaranteed to win, as with
-    ``torch.argmin``. Where no cost of an object is finite it takes some sample. The device is not
-    waited for.
+    says what becomes of it). Of equal costs any may win. Where no cost of an object is finite it
+    takes some sample. The device is not waited for.
     """
 
     @torch.no_grad()
@@ -203,7 +207,7 @@ class MinCostMatcher(Matcher):
         """See :meth:`Matcher.match`; all T objects are matched, whatever M."""
         _, samples = self._cheapest(predictions, targets, 1)
         objects = torch.arange(len(targets.boxes), device=targets.images.device)
-        return Matches(targets.images, samples.squeeze(1), objects)
+        return Matches(targets.images, samples.view(len(samples)), objects)
 
 
 @ONENET_MATCHER_REGISTRY.register()
@@ -245,17 +249,11 @@ class HungarianMatcher(Matcher):
         return Matches(*to_device(torch.as_tensor(columns), targets.boxes.device))
 
 
-BLOCK = 32
-"""How many of a long row's costs have one representative, the lowest of them, in a first step."""
-LONG = 2**13
-"""From how many costs on a CPU takes two steps."""
-
-
 def lowest(costs: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k lowest of each row, ascending; what is not finite is worse than any that is.
 
-    On a CPU long rows take two steps: the k lowest lie in the k blocks with the lowest minimum each
-    or in what no block holds, and minima need no search.
+    On a CPU long rows take two steps: the k lowest lie in those k blocks of a row whose minima are
+    lowest, or behind the last block, and a minimum is found sooner than where it lies.
 
     Args:
         costs: (t, M); are not changed.
@@ -265,16 +263,18 @@ def lowest(costs: Tensor, k: int) -> tuple[Tensor, Tensor]:
         values (t, k), +inf for what is not finite; index (t, k) int64 of each in its row.
     """
     inf = float("inf")
-    num = costs.shape[1]
-    blocks = num // BLOCK  # whose costs lie that many apart, so that the minima are of whole rows
-    if num >= LONG and k <= blocks and costs.device.type == "cpu":
+    num, device = costs.shape[1], costs.device
+    blocks = num // BLOCK
+    if num >= LONG and 4 * k <= blocks and may_look(costs):
+        # Block j has the costs j, j + blocks, j + 2 blocks ..., so that minima run along memory
         inside, outside = costs.split((blocks * BLOCK, num - blocks * BLOCK), dim=1)
         minima = inside.unflatten(1, (BLOCK, blocks)).amin(dim=1)
-        if (torch.cat((minima, outside), dim=1) > -inf).all():  # nor NaN
+        if (torch.cat((minima, outside), dim=1) > -inf).all():  # False for NaN
             chosen = minima.topk(k, dim=1, largest=False).indices
-            members = chosen[:, None, :] + torch.arange(0, blocks * BLOCK, blocks)[:, None]
-            rest = torch.arange(blocks * BLOCK, num).expand(len(costs), -1)
-            members = torch.cat((members.flatten(1), rest), dim=1)
+            steps = torch.arange(0, blocks * BLOCK, blocks, device=device)
+            members = (chosen[:, None, :] + steps[:, None]).flatten(1)
+            behind = torch.arange(blocks * BLOCK, num, device=device).expand(len(costs), -1)
+            members = torch.cat((members, behind), dim=1)
             values, places = costs.gather(1, members).topk(k, dim=1, largest=False)
             return values, members.gather(1, places)
     costs = costs.nan_to_num(nan=inf, posinf=inf, neginf=inf)

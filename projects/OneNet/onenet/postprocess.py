@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,8 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.ops import batched_nms
+
+from .tracing import in_graph, may_look
 
 if TYPE_CHECKING:
     from .heads import DensePredictions
@@ -32,7 +33,7 @@ def best_pairs(pred_logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
         logits (N, k), -inf for NaN; index (N, k) int64 of each among an image's M x K, which is
         sample x K + class.
     """
-    if _may_look(pred_logits):
+    if may_look(pred_logits):
         # Unlike here, NaN ranks first in torch: the best tell whether there is any
         best = _rank(pred_logits, k)
         if not best[0][:, :1].isnan().any():
@@ -55,19 +56,10 @@ def _rank(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, chosen * num_classes + places % num_classes
 
 
-def _may_look(x: Tensor) -> bool:
-    """Whether a value may decide what comes next: it is there, without waiting for a GPU."""
-    return type(x) is Tensor and x.device.type == "cpu" and not _in_graph()
-
-
-def _in_graph() -> bool:
-    return torch.jit.is_tracing() or torch.compiler.is_compiling()
-
-
 def _nan_last(logits: Tensor) -> Tensor:
     """With -inf for NaN, which would rank first; the infinities stay."""
     inf = float("inf")
-    if _in_graph():
+    if in_graph():
         return logits.masked_fill(logits.isnan(), -inf)  # fewer operators in a graph
     return logits.nan_to_num(nan=-inf, posinf=inf, neginf=-inf)  # one pass
 
@@ -133,7 +125,8 @@ def to_instances(
     ]
     # The only time that the host waits for a GPU, and mostly all there is to do: where there is
     # NaN or inf, the sum is neither finite.
-    if not math.isfinite(boxes.sum() + scores.sum()):
+    sums = (x.detach().sum(dtype=torch.float32) for x in (boxes, scores))
+    if not sum(sums).isfinite():
         results = [finite_only(r) for r in results]
     if nms_thresh is None:
         return results

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,7 +13,6 @@ from detectron2.modeling.meta_arch import fcos, retinanet
 from torch import Tensor, nn
 
 from .. import meta_arch, postprocess
-from ..heads.parts import DenseHead
 from .timing import round_order
 
 __all__ = ["PARTS", "Stopwatch", "time_parts"]
@@ -47,7 +45,6 @@ class Stopwatch:
     def watch(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The same function, whose time is added to ``parts[name]``."""
 
-        @functools.wraps(function)
         def watched(*args: Any, **kwargs: Any) -> Any:
             self._synchronize()
             inner_before, self._inner = self._inner, 0.0
@@ -69,19 +66,22 @@ def time_parts(
     rounds: int,
     warm_up: int = 3,
     synchronize: Callable[[], object] = lambda: None,
-    rest: float = 0.01,
+    pause: float = 0.01,
 ) -> dict[str, list[dict[str, float]]]:
     """Times the parts of every detector once a round, as :func:`onenet.benchmark.measure` does.
 
+    Each is waited for: on a GPU they take longer together than the call alone.
+
     * "preprocess": normalisation, and the batch of the images;
     * "backbone";
-    * "head": OneNet's gives all samples one behind the other, FCOS's and RetinaNet's by level;
+    * "head": OneNet's puts the outputs of all levels behind each other;
     * "rescoring": of a OneNet whose head has it;
     * "top-k + decode": OneNet's top-k, scores and boxes of the batch; FCOS's and RetinaNet's score
       threshold, top-k and boxes, by image and level;
     * "NMS", where there is one;
-    * "rest": Instances and their scaling to the output's size; the scores of all samples, and their
-      order, in FCOS and RetinaNet.
+    * "rest": Instances, and their scaling to the output's size; OneNet's look for NaN and inf; in
+      FCOS and RetinaNet anchors (which OneNet's head keeps), the levels' transposition, the scores
+      of all samples, and the choice of what NMS left.
 
     Args:
         models: OneNet, FCOS or RetinaNet in evaluation mode, by any name.
@@ -89,7 +89,7 @@ def time_parts(
         rounds: that count.
         warm_up: rounds before them that do not.
         synchronize: waits until the device has done what it was told.
-        rest: seconds of sleep before each model, for the threads of the last one to fall asleep.
+        pause: seconds of sleep before each model, for the threads of the last one to fall asleep.
 
     Returns:
         For each model a dictionary a round: milliseconds of each of :data:`PARTS`.
@@ -98,7 +98,7 @@ def time_parts(
     for i in range(warm_up + rounds):
         inputs = [{"image": image} for image in batches[i % len(batches)]]
         for name in round_order(list(models), i):
-            time.sleep(rest)
+            time.sleep(pause)
             stopwatch = Stopwatch(synchronize)
             with torch.inference_mode(), _watched(models[name], stopwatch) as model:
                 model(inputs)
@@ -122,7 +122,7 @@ def _watched(model: nn.Module, stopwatch: Stopwatch) -> Iterator[Callable[..., A
         places.append((model, "_decode_multi_level_predictions", "top-k + decode"))
     else:
         places.append((meta_arch, "select_top_k", "top-k + decode"))
-        if isinstance(model.head, DenseHead) and model.head.rescoring is not None:
+        if getattr(model.head, "rescoring", None) is not None:
             places.append((model.head.rescoring, "forward", "rescoring"))
     with ExitStack() as stack:
         for owner, attribute, name in places:

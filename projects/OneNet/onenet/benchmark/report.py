@@ -17,6 +17,7 @@ from .parts import PARTS
 from .runtimes import COMPLETE, EVERY_CANDIDATE, NETWORK, Key, Setting
 from .stages import Detector
 from .timing import Quartiles, Times
+from .ways import decimals
 
 __all__ = ["describe_detector", "describe_machine", "environment", "results", "to_markdown"]
 
@@ -44,13 +45,15 @@ What is timed, for one batch of real images stretched to the size, in millisecon
 Each round calls all rows once, in an order that is shuffled anew; each timed call follows an
 untimed one of the same row. A cell has the median over the rounds, with the quartiles in brackets.
 A ratio is the median of the rounds' own ratios to the reference, in the same runtime with its NMS
-behind it; below 1 is faster.
-
-**Parts**, in eager mode alone, are those of the model's own call, from Detectron2's input to its
-output; their sum is the total. OneNet's head also puts the outputs of all levels behind each other,
-which is in the rest of FCOS and RetinaNet. Theirs is top-k and decoding by image and level, with
-the score threshold. The rest: Instances, scaled to the output's size, and FCOS's and RetinaNet's
-scores of all samples."""
+behind it; below 1 is faster."""
+PARTS_ARE = """\
+**Parts** are those of the model's own call in eager mode, from Detectron2's input to its output, as
+medians. Top-k + decode is a part of the post-processing above; FCOS and RetinaNet do it by image
+and level, with the score threshold. OneNet's head also puts the outputs of all levels behind each
+other. The rest: Instances and their scaling to the output's size; OneNet's look for NaN and inf;
+in FCOS and RetinaNet anchors (which OneNet's head keeps), the transposition of the levels, the
+scores of all samples, and the choice of what NMS left. A GPU is waited for after each part, so
+that they take longer together than the call alone."""
 
 
 def environment(device: str, threads: int, half: bool) -> dict[str, str]:
@@ -208,6 +211,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         f" {after:.1f}, including this program. {report['rounds']} rounds after"
         f" {report['warm_up']} that do not count. Reference: {report['reference']}.",
         WHAT_IS_TIMED,
+        *([PARTS_ARE] if any(setting["parts"] for setting in report["settings"]) else []),
         _table(
             ("detector", "config", "weights", "parameters"),
             [_detector_cells(detector) for detector in report["detectors"]],
@@ -295,7 +299,7 @@ def _parts_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         [
             [
                 name,
-                *(f"{x:.{_decimals(x)}f}" if x else DASH for x in row["parts"].values()),
+                *(f"{x:.{decimals(x)}f}" if x else DASH for x in row["parts"].values()),
                 _milliseconds(row["total"]),
                 _spread([100 * x for x in row["share"]], 2),
             ]
@@ -305,12 +309,7 @@ def _parts_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _milliseconds(quartiles: Sequence[float] | None) -> str:
-    return DASH if quartiles is None else _spread(quartiles, _decimals(quartiles[1]))
-
-
-def _decimals(value: float) -> int:
-    """For three significant digits."""
-    return 2 if value < 10 else 1 if value < 100 else 0
+    return DASH if quartiles is None else _spread(quartiles, decimals(quartiles[1]))
 
 
 def _spread(quartiles: Sequence[float] | None, decimals: int) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -230,11 +231,8 @@ def _observed_candidates(model: nn.Module, counts: list[int]) -> Iterator[None]:
         counts.append(len(candidates))
         return candidates
 
-    model._decode_multi_level_predictions = observed
-    try:
+    with mock.patch.object(model, "_decode_multi_level_predictions", observed):
         yield
-    finally:
-        del model._decode_multi_level_predictions
 
 
 def load_batches(

@@ -18,6 +18,7 @@ from .timing import Quartiles, round_order
 
 __all__ = [
     "copy_bandwidth",
+    "decimals",
     "describe_ms",
     "describe_ratio",
     "peak_memory",
@@ -67,10 +68,14 @@ def ratios(of: Sequence[float], to: Sequence[float]) -> Quartiles:
 
 
 def describe_ms(values: Sequence[float]) -> str:
-    """Median and quartiles, three digits."""
+    """Median and quartiles, in three digits of the median."""
     q = Quartiles.of(values)
-    digits = 2 if q.median < 10 else 1 if q.median < 100 else 0
-    return f"{q.median:.{digits}f} ({q.lower:.{digits}f} to {q.upper:.{digits}f})"
+    return describe_ratio(q, decimals(q.median))
+
+
+def decimals(value: float) -> int:
+    """For three digits of a number that is not far below 1."""
+    return 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0
 
 
 def describe_ratio(q: Quartiles, digits: int = 2) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ConfigError
+from ..tracing import in_graph
 from .build import DensePredictions
 from .max_filter import MaxFilter
 from .rescoring import PairwiseRescoring
@@ -120,7 +121,7 @@ class DenseHead(nn.Module, ABC):
         def make() -> Tensor:
             return torch.cat([level.tensor for level in generator(maps)])
 
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if in_graph():
             return make()  # a graph has to make them, for any size
         key = (generator, *(x.shape[-2:] for x in maps), maps[0].device)
         kept = self._anchors.get(key)
