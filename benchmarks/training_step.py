@@ -8,7 +8,8 @@ In turn, in one run, on random images and objects:
 
 * "trivial loss": forward and backward of the same network, the loss being the sum of its outputs;
 * "OneNet": the same network with matching and losses;
-* with --optimizer the whole step, with the optimiser (and gradient clipping) of the config;
+* with --optimizer the whole step, with the optimiser (and gradient clipping) of the config, at a
+  learning rate of 0, so that all steps are of the same weights;
 * with --half under autocast (float16 on a GPU, bfloat16 on a CPU), and with --set settings like
   MODEL.ONENET.CHANNELS_LAST True; both apply to all rows.
 
@@ -57,6 +58,8 @@ def make_steps(args: argparse.Namespace, model: nn.Module) -> dict[str, Callable
     dtype = torch.float16 if args.device == "cuda" else torch.bfloat16
     sizes = [(args.size, args.size)] * args.batch
     optimizer = build_optimizer(args.cfg, model) if args.optimizer else None
+    for group in optimizer.param_groups if optimizer else []:
+        group["lr"] = 0.0  # the trivial loss has no minimum: the network would leave its range
 
     def predict() -> tuple[list[torch.Tensor], object]:
         pixels = (images - model.pixel_mean) / model.pixel_std
