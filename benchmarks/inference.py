@@ -241,9 +241,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                     )
                 counts = count_all(detectors, batches, every_candidate)
                 parts = {}
-                if (
-                    "eager" in args.runtimes and not args.half
-                ):  # with which only Network can be called
+                if "eager" in args.runtimes and not args.half:  # the models are not all float16
                     print("timing parts ...", file=sys.stderr)
                     models = {x.name: x.model for x in detectors}
                     parts = time_parts(models, batches, args.rounds, args.warm_up, synchronize)

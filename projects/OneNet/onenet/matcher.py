@@ -204,7 +204,16 @@ class MinCostMatcher(Matcher):
 
     @torch.no_grad()
     def match(self, predictions: DensePredictions, targets: Targets) -> Matches:
-        """See :meth:`Matcher.match`; all T objects are matched, whatever M."""
+        """See :meth:`Matcher.match`; all T objects are matched.
+
+        Raises:
+            ValueError: there are objects, but no samples.
+        """
+        if len(targets.boxes) > 0 and predictions.pred_logits.shape[1] == 0:
+            raise ValueError(
+                f"{len(targets.boxes)} objects are to be matched, but there are no samples: all of"
+                " the head's feature maps are empty."
+            )
         _, samples = self._cheapest(predictions, targets, 1)
         objects = torch.arange(len(targets.boxes), device=targets.images.device)
         return Matches(targets.images, samples.view(len(samples)), objects)
