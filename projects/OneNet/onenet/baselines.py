@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.meta_arch.fcos import FCOS
@@ -22,9 +23,15 @@ class FCOSBaseline(FCOS):
     """Detectron2's FCOS (arXiv 1904.01355), buildable from a yaml config."""
 
     @configurable
-    def __init__(self, **kwargs: Any) -> None:
-        """Takes the arguments of :class:`detectron2.modeling.meta_arch.fcos.FCOS`."""
+    def __init__(self, *, channels_last: bool = False, **kwargs: Any) -> None:
+        """
+        Args:
+            channels_last: as :class:`onenet.meta_arch.OneNet`'s.
+            **kwargs: see :class:`detectron2.modeling.meta_arch.fcos.FCOS`.
+        """
         super().__init__(**kwargs)
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -53,4 +60,5 @@ class FCOSBaseline(FCOS):
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
+            "channels_last": cfg.MODEL.ONENET.CHANNELS_LAST,
         }

@@ -165,6 +165,8 @@ def add_onenet_config(cfg: CfgNode) -> None:
     # multiplies BASE_LR by the square root of their ratio (for Adam: arXiv 2205.10287) and sets
     # this to IMS_PER_BATCH.
     cfg.SOLVER.REFERENCE_BATCH = 0
+    # What the learning rate of the backbone is multiplied by, without the pyramid or neck on top.
+    cfg.SOLVER.BACKBONE_LR_FACTOR = 1.0
     # Decay of the exponential moving average of the weights, which is then what is evaluated and
     # saved as the model; 0 for none.
     cfg.SOLVER.EMA_DECAY = 0.0
@@ -293,6 +295,10 @@ def _check_solver(cfg: CfgNode) -> None:
         raise ConfigError(f"SOLVER.REFERENCE_BATCH is {reference}; give a batch size, or 0.")
     if batch < 1:
         raise ConfigError(f"SOLVER.IMS_PER_BATCH is {batch}; give 1 or more.")
+    if cfg.SOLVER.BACKBONE_LR_FACTOR < 0:
+        raise ConfigError(
+            f"SOLVER.BACKBONE_LR_FACTOR is {cfg.SOLVER.BACKBONE_LR_FACTOR}; give 0 or more."
+        )
     if not 0 <= cfg.SOLVER.EMA_DECAY < 1:
         raise ConfigError(
             f"SOLVER.EMA_DECAY is {cfg.SOLVER.EMA_DECAY}; give a number between 0 and 1, or 0 for"

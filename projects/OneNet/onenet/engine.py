@@ -30,7 +30,7 @@ from .accumulation import AccumulatingModel, accumulate_gradients
 from .backbone.features import without_pretrained
 from .checkpoint import OneNetCheckpointer
 from .config import load_config
-from .convert import torchvision_url
+from .convert import pip_weights, torchvision_url
 from .data.loaders import TrainLoader, build_test_loader
 from .ema import EMAHook
 from .errors import ConfigError, DataError, LimitError, WithoutTraceback
@@ -148,6 +148,8 @@ def _check_weights(cfg: CfgNode, resume: bool) -> None:
         return  # MODEL.WEIGHTS is not used
     if weights.startswith("torchvision://"):
         torchvision_url(weights)  # raises where there is no such network
+    if weights.startswith("pip://"):
+        pip_weights(weights)  # raises where the package is not installed
     if weights and not urlparse(weights).scheme and not os.path.isfile(weights):
         raise ConfigError(
             f"MODEL.WEIGHTS: there is no file '{weights}'; give a checkpoint's path, or '' to"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from .base import Conversion, check_trained_input
+from .efficientnet_lite import convert_efficientnet_lite, is_efficientnet_lite
 from .original import convert_original, is_original
 from .torchvision_resnet import convert_torchvision_resnet, is_torchvision_resnet
 
@@ -24,7 +25,7 @@ def convert_foreign(
         input_format: INPUT.FORMAT; None for what the model says, RGB where it says nothing.
 
     Returns:
-        None where the names are neither the authors' nor torchvision's.
+        None where the names are nobody's that is known here.
 
     Raises:
         ConfigError: they are, but cannot be this model's; a part of a sentence.
@@ -37,4 +38,6 @@ def convert_foreign(
         return convert_original(state, anchors)
     if is_torchvision_resnet(state):
         return convert_torchvision_resnet(state, model, input_format)
+    if is_efficientnet_lite(state):
+        return convert_efficientnet_lite(state, model, input_format)
     return None

