@@ -15,6 +15,7 @@ from .tables import (
     crowding_table,
     definitions,
     machine_sentence,
+    progress_table,
     settings_table,
     speed_note,
     speed_table,
@@ -65,6 +66,11 @@ $plots
 <h2>By crowding</h2>
 <p>By an object's largest IoU with another object of its class in the same image.</p>
 $crowding
+</section>
+<section>
+<h2>During training</h2>
+<p>As configured, NMS included where the detector has it.</p>
+$progress
 </section>
 <section>
 <h2>Speed</h2>
@@ -174,6 +180,7 @@ def html_page(
         definitions=escape(definitions(comparison)),
         plots="\n".join(_plot(caption, svg) for caption, svg in plots),
         crowding=_table(crowding_table(comparison), texts=2),
+        progress=_table(progress_table(comparison), texts=1),
         speed=_table(speed_table(comparison), texts=2) if has_speed else f"<p>{DASH}</p>",
         speed_note=escape(speed_note(comparison)),
         pictures=_pictures(gallery),

@@ -19,6 +19,7 @@ from ..untrusted import read_json
 from .runs import Run, flat
 
 __all__ = [
+    "PROGRESS",
     "aggregate",
     "collect",
     "describe_machine",
@@ -28,6 +29,7 @@ __all__ = [
     "has_nms",
     "mean_curve",
     "read_losses",
+    "read_progress",
     "variants",
 ]
 
@@ -64,6 +66,8 @@ _THRESHOLDS = {
     "iou_thresh": ("TEST.END_TO_END.IOU_THRESH", "IoU of duplicates"),
 }
 
+PROGRESS = ("AP", "AP50", "NMS_gap", "NMS_gap50")
+"""What is shown of the evaluations during training."""
 AS_CONFIGURED, NMS_OFF = "as_configured", "nms_off"
 _FILES = {
     AS_CONFIGURED: Path("inference"),
@@ -95,8 +99,8 @@ def collect(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
     Returns:
         For each detector its name, note, source, settings that matter, ``has_nms``, its ``seeds``
-        (each with the full evaluation by variant), and over those by variant ``aggregate`` and
-        ``crowding``: see :func:`aggregate`.
+        (each with the full evaluation by variant), over those by variant ``aggregate`` and
+        ``crowding``, and ``progress``, the evaluations during training: see :func:`aggregate`.
 
     Raises:
         ConfigError: a result cannot be read.
@@ -133,6 +137,7 @@ def collect(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 "seeds": seeds,
                 "aggregate": {v: _aggregate_results(e) for v, e in evaluations.items()},
                 "crowding": {v: _aggregate_crowding(e) for v, e in evaluations.items()},
+                "progress": _aggregate_progress([read_progress(run) for run in members]),
             }
         )
     return detectors
@@ -182,6 +187,15 @@ def _aggregate_crowding(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]
     }
 
 
+def _aggregate_progress(runs: Sequence[dict[int, dict[str, float]]]) -> list[dict[str, Any]]:
+    """One entry for each number of iterations at which every seed was evaluated."""
+    common = set.intersection(*map(set, runs))
+    return [
+        {"iterations": i, **{key: aggregate([run[i][key] for run in runs]) for key in PROGRESS}}
+        for i in sorted(common)
+    ]
+
+
 def mean_curve(detector: dict[str, Any], variant: str, name: str) -> list[float]:
     """The mean over the seeds of one of ``curves``; nan where no seed has a value, [] if absent."""
     curves = [
@@ -198,17 +212,34 @@ def read_losses(run: Run) -> tuple[list[int], list[float]]:
 
     An iteration that a resumed training repeated counts as it was the second time.
     """
-    losses = {}
+    losses = _read_metrics(run, {"total_loss": "total_loss"})
+    return list(losses), [entry["total_loss"] for entry in losses.values()]
+
+
+def read_progress(run: Run) -> dict[int, dict[str, float]]:
+    """What the evaluations during a run's training gave, from metrics.json.
+
+    Returns:
+        Number of iterations -> {"AP", "AP50", "NMS_gap", "NMS_gap50"}, as configured; empty where
+        the run has one dataset's results under another name, or none.
+    """
+    names = {f"end_to_end/{key}": key for key in PROGRESS}
+    return {iteration + 1: entry for iteration, entry in _read_metrics(run, names).items()}
+
+
+def _read_metrics(run: Run, names: dict[str, str]) -> dict[int, dict[str, float]]:
+    """Iteration -> values under their new names, of those lines that have them all; in order."""
+    found = {}
     path = run.trained_in / "metrics.json"
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
     for line in lines:
         try:
             entry = json.loads(line)
-            losses[int(entry["iteration"])] = float(entry["total_loss"])
+            iteration = int(entry["iteration"])
+            found[iteration] = {new: float(entry[name]) for name, new in names.items()}
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            continue  # an evaluation's line, or one that was cut off with the training
-    iterations = sorted(losses)
-    return iterations, [losses[i] for i in iterations]
+            continue  # a line of other metrics, or one that was cut off with the training
+    return dict(sorted(found.items()))
 
 
 def differences(detectors: Sequence[dict[str, Any]]) -> list[str]:

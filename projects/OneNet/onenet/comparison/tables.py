@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .results import AS_CONFIGURED, NMS_OFF, evaluated_values
+from .results import AS_CONFIGURED, NMS_OFF, PROGRESS, evaluated_values
 
 __all__ = [
     "Table",
@@ -14,6 +14,7 @@ __all__ = [
     "definitions",
     "machine_sentence",
     "markdown",
+    "progress_table",
     "settings_table",
     "speed_note",
     "speed_table",
@@ -83,6 +84,18 @@ def crowding_table(comparison: dict[str, Any]) -> Table:
         objects = " or ".join(dict.fromkeys(counts))
         rows += [[f"{_BIN_NAMES.get(name, name)}: {objects} objects"], *part]
     return Table(["detector", "NMS", *(title for _, title, _ in _CROWDING_COLUMNS)], rows)
+
+
+def progress_table(comparison: dict[str, Any]) -> Table:
+    """A row for each evaluation during each detector's training."""
+    rows: list[list[str]] = []
+    for detector in comparison["detectors"]:
+        rows.append([detector["name"]])
+        for entry in detector["progress"]:
+            cells = [_cell(entry[key], 1, key) for key in PROGRESS]
+            rows.append([str(entry["iterations"]), *cells])
+    titles = {key: title for key, title, _ in _RESULT_COLUMNS}
+    return Table(["iterations", *(titles[key] for key in PROGRESS)], rows)
 
 
 def speed_table(comparison: dict[str, Any]) -> Table:
@@ -165,6 +178,9 @@ def markdown(comparison: dict[str, Any]) -> str:
         "## By crowding",
         "By an object's largest IoU with another object of its class.",
         _markdown_table(crowding_table(comparison)),
+        "## During training",
+        "As configured, NMS included where the detector has it.",
+        _markdown_table(progress_table(comparison)),
         "## Speed",
         _markdown_table(speed_table(comparison)) if comparison["speed"] else DASH,
         speed_note(comparison),
