@@ -77,8 +77,6 @@ def make_steps(args: argparse.Namespace, model: nn.Module) -> dict[str, Callable
         with torch.autocast(args.device, dtype, enabled=args.half):
             _, predictions = predict()
         outputs = [predictions.pred_logits, predictions.pred_boxes]
-        if predictions.one_to_many is not None:
-            outputs += [predictions.one_to_many.pred_logits, predictions.one_to_many.pred_boxes]
         finish(sum(x.float().sum() for x in outputs) * 1e-3)  # whose gradient float16 can hold
 
     def onenet() -> None:
@@ -100,18 +98,18 @@ def profile_losses(args: argparse.Namespace, model: nn.Module) -> str:
     def cut(x: torch.Tensor) -> torch.Tensor:
         return x.detach().requires_grad_()
 
-    parts = [
-        DensePredictions.of(cut(x.pred_logits), cut(x.pred_boxes), x.anchors, x.level_sizes)
-        for x in (predictions, predictions.one_to_many)
-        if x is not None
-    ]
-    predictions = parts[0]._replace(one_to_many=parts[1] if len(parts) == 2 else None)
+    predictions = DensePredictions.of(
+        cut(predictions.pred_logits),
+        cut(predictions.pred_boxes),
+        predictions.anchors,
+        predictions.level_sizes,
+    )
     activities = [ProfilerActivity.CPU]
     if args.device == "cuda":
         activities.append(ProfilerActivity.CUDA)
     for _ in range(2):  # the first warms up
         with profile(activities=activities) as result:
-            sum(model.criterion(predictions, gts).values()).backward()
+            sum(model.forward_training(None, [], predictions, gts).values()).backward()
             if args.device == "cuda":
                 torch.cuda.synchronize()
     key = "self_cuda_time_total" if args.device == "cuda" else "self_cpu_time_total"

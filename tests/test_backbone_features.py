@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -28,10 +27,7 @@ from onenet.predictor import Predictor
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "digits"
 MOBILENET, TIMM = "onenet_fcos_MobileNetV3_FPN", "onenet_fcos_timm_FPN"
-needs_timm = pytest.mark.skipif(
-    importlib.util.find_spec("timm") is None, reason="timm is not installed"
-)
-BOTH = [MOBILENET, pytest.param(TIMM, marks=needs_timm)]
+BOTH = [MOBILENET, TIMM]
 PARTS = {MOBILENET: "mobilenetv3", TIMM: "timm"}
 P3_TO_P7 = [
     "MODEL.FPN.IN_FEATURES", "['res3', 'res4', 'res5']",
@@ -202,21 +198,18 @@ def test_average_of_the_weights_is_a_working_copy(name: str) -> None:
             "name neighbouring feature maps",
         ),
         (MOBILENET, ["MODEL.FPN.IN_FEATURES", "['res3', 'res2']"], "the finest first"),
-        pytest.param(
+        (
             TIMM,
             ["MODEL.TIMM.PRETRAINED", "True", "MODEL.TIMM.NAME", "resnet10t.nonsense"],
             "timm has no weights for 'resnet10t.nonsense'; set it to False",
-            marks=needs_timm,
         ),
         (
             MOBILENET,
             ["MODEL.MOBILENET.PRETRAINED", "True", "INPUT.FORMAT", "BGR"],
             "torchvision's weights want RGB images",
         ),
-        pytest.param(
-            TIMM, ["MODEL.TIMM.NAME", "resnet10x"], "which timm .* does not know", marks=needs_timm
-        ),
-        pytest.param(
+        (TIMM, ["MODEL.TIMM.NAME", "resnet10x"], "which timm .* does not know"),
+        (
             TIMM,
             [
                 "MODEL.TIMM.PRETRAINED",
@@ -225,17 +218,13 @@ def test_average_of_the_weights_is_a_working_copy(name: str) -> None:
                 "mobilenetv3_large_100.miil_in21k",
             ],
             r"want RGB images .* \[0.0, 0.0, 0.0\] and \[255.0",
-            marks=needs_timm,
         ),
-        pytest.param(
+        (
             TIMM,
             ["MODEL.TIMM.NAME", "vit_tiny_patch16_224"],
             "does not take images of 128 x 128 pixels",
-            marks=needs_timm,
         ),
-        pytest.param(
-            TIMM, ["MODEL.TIMM.OUT_FEATURES", "['p2']"], r"resnet10t has \['res1'", marks=needs_timm
-        ),
+        (TIMM, ["MODEL.TIMM.OUT_FEATURES", "['p2']"], r"resnet10t has \['res1'"),
     ],
 )
 def test_errors_name_key_and_cure(name: str, opts: list[str], message: str) -> None:

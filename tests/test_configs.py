@@ -19,8 +19,10 @@ from onenet.solver import build_optimizer
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Those in compare/ are plans of tools/compare.py.
 ALL_YAML = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name != "compare")
-MODELS = [p for p in ALL_YAML if not p.name.startswith("Base")]
+# Of one folder each; above them lie parts alone.
+MODELS = [p for p in ALL_YAML if p.parent != CONFIGS and not p.name.startswith("Base")]
 LAZY = sorted(p for p in (CONFIGS / "lazy").glob("*.py") if p.name != "common.py")
+ONE_CLASS = ["MODEL.ONENET.NUM_CLASSES", "1", "MODEL.FCOS.NUM_CLASSES", "1"]  # no dataset tells it
 
 
 def name_of(path: Path) -> str:
@@ -28,8 +30,7 @@ def name_of(path: Path) -> str:
 
 
 def load(path: Path, *opts: str):
-    # Own data have no name
-    classes = ["MODEL.ONENET.NUM_CLASSES", "1"] if path.parent.name == "own_data" else []
+    classes = ONE_CLASS if path.parent.name in ("own_data", "photos") else []
     return load_config(str(path), ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", *classes, *opts])
 
 
@@ -82,7 +83,7 @@ def test_builds_by_detectron2s_own_means(path: Path) -> None:
     cfg.merge_from_file(str(path))
     cfg.MODEL.DEVICE = "cpu"
     if not cfg.DATASETS.TRAIN:  # own data: no dataset tells the number
-        cfg.MODEL.ONENET.NUM_CLASSES = 1
+        cfg.MODEL.ONENET.NUM_CLASSES = cfg.MODEL.FCOS.NUM_CLASSES = 1
     build_model(cfg)
 
 
@@ -282,12 +283,10 @@ def test_learning_rate_follows_the_batch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("opts", "sentence"),
     [
-        (("MODEL.ONENET.ONE_TO_MANY.BRANCH", "tree"), "BRANCH is 'tree'"),
-        (("MODEL.ONENET.ONE_TO_MANY.BRANCH", "base"), "needs a max filter"),
-        (("MODEL.ONENET.HEAD.MAX_FILTER_DIM", "-1"), "MAX_FILTER_DIM is -1"),
-        (("MODEL.ONENET.HEAD.RESCORED_CANDIDATES", "-1"), "RESCORED_CANDIDATES is -1"),
+        (("MODEL.ONENET.RESCORING.CANDIDATES", "-1"), "CANDIDATES is -1"),
+        (("MODEL.ONENET.RESCORING.INIT", "tree"), "INIT is 'tree'"),
+        (("MODEL.ONENET.ONE_TO_MANY.CENTER_RADIUS", "-1.0"), "CENTER_RADIUS is -1"),
         (("MODEL.ONENET.LOSS.CLASS_LOSS", "hinge"), "CLASS_LOSS is 'hinge'"),
-        (("MODEL.ONENET.ONE_TO_MANY.NUM_SAMPLES", "0"), "NUM_SAMPLES is 0"),
         (("SOLVER.EMA_DECAY", "1.5"), "EMA_DECAY is 1.5"),
         (("SOLVER.EMA_DECAY", "0.9", "TEST.PRECISE_BN.ENABLED", "True"), "PRECISE_BN"),
         (("SOLVER.IMS_PER_BATCH", "0"), "IMS_PER_BATCH is 0"),

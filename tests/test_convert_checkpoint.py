@@ -402,32 +402,35 @@ def test_new_classes_are_for_the_trainer_only(small: State, small_file: str) -> 
 
 def test_a_checkpoint_of_other_parts_names_the_key(tmp_path: Path) -> None:
     path = str(tmp_path / "model.pth")
-    rescores = ("MODEL.ONENET.HEAD.RESCORED_CANDIDATES", "10")
+    rescores = ("MODEL.ONENET.RESCORING.CANDIDATES", "10")
     for written, read, what in (((), rescores, "lacks"), (rescores, (), "has, and the model")):
         torch.save({"model": build_model(config(SMALLEST, *written)).state_dict()}, path)
-        with pytest.raises(ConfigError, match=rf"it {what}.*HEAD\.RESCORED_CANDIDATES decides"):
+        with pytest.raises(ConfigError, match=rf"it {what}.*RESCORING\.CANDIDATES decides"):
             load_weights(build_model(config(SMALLEST, *read)), path)
 
 
 def test_parts_that_the_authors_lack_are_for_the_trainer_only(
     small: State, small_file: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cfg = config(
-        SMALLEST, "MODEL.ONENET.HEAD.MAX_FILTER_DIM", "8", "MODEL.ONENET.ONE_TO_MANY.BRANCH", "pair"
-    )
-    with pytest.raises(ConfigError, match=r"it lacks head\.(max_filter|one_to_many)\..* decides"):
+    cfg = config(SMALLEST, "MODEL.ONENET.RESCORING.CANDIDATES", "10")
+    with pytest.raises(ConfigError, match=r"it lacks rescoring\..*RESCORING\.CANDIDATES decides"):
         OneNetCheckpointer(build_model(cfg)).load(small_file)
     checkpointer = OneNetCheckpointer(build_model(cfg), new_classes=True)
+    start = checkpointer.model.rescoring.pair[0].weight.clone()
     checkpointer.load(small_file)
     assert has_all(checkpointer.model, small)
+    assert torch.equal(checkpointer.model.rescoring.pair[0].weight, start)
     (record,) = [r for r in caplog.records if r.name == "onenet.checkpoint"]
     assert record.levelno == logging.WARNING and "stay as initialised" in record.getMessage()
 
 
-def test_recommended_config_starts_from_the_authors_fcos(tmp_path: Path) -> None:
+def test_recommended_settings_start_from_the_authors_fcos(tmp_path: Path) -> None:
     state, path = original("coco/onenet_fcos_R50_FPN"), tmp_path / "original.pth"
     torch.save({"model": state}, path)
-    model = build_model(config("own_data/recommended_R50_FPN", "MODEL.ONENET.NUM_CLASSES", "3"))
+    bases = [str(CONFIGS / "coco" / "onenet_fcos_R50_FPN.yaml"), str(CONFIGS / "Recommended.yaml")]
+    (tmp_path / "mine.yaml").write_text(json.dumps({"_BASE_": bases}))
+    model = build_model(config(str(tmp_path / "mine"), "MODEL.ONENET.NUM_CLASSES", "3"))
+    assert model.rescoring is not None
     OneNetCheckpointer(model, new_classes=True).load(str(path))
     tower = model.head.cls_subnet[0].weight
     assert torch.equal(tower, state["head.cls_conv_module.0.weight"])

@@ -25,10 +25,10 @@ def count(*words: str) -> tuple[float, float]:
     return float(flops), float(parameters)
 
 
-def test_second_predictors_cost_nothing_and_the_filter_does() -> None:
+def test_training_costs_nothing_and_a_convolution_does() -> None:
     config = "configs/digits/onenet_fcos_R18_FPN.yaml"
     plain = count(config, "64")
     assert plain[0] > 0 and plain[1] > 0
-    assert count(config, "64", "MODEL.ONENET.ONE_TO_MANY.BRANCH", "pair") == plain
-    filtered = count(config, "64", "MODEL.ONENET.HEAD.MAX_FILTER_DIM", "32")
-    assert filtered[0] > plain[0] and filtered[1] > plain[1]
+    assert count(config, "64", "MODEL.ONENET.ONE_TO_MANY.CENTER_RADIUS", "1.5") == plain
+    deeper = count(config, "64", "MODEL.ONENET.HEAD.NUM_CONVS", "3")
+    assert deeper[0] > plain[0] and deeper[1] > plain[1]

@@ -7,7 +7,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torchvision.ops import generalized_box_iou_loss
 
-from onenet.criterion import Criterion, giou_loss, quality_focal_loss
+from onenet.criterion import CLASS_LOSSES, Criterion, giou_loss, quality_focal_loss
 from onenet.errors import ConfigError
 from onenet.heads import DensePredictions
 from onenet.matcher import HungarianMatcher, MinCostMatcher
@@ -132,39 +132,83 @@ def focal(p: float, positive: bool) -> float:
     return 0.25 * (1 - p) ** 2 * -math.log(p) if positive else 0.75 * p**2 * -math.log(1 - p)
 
 
-def test_second_pair_by_hand() -> None:
-    # The first pair: as in test_losses_by_hand. The second: four samples; the object may have two,
-    # those at x = 10 (IoU 1) and at x = 12, and the losses are divided by two.
-    gt = gt_of([[10, 0, 110, 100]], [0], size=(200, 400))
-    boxes = torch.tensor([[[x, 0.0, x + 100, 100] for x in (10, 12, 60, 300)]])
-    many = predictions(torch.zeros(1, 4, 1), boxes)
-    one = predictions(torch.zeros(1, 4, 1), boxes.flip(1))._replace(one_to_many=many)
-    criterion = Criterion(
-        matcher=MinCostMatcher(), class_weight=2, giou_weight=3, num_samples_many=2, weight_many=0.5
-    )
-    losses = criterion(one, [gt])
-    assert losses["loss_l1"] == losses["loss_giou"] == 0
-    assert losses["loss_cls"].item() == pytest.approx(
-        2 * (focal(0.5, True) + 3 * focal(0.5, False))
+def qfl(score: float, target: float) -> float:
+    entropy = -target * math.log(score) - (1 - target) * math.log(1 - score)
+    return abs(target - score) ** 2 * entropy
+
+
+def row_of_locations(logits: torch.Tensor, boxes: torch.Tensor) -> DensePredictions:
+    """Locations at x = 10, 30, 50 and 70, of stride 20."""
+    anchors = torch.tensor([[x - 10.0, 0, x + 10, 20] for x in (10, 30, 50, 70)])
+    return DensePredictions.of(logits, boxes, anchors, (4,))
+
+
+def test_one_to_many_by_hand() -> None:
+    # The object's centre is x = 30. Three locations are less than 1.5 strides away, the fourth two.
+    # Of their boxes one is shifted by 2. An image without objects adds negatives, every score is
+    # 0.5, and all is divided by the three.
+    boxes = torch.tensor([[0.0, 0, 60, 20], [2, 0, 62, 20], [0, 0, 60, 20], [60, 0, 80, 20]])
+    batch = row_of_locations(torch.zeros(2, 4, 1), boxes.expand(2, 4, 4))
+    gts = [gt_of([[0, 0, 60, 20]], [0], (200, 400)), gt_of([], [])]
+    losses = Criterion(matcher=MinCostMatcher(), class_weight=2, giou_weight=3, center_radius=1.5)(
+        batch, gts
     )
     expected = {
-        "loss_cls_many": 2 * (2 * focal(0.5, True) + 2 * focal(0.5, False)) / 2,
-        "loss_l1_many": 5 * (0 + (2 + 2) / 400) / 2,
-        "loss_giou_many": 3 * (0 + 1 - 98 / 102) / 2,
+        "loss_cls": 2 * (3 * focal(0.5, True) + 5 * focal(0.5, False)) / 3,
+        "loss_l1": 5 * (2 + 2) / 400 / 3,
+        "loss_giou": 3 * (1 - 58 / 62) / 3,
     }
-    for name, value in expected.items():
-        assert losses[name].item() == pytest.approx(0.5 * value), name
+    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("radius", [0.0, 1.5])
+def test_rescored_logits_have_a_loss_of_their_own(radius: float) -> None:
+    """One-to-one in any case, with positives chosen by the rescored scores; only they learn."""
+    # Samples 1 and 2 have one box, near the first object. By the logits sample 1 is taken, by the
+    # rescored ones sample 2; those are 0 but for its 1. The second object takes sample 3.
+    boxes = torch.tensor([[[0.0, 0, 9, 20], [0, 0, 62, 20], [0, 0, 62, 20], [60, 0, 80, 20]]])
+    boxes = boxes.expand(2, 4, 4).clone().requires_grad_()
+    logits = torch.tensor([0.0, 2, 0, 0]).expand(2, 4)[..., None].clone().requires_grad_()
+    rescored = torch.tensor([0.0, 0, 1, 0]).expand(2, 4)[..., None].clone().requires_grad_()
+    gts = [gt_of([[0, 0, 60, 20], [60, 0, 80, 20]], [0, 0]), gt_of([], [])]
+    criterion = Criterion(matcher=MinCostMatcher(), class_weight=2, center_radius=radius)
+    batch = row_of_locations(logits, boxes)
+    losses = criterion(batch, gts, rescored)
+    loss = losses.pop("loss_cls_rescored")
+    score = 1 / (1 + math.exp(-1))
+    # Quality focal loss: the first positive's target is its IoU of 60/62, the second's 1
+    positives = qfl(score, 60 / 62) + qfl(0.5, 1.0)
+    negatives = qfl(score, 0.0) + 5 * qfl(0.5, 0.0)
+    assert loss.item() == pytest.approx(2 * (positives + negatives) / 2)
+    loss.backward()
+    assert (rescored.grad[..., 0] < 0).tolist() == [[False, False, True, True], [False] * 4]
+    assert logits.grad is None and boxes.grad is None
+
+    rescored.grad = None
+    sum(losses.values()).backward()
+    assert rescored.grad is None and boxes.grad.abs().sum() > 0
+    pushed_up = [radius > 0, True, radius > 0, True]
+    assert (logits.grad[..., 0] < 0).tolist() == [pushed_up, [False] * 4]
+    # The other losses are as if there were no rescoring
+    plain = criterion(batch, gts)
+    assert set(plain) == set(losses)
+    assert all(torch.equal(plain[name], losses[name]) for name in plain)
+
+
+@pytest.mark.parametrize("class_loss", CLASS_LOSSES)
 @pytest.mark.parametrize("counts", [[3, 0], [0, 0]])
-def test_second_pair_on_empty_images(counts: list[int], make_gt) -> None:
+def test_one_to_many_and_rescored_on_empty_images(
+    counts: list[int], class_loss: str, make_gt
+) -> None:
     logits = torch.randn(2, 20, 5, requires_grad=True)
+    rescored = torch.randn(2, 20, 5, requires_grad=True)
     boxes = make_gt(40).gt_boxes.tensor.view(2, 20, 4).requires_grad_()
-    both = predictions(logits, boxes)._replace(one_to_many=predictions(logits, boxes))
-    losses = Criterion(matcher=MinCostMatcher())(both, [make_gt(n) for n in counts])
-    assert len(losses) == 6 and all(loss.isfinite() for loss in losses.values())
-    sum(losses[name] for name in losses if name.endswith("_many")).backward()
-    assert logits.grad.abs().sum() > 0 and boxes.grad is not None
+    criterion = Criterion(matcher=MinCostMatcher(), class_loss=class_loss, center_radius=1.5)
+    losses = criterion(predictions(logits, boxes), [make_gt(n) for n in counts], rescored)
+    assert len(losses) == 4 and all(loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    assert logits.grad.abs().sum() > 0 and rescored.grad.abs().sum() > 0
+    assert (boxes.grad.abs().sum() > 0) == (sum(counts) > 0)
 
 
 def test_quality_focal_loss_by_hand() -> None:
@@ -205,8 +249,10 @@ def test_quality_focal_loss_on_a_collision() -> None:
 def test_what_the_criterion_refuses() -> None:
     with pytest.raises(ConfigError, match="CLASS_LOSS is 'hinge'; choose one of: focal"):
         Criterion(matcher=MinCostMatcher(), class_loss="hinge")
-    with pytest.raises(ConfigError, match="NUM_SAMPLES is 0"):
-        Criterion(matcher=MinCostMatcher(), num_samples_many=0)
+    with pytest.raises(
+        ConfigError, match=r"CENTER_RADIUS is -1\.0; give a radius in strides, or 0"
+    ):
+        Criterion(matcher=MinCostMatcher(), center_radius=-1.0)
 
 
 def test_giou_loss_is_torchvisions(make_gt) -> None:

@@ -130,13 +130,6 @@ def test_weights_default_to_the_config(weights: Path) -> None:
     assert all(torch.equal(loaded[name], value) for name, value in state.items())
 
 
-def test_training_parts_are_dropped(tmp_path: Path) -> None:
-    branch = ["MODEL.ONENET.ONE_TO_MANY.BRANCH", "pair"]
-    path = save_model(tmp_path / "model.pth", ONENET, *branch)
-    predictor = Predictor(load_predictor_config(ONENET, [*OPTS, *branch]), str(path))
-    assert predictor.model.head.one_to_many is None
-
-
 def test_calibrated_thresholds_need_these_weights(tmp_path: Path) -> None:
     path = save_model(tmp_path / "run" / "model_final.pth")
     cfg = load_predictor_config(ONENET, OPTS)

@@ -20,7 +20,7 @@ import onenet.matcher
 from onenet.costs import MatchingCost, SpatialPrior
 from onenet.criterion import Criterion
 from onenet.heads import DensePredictions
-from onenet.matcher import HungarianMatcher, Matcher, MinCostMatcher
+from onenet.matcher import HungarianMatcher, Matcher, MinCostMatcher, match_centers
 from onenet.targets import Targets
 
 BOTH = pytest.mark.parametrize("matcher_class", [MinCostMatcher, HungarianMatcher])
@@ -300,56 +300,117 @@ def test_large_crowd_fits_in_memory(matcher_class: type[Matcher]) -> None:
     assert extra_mib < 512, f"{extra_mib:.0f} MiB of extra memory"
 
 
-def many_of_table(table: np.ndarray, k: int, matcher_class=MinCostMatcher) -> dict[int, int]:
-    """Sample -> object."""
-    num_samples, num_gt = table.shape
-    boxes = torch.arange(num_gt).float()[:, None] + torch.tensor([0.0, 0, 1, 1])
-    gt = Instances((8, 8), gt_boxes=Boxes(boxes), gt_classes=torch.zeros(num_gt, dtype=torch.int64))
-    matches = matcher_class(cost=TableCost(table)).match_many(
-        predictions(torch.zeros(1, num_samples, 1), torch.zeros(1, num_samples, 4)),
-        Targets.of([gt], torch.device("cpu")),
-        k,
-    )
-    _, samples, objects = matches
-    assert samples.dtype == objects.dtype == torch.int64
-    assert (objects.diff() >= 0).all()
-    assert len(set(samples.tolist())) == len(samples)
-    return dict(zip(samples.tolist(), objects.tolist(), strict=True))
+def grid(width: int, height: int, strides: list[int]) -> DensePredictions:
+    """Predictions, of two images, at the centres of the cells of some levels."""
+    anchors = [
+        (stride * column, stride * row, stride * (column + 1), stride * (row + 1))
+        for stride in strides
+        for row in range(height // stride)
+        for column in range(width // stride)
+    ]
+    sizes = tuple((width // stride) * (height // stride) for stride in strides)
+    nothing = torch.zeros(2, len(anchors), 4)
+    return DensePredictions.of(nothing, nothing, torch.tensor(anchors).float(), sizes)
 
 
-def test_many_by_hand() -> None:
-    inf = float("inf")
-    table = np.array([[1.0, 9], [2, 1], [3, 2], [9, 8], [inf, inf]])
-    # Object 0 wants 0, 1, 2 and object 1 wants 1, 2, 3; the shared ones go where they cost less.
-    assert many_of_table(table, 3) == {0: 0, 1: 1, 2: 1, 3: 1}
-    assert many_of_table(table, 1) == {0: 0, 1: 1}
-    # More than there are: all but those of infinite cost, each to its cheaper object
-    assert many_of_table(table, 99) == {0: 0, 1: 1, 2: 1, 3: 1}
-    assert many_of_table(np.full((3, 2), inf), 2) == {}
-    assert many_of_table(np.zeros((3, 0)), 2) == {}
+def objects(boxes: list[list[float]]) -> Instances:
+    classes = torch.zeros(len(boxes), dtype=torch.int64)
+    return Instances((64, 64), gt_boxes=Boxes(torch.tensor(boxes).view(-1, 4)), gt_classes=classes)
 
 
-@given(st.data(), tables(), st.integers(1, 5))
-@settings(max_examples=100, deadline=None)
-def test_many_equals_a_loop(data: st.DataObject, table: np.ndarray, k: int) -> None:
-    # Distinct costs: of equal ones any may be taken
-    order = data.draw(st.permutations(range(table.size)))
-    table = np.array(order, dtype=np.float32).reshape(table.shape)
-    best: dict[int, tuple[float, int]] = {}
-    for j in range(table.shape[1]):
-        for i in np.argsort(table[:, j])[:k]:
-            best[int(i)] = min(best.get(int(i), (np.inf, -1)), (float(table[i, j]), j))
-    assert many_of_table(table, k) == {i: j for i, (_, j) in best.items()}
+def centers_of(
+    batch: DensePredictions, images: list[list[list[float]]], radius: float
+) -> list[dict[int, int]]:
+    """Sample -> object of its image, for each image."""
+    targets = Targets.of([objects(boxes) for boxes in images], torch.device("cpu"))
+    matches = match_centers(batch, targets, radius)
+    assert all(part.dtype == torch.int64 for part in matches)
+    found: list[dict[int, int]] = [{} for _ in images]
+    starts = np.cumsum([0, *map(len, images)])
+    for image, sample, index in zip(*(part.tolist() for part in matches), strict=True):
+        assert sample not in found[image] and starts[image] <= index < starts[image + 1]
+        found[image][sample] = index - int(starts[image])
+    return found
 
 
-def test_one_sample_for_many_is_the_min_cost_match(make_gt) -> None:
-    torch.manual_seed(1)
-    gts = [make_gt(n) for n in (3, 0, 1)]
-    out = predictions(torch.randn(3, 300, 5), make_gt(900).gt_boxes.tensor.view(3, 300, 4))
-    matcher = MinCostMatcher()
-    many = matcher.match_many(out, Targets.of(gts, torch.device("cpu")), 1)
-    for one, of_image in zip(matcher(out, gts), many.by_image([3, 0, 1]), strict=True):
-        assert [x.tolist() for x in one] == [x.tolist() for x in of_image]
+def centers_by_loop(
+    batch: DensePredictions, boxes: list[list[float]], radius: float
+) -> dict[int, int]:
+    """FCOS's rule for an image, location by location."""
+    places = [((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1) for x1, y1, x2, y2 in batch.anchors.tolist()]
+    strides = [stride for *_, stride in places]
+    wanted: dict[int, list[tuple[float, int]]] = {}
+    for j, (x1, y1, x2, y2) in enumerate(boxes):
+        size, cx, cy = max(x2 - x1, y2 - y1) / 2, (x1 + x2) / 2, (y1 + y2) / 2
+        near, distances = [], {}
+        for i, (x, y, stride) in enumerate(places):
+            too_small = size <= 4 * stride and stride != min(strides)
+            too_large = size > 8 * stride and stride != max(strides)
+            if too_small or too_large:
+                continue
+            distances[i] = max(abs(x - cx), abs(y - cy))
+            if x1 < x < x2 and y1 < y < y2 and distances[i] < radius * stride:
+                near.append(i)
+        nearest = [i for i, d in distances.items() if d == min(distances.values())]
+        for i in near or nearest:
+            wanted.setdefault(i, []).append(((x2 - x1) * (y2 - y1), j))
+    return {i: min(areas)[1] for i, areas in wanted.items()}
+
+
+HALVES = st.integers(-10, 40).map(lambda x: x / 2)  # so that locations lie on edges, too
+CROWDS = st.lists(
+    st.tuples(HALVES, HALVES, st.integers(0, 80), st.integers(0, 80)).map(
+        lambda b: [b[0], b[1], b[0] + b[2] / 2, b[1] + b[3] / 2]
+    ),
+    max_size=5,
+)
+
+
+@given(st.tuples(CROWDS, CROWDS), st.sampled_from([0.5, 1.0, 1.5, 4.0]))
+@settings(max_examples=150, deadline=None)
+def test_centers_equal_a_loop(
+    images: tuple[list[list[float]], list[list[float]]], radius: float
+) -> None:
+    batch = grid(20, 12, [1, 2, 4])
+    expected = [centers_by_loop(batch, boxes, radius) for boxes in images]
+    assert centers_of(batch, list(images), radius) == expected
+
+
+def test_centers_by_hand() -> None:
+    batch = grid(20, 20, [4])  # locations at 2, 6, 10, 14, 18
+    large, small, tiny = [0.0, 0, 20, 20], [8.0, 8, 14, 12], [2.5, 2.5, 3.5, 3.5]
+    around = {6, 7, 8, 11, 12, 13, 16, 17, 18}
+    assert centers_of(batch, [[large], []], 1.5) == [dict.fromkeys(around, 0), {}]
+    # The smaller object takes the one location that both want: 14 is no more inside of it
+    (found, _) = centers_of(batch, [[large, small], []], 1.5)
+    assert found == {**dict.fromkeys(around, 0), 12: 1}
+    # Others lie a whole stride away, so that it leaves the larger one none
+    assert centers_of(batch, [[], [large, small]], 1.0) == [{}, {12: 1}]
+    # No location is inside: the nearest
+    assert centers_of(batch, [[tiny], [small, tiny]], 1.5) == [{0: 0}, {12: 0, 0: 1}]
+    assert centers_of(batch, [[], []], 1.5) == [{}, {}]
+
+
+@pytest.mark.parametrize(
+    ("side", "level"), [(1, 0), (16, 0), (16.5, 1), (32, 1), (32.5, 2), (1000, 2)]
+)
+def test_centers_are_on_the_level_of_the_size(side: float, level: int) -> None:
+    batch = grid(40, 24, [1, 2, 4])
+    ((*samples,), _) = centers_of(batch, [[[20 - side / 2, 10, 20 + side / 2, 14]], []], 1.5)
+    ends = np.cumsum(batch.level_sizes)
+    assert set(np.searchsorted(ends, samples, side="right")) == {level}
+
+
+@pytest.mark.gpu
+def test_centers_on_a_gpu_are_those_of_the_cpu(make_gt) -> None:
+    batch, gts = grid(128, 96, [2, 4, 8]), [make_gt(12), make_gt(0)]
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    expected = match_centers(batch, Targets.of(gts, cpu), 1.5)
+    parts = (x.cuda() for x in (batch.pred_logits, batch.pred_boxes, batch.anchors))
+    on_gpu = DensePredictions.of(*parts, batch.level_sizes)
+    found = match_centers(on_gpu, Targets.of([gt.to("cuda") for gt in gts], cuda), 1.5)
+    assert len(expected.objects) > 12
+    assert [x.tolist() for x in found] == [x.tolist() for x in expected]
 
 
 def test_costs_of_very_different_size_come_to_an_end() -> None:

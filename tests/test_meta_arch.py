@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from detectron2.export import TracingAdapter
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from onenet.checkpoint import load_weights
 from onenet.config import load_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "digits"
@@ -61,60 +58,96 @@ def test_batches_with_and_without_objects(name: str, counts: tuple[int, int], ma
     assert not without  # DDP would wait for these for ever
 
 
-@pytest.mark.parametrize("name", HEADS)
-def test_second_pair_leaves_no_trace(name: str, make_gt, tmp_path: Path) -> None:
-    """Trained with it, shipped without: weights, graph and results are those of a plain model."""
-    many = ("MODEL.ONENET.ONE_TO_MANY.BRANCH", "pair")
-    trained, plain = build(name, *many).train(), build(name)
-    losses = trained([record((64, 96), make_gt(3, (64, 96), 10))])
-    assert set(losses) == {
-        *("loss_cls", "loss_l1", "loss_giou"),
-        *("loss_cls_many", "loss_l1_many", "loss_giou_many"),
-    }
-    sum(losses.values()).backward()
-    assert not [n for n, p in trained.named_parameters() if p.grad is None]
-
-    trained.eval()
-    inputs = [record((64, 96))]
-    before = trained(inputs)[0]["instances"]
-    torch.save({"model": trained.state_dict()}, tmp_path / "trained.pth")
-    trained.remove_training_parts()
-    after = trained(inputs)[0]["instances"]
-    assert torch.equal(before.scores, after.scores)
-    assert list(trained.state_dict()) == list(plain.state_dict())
-    # A model that never had it takes the weights, and has the same graph
-    load_weights(plain.eval(), str(tmp_path / "trained.pth"))
-    assert torch.equal(plain(inputs)[0]["instances"].pred_boxes.tensor, after.pred_boxes.tensor)
-    operators = []
-    for model in (trained, plain):
-        adapter = TracingAdapter(model, [{"image": inputs[0]["image"]}])
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            graph = torch.jit.trace(adapter, adapter.flattened_inputs).inlined_graph
-        operators.append([node.kind() for node in graph.nodes()])
-    assert operators[0] == operators[1]
+RESCORES = ("MODEL.ONENET.RESCORING.CANDIDATES", "50")
+MANY = ("MODEL.ONENET.ONE_TO_MANY.CENTER_RADIUS", "1.5")
 
 
 @pytest.mark.parametrize("counts", [(2, 3), (2, 0), (0, 0)])
 @pytest.mark.parametrize("loss", ["focal", "quality"])
-@pytest.mark.parametrize("name", HEADS)
-def test_every_parameter_learns_below_the_filter(
-    name: str, loss: str, counts: tuple[int, int], make_gt
+@pytest.mark.parametrize(
+    ("name", "opts"), [*((name, RESCORES) for name in HEADS), (HEADS[1], RESCORES + MANY)]
+)
+def test_rescoring_learns_by_its_own_loss_and_the_rest_by_the_others(
+    name: str, opts: tuple[str, ...], loss: str, counts: tuple[int, int], make_gt
 ) -> None:
-    head = ("MODEL.ONENET.HEAD.MAX_FILTER_DIM", "16", "MODEL.ONENET.HEAD.RESCORED_CANDIDATES", "50")
-    base = ("MODEL.ONENET.ONE_TO_MANY.BRANCH", "base")
-    model = build(name, *head, *base, "MODEL.ONENET.LOSS.CLASS_LOSS", loss).train()
+    model = build(name, *opts, "MODEL.ONENET.LOSS.CLASS_LOSS", loss).train()
     batch = [
         record(s, make_gt(n, s, 10)) for s, n in zip([(40, 70), (64, 33)], counts, strict=True)
     ]
     losses = model(batch)
-    assert len(losses) == 6 and all(value.isfinite() for value in losses.values())
+    assert len(losses) == 4 and all(value.isfinite() for value in losses.values())
+    names = {name for name, _ in model.named_parameters()}
+    own = {name for name in names if name.startswith("rescoring.")}
+    assert len(own) == 8
+
+    losses.pop("loss_cls_rescored").backward()
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    assert set(gradients) == own
+    assert all(gradients[name].any() for name in own if name.startswith("rescoring.out.2"))
+    model.zero_grad()
     sum(losses.values()).backward()
-    assert not [n for n, p in model.named_parameters() if p.grad is None]
+    # All of them: DDP would wait for those without
+    assert {n for n, p in model.named_parameters() if p.grad is not None} == names - own
+
+
+def same_detections(a: Instances, b: Instances) -> bool:
+    return (
+        torch.equal(a.scores, b.scores)
+        and torch.equal(a.pred_classes, b.pred_classes)
+        and torch.equal(a.pred_boxes.tensor, b.pred_boxes.tensor)
+    )
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_only_detections_are_decoded(name: str, monkeypatch) -> None:
+def test_rescoring_that_starts_at_zero_and_stays_there(name: str, make_gt) -> None:
+    rescoring = "MODEL.ONENET.RESCORING"
+    frozen = (f"{rescoring}.INIT", "zero", f"{rescoring}.FROZEN", "True")
+    frozen += ("MODEL.ONENET.LOSS.CLASS_LOSS", "quality")  # that of rescored scores in any case
+    plain, zero, soft = build(name), build(name, *RESCORES, *frozen), build(name, *RESCORES)
+    for model in (zero, soft):
+        keys = model.load_state_dict(plain.state_dict(), strict=False)
+        assert keys.missing_keys and all(x.startswith("rescoring.") for x in keys.missing_keys)
+    image = record((64, 96))
+    with torch.no_grad():
+        expected, found, other = (
+            model.eval()([image])[0]["instances"] for model in (plain, zero, soft)
+        )
+    assert same_detections(found, expected) and not same_detections(other, expected)
+
+    fixed = {name for name, p in zero.named_parameters() if not p.requires_grad}
+    assert fixed == {name for name, _ in zero.named_parameters() if name.startswith("rescoring.")}
+    losses = zero.train()([record((64, 96), make_gt(3, (64, 96), 10))])
+    torch.testing.assert_close(losses["loss_cls_rescored"], losses["loss_cls"])
+    assert not losses["loss_cls_rescored"].requires_grad
+    sum(losses.values()).backward()
+    assert {n for n, p in zero.named_parameters() if p.grad is None} == fixed
+
+
+def test_rescoring_takes_as_many_as_are_detected_at_least(make_gt) -> None:
+    """Of the 100 best, and of the 200 best, in training as in inference."""
+    for candidates, count in ((50, 100), (200, 200)):
+        model = build(HEADS[1], "MODEL.ONENET.RESCORING.CANDIDATES", str(candidates))
+        inputs, taken = [record((64, 96), make_gt(3, (64, 96), 10))], []
+        model.rescoring.register_forward_pre_hook(
+            lambda _, args, taken=taken: taken.append(args[0].logits.shape)
+        )
+        model.train()(inputs)
+        (output,) = model.eval()(inputs)
+        assert taken == [(1, count)] * 2 and len(output["instances"]) == 100
+
+
+def test_mixed_precision_with_rescoring(make_gt) -> None:
+    model = build(RECOMMENDED).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model([record((64, 96), make_gt(3, (64, 96), 10))])
+    assert "loss_cls_rescored" in losses
+    assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in losses.values())
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("name", "count"), [*((name, 100) for name in HEADS), (RECOMMENDED, 200)])
+def test_only_detections_and_candidates_are_decoded(name: str, count: int, monkeypatch) -> None:
     model = build(name).eval()
     decode, counts = model.head._decode, []
 
@@ -125,7 +158,7 @@ def test_only_detections_are_decoded(name: str, monkeypatch) -> None:
     monkeypatch.setattr(model.head, "_decode", counting)
     with torch.no_grad():
         model([record((64, 96)), record((64, 64))])
-    assert counts == [(2, 100)]
+    assert counts == [(2, count)]
 
 
 @pytest.mark.parametrize("deform", ["False", "True"])
@@ -194,8 +227,9 @@ def test_nms_is_a_switch() -> None:
     assert 0 < len(b["instances"]) < len(a["instances"])
 
 
-def test_images_of_nan_give_no_detections() -> None:
-    model = build("onenet_fcos_R18_FPN").eval()
+@pytest.mark.parametrize("name", ["onenet_fcos_R18_FPN", RECOMMENDED])
+def test_images_of_nan_give_no_detections(name: str) -> None:
+    model = build(name).eval()
     with torch.no_grad():
         (output,) = model([{"image": torch.full((3, 64, 64), float("nan"))}])
     assert len(output["instances"]) == 0
@@ -212,7 +246,7 @@ def test_training_pictures_go_to_the_storage(make_gt) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", [*HEADS, RECOMMENDED])
 def test_gpu_agrees_with_cpu_and_trains_under_amp(name: str, make_gt) -> None:
     model = build(name).eval()
     image = record((64, 96))

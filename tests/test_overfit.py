@@ -39,7 +39,7 @@ def test_recommended_settings_learn_ten_images(tmp_path: Path) -> None:
     done = subprocess.run(
         [
             *(sys.executable, "train_net.py"),
-            *("--config-file", "configs/own_data/recommended_R18_FPN.yaml"),
+            *("--config-file", "configs/own_data/recommended.yaml"),
             *ten_images(tmp_path),
             *("INPUT.MIN_SIZE_TRAIN", "(128,)", "INPUT.MIN_SIZE_TEST", "128"),
             *("INPUT.RANDOM_FLIP", "none", "DATALOADER.NUM_WORKERS", "0"),

@@ -38,7 +38,6 @@ def main() -> None:
     with exit_with_one_sentence():
         cfg = load_config(args.config, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *args.opts])
         model = build_model(cfg).eval()
-    model.remove_training_parts()
     flops = FlopCountAnalysis(Network(model), torch.zeros(1, 3, args.size, args.size))
     flops.unsupported_ops_warnings(False)
     parameters = sum(p.numel() for p in model.parameters())

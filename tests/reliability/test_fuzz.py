@@ -29,8 +29,9 @@ from onenet.data.coco_json import register_coco_json
 from onenet.data.crowdhuman import convert_odgt
 from onenet.errors import DataError
 from onenet.heads import DensePredictions
-from onenet.matcher import HungarianMatcher, MinCostMatcher
-from onenet.postprocess import best_pairs, select_top_k, to_instances
+from onenet.matcher import HungarianMatcher, MinCostMatcher, match_centers
+from onenet.postprocess import best_pairs, select_candidates, select_top_k, to_instances
+from onenet.rescoring import Rescoring
 from onenet.targets import Targets
 
 
@@ -59,7 +60,7 @@ def arrays(shape: tuple[int, ...], elements: st.SearchStrategy[float]) -> st.Sea
 
 
 @st.composite
-def predictions(draw, num_images, logits, coordinates, many=False) -> DensePredictions:
+def predictions(draw, num_images, logits, coordinates) -> DensePredictions:
     num_samples, num_classes = draw(st.integers(1, 9)), draw(st.sampled_from([1, 2, 3, 20]))
     pair = (
         draw(arrays((num_images, num_samples, num_classes), logits)),
@@ -69,8 +70,7 @@ def predictions(draw, num_images, logits, coordinates, many=False) -> DensePredi
     places = torch.arange(num_samples)
     centers = torch.stack((places % side, places // side), dim=1) * 8.0 + 4.0
     anchors = torch.cat((centers - 4, centers + 4), dim=1)
-    second = DensePredictions.of(*pair, anchors, (num_samples,)) if many else None
-    return DensePredictions.of(*pair, anchors, (num_samples,), second)
+    return DensePredictions.of(*pair, anchors, (num_samples,))
 
 
 @st.composite
@@ -103,7 +103,6 @@ def test_matchers(data: st.DataObject) -> None:
     num_samples, num_classes = batch.pred_logits.shape[1:]
     corners = data.draw(st.sampled_from([None, ANY_FLOAT]))
     gt = [data.draw(objects(num_classes, corners)) for _ in range(num_images)]
-    k = data.draw(st.integers(1, 12))
     for matcher in (MinCostMatcher(), HungarianMatcher()):
         for image, (samples, gt_indices) in zip(gt, matcher(batch, gt), strict=True):
             _check_pairs(samples, gt_indices, num_samples, len(image))
@@ -119,12 +118,12 @@ def test_matchers(data: st.DataObject) -> None:
                 torch.testing.assert_close(taken, cost.amin(dim=0))
             else:
                 assert taken.isfinite().all()
-        targets = Targets.of(gt, torch.device("cpu"))
-        matches = matcher.match_many(batch, targets, k)
-        for image, (samples, gt_indices) in zip(gt, matches.by_image(targets.counts), strict=True):
-            _check_pairs(samples, gt_indices, num_samples, len(image))
-            assert len(samples.unique()) == len(samples)
-            assert len(samples) == 0 or gt_indices.bincount().max() <= k
+    targets = Targets.of(gt, torch.device("cpu"))
+    matches = match_centers(batch, targets, data.draw(st.sampled_from([0.5, 1.5, 1e9])))
+    for image, (samples, gt_indices) in zip(gt, matches.by_image(targets.counts), strict=True):
+        _check_pairs(samples, gt_indices.sort().values, num_samples, len(image))
+        assert len(samples.unique()) == len(samples)
+        assert len(samples) > 0 or len(image) == 0 or corners is not None
 
 
 @budget(100)
@@ -135,19 +134,25 @@ def test_criterion(data: st.DataObject) -> None:
         "logits": st.floats(-1e4, 1e4, width=32),
         "coordinates": st.floats(-1e5, 1e5, width=32),
     }
-    batch = data.draw(predictions(num_images, **finite, many=data.draw(st.booleans())))
+    batch = data.draw(predictions(num_images, **finite))
     corners = batch.pred_boxes.unflatten(-1, (2, 2)).sort(dim=-2).values.flatten(-2)
     batch.pred_boxes.copy_(corners)  # as the heads make them; of no width or height at times
     gt = [data.draw(objects(batch.pred_logits.shape[2])) for _ in range(num_images)]
     leaves = [batch.pred_logits.requires_grad_(), batch.pred_boxes.requires_grad_()]
+    rescored = None
+    if data.draw(st.booleans()):
+        rescored = data.draw(arrays(batch.pred_logits.shape, finite["logits"])).requires_grad_()
+        leaves.append(rescored)
     criterion = Criterion(
         matcher=data.draw(st.sampled_from([MinCostMatcher, HungarianMatcher]))(),
         class_loss=data.draw(st.sampled_from(CLASS_LOSSES)),
         soft_negatives=data.draw(st.booleans()),
-        num_samples_many=data.draw(st.integers(1, 12)),
+        center_radius=data.draw(st.sampled_from([0.0, 0.5, 1.5])),
     )
-    losses = criterion(batch, gt)
-    assert all(loss.isfinite() and loss >= 0 for loss in losses.values()), losses
+    losses = criterion(batch, gt, rescored)
+    # What the positives would have as negatives is added and taken off again, rounded
+    least = -1e-6 * leaves[0].abs().sum()
+    assert all(loss.isfinite() and loss >= least for loss in losses.values()), losses
     sum(losses.values()).backward()
     assert all(leaf.grad.isfinite().all() for leaf in leaves)
 
@@ -175,6 +180,23 @@ def test_top_k(data: st.DataObject) -> None:
         assert found[i].pred_boxes.tensor.isfinite().all() and found[i].scores.isfinite().all()
         finite = boxes[i].isfinite().all(dim=1).sum()
         assert len(found[i]) == finite if nms is None else len(found[i]) <= finite
+
+
+@budget(100)
+@given(st.data())
+def test_rescoring(data: st.DataObject) -> None:
+    """What is no number stays alone with that, in the weights' gradient too."""
+    batch = data.draw(predictions(data.draw(st.integers(1, 3)), ANY_FLOAT, ANY_FLOAT))
+    num_images, num_samples, num_classes = batch.pred_logits.shape
+    rescoring = Rescoring(data.draw(st.integers(1, 40)))
+    scores, classes, boxes = select_top_k(batch, data.draw(st.integers(1, 40)), rescoring)
+    assert scores.shape == classes.shape == boxes.shape[:2] and not scores.isnan().any()
+    assert (scores.diff() <= 0).all() and ((classes >= 0) & (classes < num_classes)).all()
+    candidates = select_candidates(batch, 40)
+    logits = rescoring(candidates)
+    assert torch.equal(logits.isfinite(), candidates.logits.isfinite())
+    logits[logits.isfinite()].clamp(-1e4, 1e4).sum().backward()
+    assert all(p.grad.isfinite().all() for p in rescoring.parameters())
 
 
 # Annotations

@@ -20,13 +20,8 @@ from .untrusted import read_pickled_checkpoint
 
 __all__ = ["OneNetCheckpointer", "load_weights", "read_checkpoint"]
 
-_TRAINING_ONLY = "head.one_to_many."  # see onenet.meta_arch.OneNet.remove_training_parts
 _CLASS_PREDICTOR = "head.cls_score."
-_KEYS_OF_PARTS = {  # of those that the authors' models do not have, below MODEL.ONENET
-    "head.max_filter.": "HEAD.MAX_FILTER_DIM",
-    "head.rescoring.": "HEAD.RESCORED_CANDIDATES",
-    _TRAINING_ONLY: "ONE_TO_MANY.BRANCH",
-}
+_RESCORING = "rescoring."  # the authors' models have none
 _COUNTER = ".num_batches_tracked"  # not in torchvision's published files, nor used with a momentum
 _STATISTICS = (".running_mean", ".running_var", _COUNTER)
 
@@ -186,7 +181,7 @@ class OneNetCheckpointer(DetectionCheckpointer):
             return self._load_exactly_named(checkpoint)
         checkpoint["model"] = dict(self.conversion.state)
         keys = self._load_exactly_named(checkpoint)
-        anew = (_CLASS_PREDICTOR, tuple(_KEYS_OF_PARTS)) if self._new_classes else ((), ())
+        anew = (_CLASS_PREDICTOR, (_RESCORING,)) if self._new_classes else ((), ())
         _check_fit(keys, self.conversion.fills, *anew)
         rest = f"{len(keys.missing_keys)} of the model's tensors stay as initialised"
         # torchvision's always leave some
@@ -248,8 +243,8 @@ def _check_fit(
     for what, names in wrong.items():
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            keys_of = [key for part, key in _KEYS_OF_PARTS.items() if names[0].startswith(part)]
-            see = f", which MODEL.ONENET.{keys_of[0]} decides" if keys_of else ""
+            rescores = names[0].startswith(_RESCORING)
+            see = ", which MODEL.ONENET.RESCORING.CANDIDATES decides" if rescores else ""
             raise _MisfitError(f"it {what} {names[0]}{more}{see}")
 
 
@@ -262,18 +257,12 @@ class _ExactCheckpointer(OneNetCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         keys = super()._load_model(checkpoint)
-        trains = any(n.startswith(_TRAINING_ONLY) for n, _ in self.model.named_parameters())
-        if not trains:
-            left = [name for name in keys.unexpected_keys if not name.startswith(_TRAINING_ONLY)]
-            keys = keys._replace(unexpected_keys=left)
         _check_fit(keys)
         return keys
 
 
 def load_weights(model: nn.Module, path: str) -> None:
     """Loads a checkpoint of exactly this model: of Detectron2's trainer, or of the authors' code.
-
-    Parts that only training uses may be missing in the model.
 
     Detectron2's checkpointer leaves weights that do not fit as they were, and unpickles what ends
     in ".pkl". Here nothing of the model stays random, and no file runs code.

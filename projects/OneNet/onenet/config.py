@@ -16,9 +16,9 @@ from .criterion import Criterion
 from .data.coco_json import check_same_classes, register_coco_json
 from .errors import ConfigError
 from .heads import ONENET_HEAD_REGISTRY
-from .heads.parts import check_parts, parts_from_config
 from .matcher import ONENET_MATCHER_REGISTRY
 from .registry import get_registered, num_classes_node
+from .rescoring import build_rescoring
 from .untrusted import read_yaml
 
 __all__ = ["add_onenet_config", "load_config", "resolve_num_classes"]
@@ -50,12 +50,6 @@ def add_onenet_config(cfg: CfgNode) -> None:
     # Standard deviation of the initial weights of towers and predictors: 0.01 in RetinaNet, FCOS;
     # 0 for Xavier's, which is published. (The RetinaNet head's predictors have 0.01 in any case.)
     cfg.MODEL.ONENET.HEAD.INIT_STD = 0.0
-    # Channels of 3D max filtering (DeFCN, arXiv 2012.03544) behind the class logits; 0 for none.
-    cfg.MODEL.ONENET.HEAD.MAX_FILTER_DIM = 0
-    # How many of an image's best logits, over all classes, are changed by what overlaps them, as
-    # learned; 0 for none. Below TEST.DETECTIONS_PER_IMAGE some detections stay as they are.
-    cfg.MODEL.ONENET.HEAD.RESCORED_CANDIDATES = 0
-
     # The neck of build_resnet_deconv_backbone and of other networks' "..._deconv_".
     cfg.MODEL.ONENET.DECONV = CfgNode()
     # Channels of its three up-sampling stages.
@@ -111,18 +105,20 @@ def add_onenet_config(cfg: CfgNode) -> None:
     # Detectron2's own deformable convolutions.
     cfg.MODEL.ONENET.CHANNELS_LAST = False
 
-    # What is trained with several samples an object, besides: "" for nothing; "pair" for a second
-    # pair of predictors on the same towers, absent in inference; "base" for the logits before the
-    # max filter, and the boxes.
+    # Rescoring: a small network behind the top-k that lowers the scores of duplicates, as learned.
+    cfg.MODEL.ONENET.RESCORING = CfgNode()
+    # How many of an image's best logits, over all classes, it sees; 0 for no rescoring. Where it is
+    # below TEST.DETECTIONS_PER_IMAGE, that many are taken.
+    cfg.MODEL.ONENET.RESCORING.CANDIDATES = 0
+    # What it starts as: "soft_nms", or "zero" for no effect. FROZEN: it stays that. (Ablations.)
+    cfg.MODEL.ONENET.RESCORING.INIT = "soft_nms"
+    cfg.MODEL.ONENET.RESCORING.FROZEN = False
+
+    # One-to-many training of the head's own logits and boxes, which leaves one-to-one training to
+    # rescoring. Above 0: an object's positives are all samples within so many strides of its
+    # centre, on the level that serves its size (FCOS's center sampling). 0: one-to-one.
     cfg.MODEL.ONENET.ONE_TO_MANY = CfgNode()
-    cfg.MODEL.ONENET.ONE_TO_MANY.BRANCH = ""
-    # Most samples an object may have: those of least matching cost.
-    cfg.MODEL.ONENET.ONE_TO_MANY.NUM_SAMPLES = 8
-    # What its losses are multiplied by, after the weights of LOSS.
-    cfg.MODEL.ONENET.ONE_TO_MANY.LOSS_WEIGHT = 1.0
-    # Whether the one-to-one losses' gradients end where that branch begins: at the first pair's own
-    # weights, or, those through the scores, at the max filter's (boxes are the same in both).
-    cfg.MODEL.ONENET.ONE_TO_MANY.STOP_GRADIENT = False
+    cfg.MODEL.ONENET.ONE_TO_MANY.CENTER_RADIUS = 0.0
 
     # The weights of the losses.
     cfg.MODEL.ONENET.LOSS = CfgNode()
@@ -412,7 +408,7 @@ def _check_parts(cfg: CfgNode) -> None:
     get_registered(ONENET_HEAD_REGISTRY, onenet.HEAD.NAME, "MODEL.ONENET.HEAD.NAME")
     get_registered(ONENET_MATCHER_REGISTRY, onenet.MATCHER.NAME, "MODEL.ONENET.MATCHER.NAME")
     Criterion(cfg)  # builds the matcher and its cost, too
-    check_parts(**parts_from_config(cfg))
+    build_rescoring(cfg)
 
 
 def _is_limit(entry: object) -> bool:

@@ -263,7 +263,7 @@ class PointCost(WeightedCost):
         locations = (anchors[:, :2] + anchors[:, 2:]).float() / 2  # (M, 2)
         scale = image_scale(gt.image_size, anchors.device)[:2]
         distance = torch.cdist(locations / scale, gt.gt_boxes.get_centers().float() / scale, p=1)
-        distance = distance.masked_fill(~_serves(anchors, gt.gt_boxes.tensor), float("inf"))
+        distance = distance.masked_fill(~level_serves(anchors, gt.gt_boxes.tensor), float("inf"))
         return {"class": self._class_part(pred_logits, gt), "l1": self.l1_weight * distance}
 
 
@@ -375,7 +375,7 @@ class SpatialPrior:
         return (inside | (distance == distance.amin(dim=1, keepdim=True))).t()
 
 
-def _serves(anchors: Tensor, gt_boxes: Tensor) -> Tensor:
+def level_serves(anchors: Tensor, gt_boxes: Tensor) -> Tensor:
     """Whether a square anchor's level serves an object's size, by FCOS's rule: (M, n) bool."""
     strides = anchors[:, 2] - anchors[:, 0]  # (M,)
     half_sides = (gt_boxes[:, 2:] - gt_boxes[:, :2]).amax(dim=1) / 2  # (n,)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from .errors import ConfigError
 from .focal_loss import focal_loss_sum
 from .heads import DensePredictions
-from .matcher import Matcher, Matches, build_matcher
+from .matcher import Matcher, Matches, build_matcher, match_centers
 from .soft_negatives import negative_weights
 from .targets import Targets
 
@@ -38,11 +38,12 @@ class Criterion(nn.Module):
 
     Each is summed and divided by the number of objects over all workers (at least 1), so that
     several workers give the losses and, averaged by DDP, the gradients of one process on the
-    joined batch.
+    joined batch. With ``center_radius`` objects are matched one-to-many
+    (:func:`onenet.matcher.match_centers`), and the losses divided by the number of matched samples.
 
-    Where the head gives predictions to train one-to-many too, these are matched so by the same
-    cost, and give the same three losses, ``loss_cls_many`` and so on, divided by the number of
-    matched samples instead: all have a weight in the sum like that of the one-to-one losses.
+    ``loss_cls_rescored`` is :func:`quality_focal_loss` of the rescored logits, where the model has
+    :class:`onenet.rescoring.Rescoring`. These are always matched one-to-one, by the rescored
+    scores.
 
     Collisions, where the matcher gives one sample to several objects: the sample is a positive of
     each of their classes, and its box is regressed to each of them. That depends on no order of
@@ -65,8 +66,7 @@ class Criterion(nn.Module):
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
         soft_negatives: bool = False,
-        num_samples_many: int = 8,
-        weight_many: float = 1.0,
+        center_radius: float = 0.0,
     ) -> None:
         """
         Args:
@@ -79,8 +79,8 @@ class Criterion(nn.Module):
             focal_gamma: gamma of the focal loss.
             soft_negatives: whether negatives near a positive weigh less, as
                 :func:`onenet.soft_negatives.negative_weights` says.
-            num_samples_many: how many samples an object may have in one-to-many matching.
-            weight_many: what the one-to-many losses are multiplied by.
+            center_radius: 0 for one-to-one matching; else an object's positives are all samples
+                within so many strides of its centre.
 
         Raises:
             ConfigError: there is no such class loss, or a number makes no sense.
@@ -91,9 +91,10 @@ class Criterion(nn.Module):
                 f"MODEL.ONENET.LOSS.CLASS_LOSS is '{class_loss}'; choose one of:"
                 f" {', '.join(CLASS_LOSSES)}."
             )
-        if num_samples_many < 1:
+        if center_radius < 0:
             raise ConfigError(
-                f"MODEL.ONENET.ONE_TO_MANY.NUM_SAMPLES is {num_samples_many}; give 1 or more."
+                f"MODEL.ONENET.ONE_TO_MANY.CENTER_RADIUS is {center_radius}; give a radius in"
+                " strides, or 0 for one-to-one training."
             )
         self.matcher = matcher
         self.class_weight = class_weight
@@ -103,8 +104,7 @@ class Criterion(nn.Module):
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
         self.soft_negatives = soft_negatives
-        self.num_samples_many = num_samples_many
-        self.weight_many = weight_many
+        self.center_radius = center_radius
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -119,105 +119,129 @@ class Criterion(nn.Module):
             "focal_alpha": onenet.FOCAL_ALPHA,
             "focal_gamma": onenet.FOCAL_GAMMA,
             "soft_negatives": onenet.LOSS.SOFT_NEGATIVES,
-            "num_samples_many": onenet.ONE_TO_MANY.NUM_SAMPLES,
-            "weight_many": onenet.ONE_TO_MANY.LOSS_WEIGHT,
+            "center_radius": onenet.ONE_TO_MANY.CENTER_RADIUS,
         }
 
     def forward(
-        self, predictions: DensePredictions, gt_instances: list[Instances]
+        self,
+        predictions: DensePredictions,
+        gt_instances: list[Instances],
+        rescored_logits: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """
         Args:
             predictions: of N images.
             gt_instances: N Instances with ``gt_boxes`` (pixels) and ``gt_classes`` in [0, K).
+            rescored_logits: (N, M, K), in place of the predictions' for ``loss_cls_rescored``.
 
         Returns:
-            ``loss_cls``, ``loss_l1``, ``loss_giou``, and for one-to-many predictions the
-            same with ``_many`` behind: weighted float32 scalars. All depend on the
-            predictions even when no image has an object (DDP needs every gradient).
+            ``loss_cls``, ``loss_l1``, ``loss_giou`` and, of rescored logits,
+            ``loss_cls_rescored``: weighted float32 scalars. All depend on the predictions even when
+            no image has an object (DDP needs every gradient).
         """
         with torch.autocast(predictions.pred_logits.device.type, enabled=False):
-            many = predictions.one_to_many
             predictions = predictions.in_float32()
             targets = Targets.of(gt_instances, predictions.pred_logits.device)
-            matches = self.matcher.match(predictions, targets)
-            losses = self._losses(predictions, targets, matches, len(targets.boxes))
-            if many is not None:
-                many = many.in_float32()
-                matches = self.matcher.match_many(many, targets, self.num_samples_many)
-                of_many = self._losses(
-                    many, targets, matches, len(matches.objects), self.weight_many
-                )
-                losses.update({f"{name}_many": loss for name, loss in of_many.items()})
+            if self.center_radius > 0:
+                matches = match_centers(predictions, targets, self.center_radius)
+                losses = self._losses(predictions, targets, matches, len(matches.objects))
+            else:
+                matches = self.matcher.match(predictions, targets)
+                losses = self._losses(predictions, targets, matches, len(targets.boxes))
+            if rescored_logits is not None:
+                rescored = predictions.detach()._replace(pred_logits=rescored_logits.float())
+                matches = self.matcher.match(rescored, targets)
+                count = _per_worker(len(targets.boxes), predictions)
+                loss = self._quality_loss(rescored, targets, matches).sum()
+                losses["loss_cls_rescored"] = loss * (self.class_weight / count)
             return losses
 
     def _losses(
-        self,
-        predictions: DensePredictions,
-        targets: Targets,
-        matches: Matches,
-        count: int,
-        weight: float = 1.0,
+        self, predictions: DensePredictions, targets: Targets, matches: Matches, count: int
     ) -> dict[str, Tensor]:
         """The weighted losses of matched predictions, divided by all workers' ``count``."""
-        logits, boxes = predictions.pred_logits, predictions.pred_boxes
-        places = matches.images * logits.shape[1] + matches.samples  # among the batch's samples
-        matched = boxes.flatten(0, 1)[places]  # (P, 4)
+        boxes = predictions.pred_boxes
+        matched = boxes.flatten(0, 1)[matches.images * boxes.shape[1] + matches.samples]  # (P, 4)
         gt_boxes, scales = targets.boxes[matches.objects], targets.scales[matches.objects]
-        places = places * logits.shape[2] + targets.classes[matches.objects]  # among its logits
-        weight = weight / _per_worker(count, predictions)
-        if self.class_loss == "focal" and not self.soft_negatives:
-            arguments = (logits, places, self.focal_alpha, self.focal_gamma)
-            if isinstance(weight, Tensor):  # of several workers
-                loss_cls = focal_loss_sum(*arguments) * (self.class_weight * weight)
-            else:
-                loss_cls = focal_loss_sum(*arguments, self.class_weight * weight)
-        else:
-            losses = self._class_losses(predictions, targets, matches, places)
-            loss_cls = losses.sum() * (self.class_weight * weight)
+        count = _per_worker(count, predictions)
+        l1 = ((matched - gt_boxes) / scales).abs().sum()
+        giou = giou_loss(matched, gt_boxes).sum()
         return {
-            "loss_cls": loss_cls,
-            "loss_l1": ((matched - gt_boxes) / scales).abs().sum() * (self.l1_weight * weight),
-            "loss_giou": giou_loss(matched, gt_boxes).sum() * (self.giou_weight * weight),
+            "loss_cls": self._class_loss(predictions, targets, matches, count),
+            "loss_l1": l1 * (self.l1_weight / count),
+            "loss_giou": giou * (self.giou_weight / count),
         }
 
-    def _class_losses(
+    def _class_loss(
         self,
         predictions: DensePredictions,
         targets: Targets,
         matches: Matches,
-        places: Tensor,
+        count: float | Tensor,
     ) -> Tensor:
-        """The class loss of every logit, (N, M, K)."""
+        """The weighted class loss, divided by ``count``."""
         logits = predictions.pred_logits
-        target = torch.zeros_like(logits, memory_format=torch.contiguous_format)
-        if self.class_loss == "focal":
+        weight = self.class_weight / count
+        if self.class_loss == "quality":
+            loss = self._quality_loss(predictions, targets, matches)
+        else:
+            places = _places(predictions, targets, matches)
+            arguments = (logits, places, self.focal_alpha, self.focal_gamma)
+            if not self.soft_negatives and isinstance(weight, Tensor):  # of several workers
+                return focal_loss_sum(*arguments) * weight
+            if not self.soft_negatives:
+                return focal_loss_sum(*arguments, weight)
+            target = torch.zeros_like(logits, memory_format=torch.contiguous_format)
             target.view(-1)[places] = 1.0
             loss = sigmoid_focal_loss(
                 logits, target, alpha=self.focal_alpha, gamma=self.focal_gamma, reduction="none"
             )
-        else:
-            matched = predictions.pred_boxes[matches.images, matches.samples]
-            ious = _ious(matched, targets.boxes[matches.objects])
-            # amax, not assignment, whose order is undefined on a GPU where samples collide
-            target.view(-1).scatter_reduce_(0, places, ious, reduce="amax")
-            loss = quality_focal_loss(logits, target)
-        if not self.soft_negatives:
-            return loss
-        weights = [
-            negative_weights(
-                predictions.anchors,
-                predictions.level_sizes,
-                samples,
-                gt.gt_boxes.tensor[objects],
-                gt.gt_classes[objects],
-                logits.shape[2],
-            )
-            for gt, (samples, objects) in zip(
-                targets.instances, matches.by_image(targets.counts), strict=True
-            )
-        ]
-        return loss * torch.where(target > 0, 1.0, torch.stack(weights))
+        if self.soft_negatives:
+            loss = loss * self._soft_weights(predictions, targets, matches)
+        return loss.sum() * weight
+
+    def _quality_loss(
+        self, predictions: DensePredictions, targets: Targets, matches: Matches
+    ) -> Tensor:
+        """:func:`quality_focal_loss` of every logit, (N, M, K)."""
+        logits = predictions.pred_logits
+        matched = predictions.pred_boxes[matches.images, matches.samples]
+        ious = _ious(matched, targets.boxes[matches.objects])
+        target = torch.zeros_like(logits, memory_format=torch.contiguous_format)
+        # amax, not assignment, whose order is undefined on a GPU where samples collide
+        places = _places(predictions, targets, matches)
+        target.view(-1).scatter_reduce_(0, places, ious, reduce="amax")
+        return quality_focal_loss(logits, target)
+
+    def _soft_weights(
+        self, predictions: DensePredictions, targets: Targets, matches: Matches
+    ) -> Tensor:
+        """The weight of every logit's loss, (N, M, K): 1 for the positives."""
+        logits = predictions.pred_logits
+        weights = torch.stack(
+            [
+                negative_weights(
+                    predictions.anchors,
+                    predictions.level_sizes,
+                    samples,
+                    gt.gt_boxes.tensor[objects],
+                    gt.gt_classes[objects],
+                    logits.shape[2],
+                )
+                for gt, (samples, objects) in zip(
+                    targets.instances, matches.by_image(targets.counts), strict=True
+                )
+            ]
+        )
+        weights.view(-1)[_places(predictions, targets, matches)] = 1.0
+        return weights
+
+
+def _places(predictions: DensePredictions, targets: Targets, matches: Matches) -> Tensor:
+    """Flat indices of the matched (sample, class) pairs among the batch's logits, (P,)."""
+    num_samples, num_classes = predictions.pred_logits.shape[1:]
+    samples = matches.images * num_samples + matches.samples
+    return samples * num_classes + targets.classes[matches.objects]
 
 
 def quality_focal_loss(logits: Tensor, target: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
 
-from .costs import MatchingCost, build_cost
+from .costs import MatchingCost, build_cost, level_serves
 from .heads import DensePredictions
 from .registry import get_registered
 from .targets import Targets, to_device
@@ -132,39 +132,6 @@ class Matcher:
         """
         raise NotImplementedError
 
-    @torch.no_grad()
-    def match_many(
-        self, predictions: DensePredictions, targets: Targets, num_samples: int
-    ) -> Matches:
-        """Gives each object several samples, by the same cost: those that cost least.
-
-        A sample that several objects want goes to the one that it costs least, so that an object
-        may be left with fewer, or with none. Samples of infinite cost go to none. Waits for the
-        device once.
-
-        Args:
-            predictions, targets: see :meth:`match`.
-            num_samples: how many each object may have.
-
-        Returns:
-            As :meth:`match`; each sample of an image appears once at most.
-        """
-        costs, samples = self._cheapest(predictions, targets, num_samples)  # (T, k)
-        num = predictions.pred_logits.shape[1]
-        objects = torch.arange(len(costs), device=costs.device)[:, None].expand_as(samples)
-        places = targets.images[:, None] * num + samples  # one number for each sample of the batch
-        costs, places, objects = costs.flatten(), places.flatten(), objects.flatten()
-        # The first entry of each place, where its cheapest comes first
-        order = costs.argsort(stable=True)
-        order = order[places[order].argsort(stable=True)]
-        costs, places, objects = costs[order], places[order], objects[order]
-        first = torch.ones_like(places, dtype=torch.bool)
-        first[1:] = places[1:] != places[:-1]
-        kept = (first & costs.isfinite()).nonzero().squeeze(1)
-        kept = kept[objects[kept].argsort(stable=True)]
-        places = places[kept]
-        return Matches(places // num, places % num, objects[kept])
-
     def _cheapest(
         self, predictions: DensePredictions, targets: Targets, k: int
     ) -> tuple[Tensor, Tensor]:
@@ -191,6 +158,47 @@ class Matcher:
             for start in range(0, len(gt), step):
                 part = gt if step >= len(gt) else gt[start : start + step]
                 yield self.cost(*image, part).t()
+
+
+@torch.no_grad()
+def match_centers(predictions: DensePredictions, targets: Targets, radius: float) -> Matches:
+    """Gives each object the samples around its centre, as FCOS does (arXiv 1904.01355).
+
+    They lie inside its box, within ``radius`` strides of its centre, on the pyramid level that
+    serves its size; of an object without any it is the nearest of that level. A sample that several
+    objects want goes to the smallest of them.
+
+    Args:
+        predictions: of N images; its anchors are squares of the stride.
+        targets: their objects.
+        radius: in strides (sides of the anchor).
+
+    Returns:
+        Each sample of an image appears once at most; not in the objects' order.
+    """
+    anchors, boxes = predictions.anchors, targets.boxes
+    x, y = ((anchors[:, :2] + anchors[:, 2:]) / 2).t()[..., None]  # (M, 1) each
+    reach = radius * (anchors[:, 2:3] - anchors[:, :1])
+    images, samples, objects = [], [], []
+    start = 0
+    for image, count in enumerate(targets.counts):
+        gt = boxes[start : start + count]
+        if count:
+            x1, y1, x2, y2 = gt.t()  # (n,) each
+            inside = (x > x1) & (x < x2) & (y > y1) & (y < y2)  # (M, n)
+            offsets = torch.maximum((x - (x1 + x2) / 2).abs(), (y - (y1 + y2) / 2).abs())
+            offsets = offsets.masked_fill(~level_serves(anchors, gt), float("inf"))
+            chosen = inside & (offsets < reach)
+            chosen |= ~chosen.any(dim=0) & (offsets == offsets.amin(dim=0))
+            areas = ((x2 - x1) * (y2 - y1)).expand_as(offsets)
+            smallest = areas.masked_fill(~chosen, float("inf")).argmin(dim=1)
+            found = chosen.any(dim=1).nonzero().squeeze(1)
+            images.append(torch.full_like(found, image))
+            samples.append(found)
+            objects.append(start + smallest[found])
+        start += count
+    none = torch.zeros(0, dtype=torch.int64, device=boxes.device)
+    return Matches(*(torch.cat([none, *part]) for part in (images, samples, objects)))
 
 
 @ONENET_MATCHER_REGISTRY.register()

@@ -19,7 +19,8 @@ from .criterion import Criterion
 from .errors import ConfigError
 from .heads import DensePredictions, build_head
 from .inspection import inspect_assignment
-from .postprocess import select_top_k, to_instances
+from .postprocess import select_candidates, select_top_k, to_instances
+from .rescoring import Rescoring, build_rescoring
 from .visualization import draw_assignment
 
 __all__ = ["OneNet"]
@@ -49,6 +50,7 @@ class OneNet(DenseDetector):
         backbone: Backbone,
         head: nn.Module,
         criterion: Criterion,
+        rescoring: Rescoring | None = None,
         head_in_features: list[str] | None = None,
         max_detections_per_image: int = 100,
         nms_thresh: float | None = None,
@@ -80,6 +82,7 @@ class OneNet(DenseDetector):
             backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std
         )
         self.criterion = criterion
+        self.rescoring = rescoring
         self.max_detections_per_image = max_detections_per_image
         self.nms_thresh = nms_thresh
         self.input_format = input_format
@@ -102,6 +105,7 @@ class OneNet(DenseDetector):
             "head": build_head(cfg, _input_shapes(shapes, onenet.IN_FEATURES)),
             "head_in_features": onenet.IN_FEATURES,
             "criterion": Criterion(cfg),
+            "rescoring": build_rescoring(cfg),
             # Inference
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "nms_thresh": onenet.NMS_THRESH_TEST if onenet.NMS_TEST else None,
@@ -114,14 +118,6 @@ class OneNet(DenseDetector):
             "activation_checkpointing": onenet.ACTIVATION_CHECKPOINTING,
             "channels_last": onenet.CHANNELS_LAST,
         }
-
-    def remove_training_parts(self) -> None:
-        """Removes what training alone uses: the head's second pair of predictors, if it has one.
-
-        What is left has the weights, the graph and the results of a model without it.
-        """
-        if getattr(self.head, "one_to_many", None) is not None:
-            self.head.one_to_many = None
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """Losses in training mode, detections otherwise.
@@ -179,11 +175,21 @@ class OneNet(DenseDetector):
         gt_instances: list[Instances],
     ) -> dict[str, Tensor]:
         """Called by DenseDetector with the head's predictions."""
-        return self.criterion(predictions, gt_instances)
+        rescored = None if self.rescoring is None else self._rescored_logits(predictions)
+        return self.criterion(predictions, gt_instances, rescored)
+
+    def _rescored_logits(self, predictions: DensePredictions) -> Tensor:
+        """(N, M, K) logits with those of the best candidates rescored; gradients go there only."""
+        predictions = predictions.detach()
+        logits = predictions.pred_logits
+        k = max(self.max_detections_per_image, self.rescoring.num_candidates)
+        candidates = select_candidates(predictions, k)
+        rescored = self.rescoring(candidates).to(logits.dtype)
+        return logits.flatten(1).scatter(1, candidates.index, rescored).view_as(logits)
 
     def forward_inference(
         self, images: ImageList, features: list[Tensor], predictions: DensePredictions
     ) -> list[Instances]:
         """Called by DenseDetector with the head's predictions."""
-        top = select_top_k(predictions, self.max_detections_per_image)
+        top = select_top_k(predictions, self.max_detections_per_image, self.rescoring)
         return to_instances(*top, images.image_sizes, self.nms_thresh)

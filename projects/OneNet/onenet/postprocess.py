@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from detectron2.structures import Boxes, Instances
@@ -14,8 +14,17 @@ from .tracing import in_graph, may_look
 
 if TYPE_CHECKING:
     from .heads import DensePredictions
+    from .rescoring import Rescoring
 
-__all__ = ["best_pairs", "finite_only", "select_top_k", "take_samples", "to_instances"]
+__all__ = [
+    "Candidates",
+    "best_pairs",
+    "finite_only",
+    "select_candidates",
+    "select_top_k",
+    "take_samples",
+    "to_instances",
+]
 
 
 _MANY_CLASSES = 16
@@ -69,25 +78,58 @@ def take_samples(values: Tensor, samples: Tensor) -> Tensor:
     return values.gather(1, samples.unsqueeze(-1).expand(-1, -1, values.shape[2]))
 
 
-def select_top_k(predictions: DensePredictions, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The k best-scoring (class, sample) pairs of each image, best first.
+class Candidates(NamedTuple):
+    """The T best-scoring (class, sample) pairs of each of N images, best first."""
 
-    One sample may appear with several classes, as in the paper. Logits of NaN rank last. No other
-    boxes are decoded.
+    logits: Tensor
+    """(N, T)."""
+    index: Tensor
+    """(N, T) int64 of each among an image's M x K: sample x K + class."""
+    classes: Tensor
+    """(N, T) int64, in [0, K)."""
+    boxes: Tensor
+    """(N, T, 4) corners in pixels."""
+
+
+def select_candidates(predictions: DensePredictions, k: int) -> Candidates:
+    """The k best (class, sample) pairs of each image. Logits of NaN rank last.
+
+    One sample may appear with several classes, as in the paper. No other boxes are decoded.
 
     Args:
         predictions: of N images.
         k: how many; with fewer than k pairs, all M x K.
+    """
+    num_classes = predictions.pred_logits.shape[2]
+    logits, index = best_pairs(predictions.pred_logits, k)
+    boxes = predictions.boxes.at(index // num_classes)
+    return Candidates(logits, index, index % num_classes, boxes)
+
+
+def select_top_k(
+    predictions: DensePredictions, k: int, rescoring: Rescoring | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The k best-scoring (class, sample) pairs of each image, best first.
+
+    Args:
+        predictions: of N images.
+        k: how many; with fewer than k pairs, all M x K.
+        rescoring: changes the logits of the best candidates before the k best of these are taken.
 
     Returns:
         scores (N, k) in [0, 1], classes (N, k) int64, boxes (N, k, 4) corners in pixels.
     """
-    num_classes = predictions.pred_logits.shape[2]
     # The sigmoid is monotonous: ranking the logits gives the same order, and rounds nothing to
     # equal scores.
-    logits, index = best_pairs(predictions.pred_logits, k)
-    boxes = predictions.boxes.at(index // num_classes)
-    return logits.sigmoid(), index % num_classes, boxes
+    if rescoring is None:
+        logits, _, classes, boxes = select_candidates(predictions, k)
+    else:
+        candidates = select_candidates(predictions, max(k, rescoring.num_candidates))
+        logits = rescoring(candidates)
+        logits, order = logits.topk(min(k, logits.shape[1]), dim=1)
+        classes = candidates.classes.gather(1, order)
+        boxes = take_samples(candidates.boxes, order)
+    return logits.sigmoid(), classes, boxes
 
 
 def finite_only(instances: Instances) -> Instances:

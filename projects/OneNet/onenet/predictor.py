@@ -110,8 +110,6 @@ class Predictor:
         if not weights:
             raise ConfigError("Name a checkpoint with --weights, or as MODEL.WEIGHTS.")
         self.model = build_model(without_pretrained(cfg)).eval()
-        if isinstance(self.model, OneNet):
-            self.model.remove_training_parts()
         load_weights(self.model, weights)
         self._is_bgr = cfg.INPUT.FORMAT == "BGR"
         self._augmentations = T.AugmentationList(build_augmentation(cfg, is_train=False))

@@ -75,7 +75,7 @@ def time_parts(
     * "preprocess": normalisation, and the batch of the images;
     * "backbone";
     * "head": OneNet's puts the outputs of all levels behind each other;
-    * "rescoring": of a OneNet whose head has it;
+    * "rescoring": of a OneNet that has it;
     * "top-k + decode": OneNet's top-k, scores and boxes of the batch; FCOS's and RetinaNet's score
       threshold, top-k and boxes, by image and level;
     * "NMS", where there is one;
@@ -122,8 +122,8 @@ def _watched(model: nn.Module, stopwatch: Stopwatch) -> Iterator[Callable[..., A
         places.append((model, "_decode_multi_level_predictions", "top-k + decode"))
     else:
         places.append((meta_arch, "select_top_k", "top-k + decode"))
-        if getattr(model.head, "rescoring", None) is not None:
-            places.append((model.head.rescoring, "forward", "rescoring"))
+        if model.rescoring is not None:
+            places.append((model.rescoring, "forward", "rescoring"))
     with ExitStack() as stack:
         for owner, attribute, name in places:
             function = stopwatch.watch(name, getattr(owner, attribute))

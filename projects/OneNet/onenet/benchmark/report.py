@@ -34,7 +34,7 @@ What is timed, for one batch of real images stretched to the size, in millisecon
 * **network**: from the uint8 batch in memory: normalisation, backbone, head, up to the raw outputs
   of the last convolutions. For ONNX Runtime and OpenVINO handing the arrays over is included.
 * **post-processing**: from there to the detections in pixels of the network's input. OneNet:
-  rescoring where the head has it, top-k, decoding of what that keeps. FCOS and RetinaNet: score
+  top-k, decoding of what that keeps, rescoring where the model has it. FCOS and RetinaNet: score
   threshold and the best candidates of each level, decoding, class-wise NMS. It is the models' own
   Python code in torch, in eager mode, whatever runs the network; so are the Instances at the end.
 * Where the runtime holds **network and post-processing** (OneNet only), only the total exists, and

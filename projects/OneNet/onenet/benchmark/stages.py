@@ -92,8 +92,6 @@ def build_detector(
             f"{config} has MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}; this can time"
             " OneNet, FCOSBaseline and RetinaNet."
         )
-    if isinstance(model, OneNet):
-        model.remove_training_parts()
     if weights:
         load_weights(model, weights)
     return Detector(name, config, cfg, model, Network(model, half), weights)
@@ -123,7 +121,7 @@ class Network(nn.Module):
 
         Returns:
             float32 (N, C, H', W'): class logits of every level, then boxes of every level, then
-            centre-ness of every level (FCOS), or embeddings (a OneNet that rescores).
+            centre-ness of every level (FCOS).
         """
         pixels = ((images.float() - self.mean) / self.std).to(self.dtype)
         features = self.backbone(pixels)
@@ -136,33 +134,16 @@ def _raw_outputs(head: nn.Module, features: list[Tensor]) -> Sequence[list[Tenso
         return head(features)  # Detectron2's heads decode nothing
     cls_features, box_features = head.towers(features)
     logits = [head.cls_score(x) for x in cls_features]
-    context = head.context(cls_features, box_features)
-    logits = head.filter_logits(logits, context)
-    boxes = [head.bbox_pred(x) for x in box_features]
-    return logits, boxes, head.embeddings(context)
-
-
-class _BoxesAreThere:
-    """A head whose box predictor has been applied: the first argument of DenseHead.predict."""
-
-    def __init__(self, head: DenseHead) -> None:
-        self._head = head
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._head, name)
-
-    @staticmethod
-    def bbox_pred(boxes: Tensor) -> Tensor:
-        return boxes
+    return logits, [head.bbox_pred(x) for x in box_features]
 
 
 class Postprocess:
     """From the outputs of :class:`Network` to Instances, with the model's own code.
 
-    OneNet: rescoring where the head has it, top-k, decoding of what that keeps. FCOS and RetinaNet:
-    Detectron2's forward_inference, that is, on each level scores above the threshold and the best
-    1,000 of them, their boxes, then class-wise NMS over all levels. Coordinates are those of the
-    network's input.
+    OneNet: top-k, decoding of what that keeps, rescoring where the model has it. FCOS and
+    RetinaNet: Detectron2's forward_inference, that is, on each level scores above the threshold and
+    the best 1,000 of them, their boxes, then class-wise NMS over all levels. Coordinates are those
+    of the network's input.
     """
 
     def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
@@ -189,9 +170,7 @@ class Postprocess:
         images = ImageList(outputs[0], [self.size] * len(outputs[0]))
         predictions: Any = groups
         if isinstance(model, OneNet):
-            logits, boxes, *embeddings = groups
-            predictions = model.head.predict(_BoxesAreThere(model.head), logits, boxes)
-            predictions = model.head.rescore(predictions, embeddings[0] if embeddings else [])
+            predictions = model.head.flatten(*groups)
         return model.forward_inference(images, groups[0], predictions)
 
 

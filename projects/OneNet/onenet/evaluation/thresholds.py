@@ -144,16 +144,14 @@ def _inference_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Names and values of the parameters and buffers that the detections depend on."""
     # Buffers that no checkpoint holds are among them: the pixels' mean, the anchors.
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        training_only = name.startswith("head.one_to_many.") or name.endswith("num_batches_tracked")
-        if not training_only:
+        if not name.endswith("num_batches_tracked"):
             yield name, tensor
 
 
 def weights_digest(model: nn.Module) -> str:
     """A name for a model's weights: the SHA-256 of those that inference uses.
 
-    It is the same on every device, and with or without the parts that only training has (see
-    :meth:`onenet.meta_arch.OneNet.remove_training_parts`).
+    It is the same on every device.
 
     Args:
         model: may be wrapped by DDP.

@@ -27,12 +27,12 @@ class ExportableOneNet(nn.Module):
         """
         super().__init__()
         model = copy.deepcopy(model)
-        model.remove_training_parts()
         self.dtype = torch.float16 if half else torch.float32
         self.register_buffer("mean", model.pixel_mean.flatten().float())
         self.register_buffer("std", model.pixel_std.flatten().float())
         self.backbone = model.backbone.to(self.dtype)
         self.head = model.head.to(self.dtype)
+        self.rescoring = model.rescoring
         self.in_features = model.head_in_features
         self.max_detections = model.max_detections_per_image
         self.eval()
@@ -59,6 +59,6 @@ class ExportableOneNet(nn.Module):
         features = self.backbone(pixels)
         predictions = self.head([features[name] for name in self.in_features])
         predictions = predictions._replace(pred_logits=predictions.pred_logits.float())
-        scores, classes, boxes = select_top_k(predictions, self.max_detections)
+        scores, classes, boxes = select_top_k(predictions, self.max_detections, self.rescoring)
         limits = image_sizes.flip(1).repeat(1, 2)[:, None].to(boxes.dtype)  # width, height, twice
         return torch.minimum(boxes.clamp(min=0), limits), scores, classes

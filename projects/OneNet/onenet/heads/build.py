@@ -23,8 +23,7 @@ Registry for heads: from feature maps to a class score and a box at every sample
 
 The registered object is called with `obj(cfg, input_shape)`, where `input_shape` is a list of
 ShapeSpec in the order of `cfg.MODEL.ONENET.IN_FEATURES`, and returns a `nn.Module`. That is called
-with the list of feature maps, each (N, C, H, W), and returns :class:`DensePredictions`. With
-`cfg.MODEL.ONENET.ONE_TO_MANY.BRANCH` these have predictions to train one-to-many too.
+with the list of feature maps, each (N, C, H, W), and returns :class:`DensePredictions`.
 """
 
 
@@ -78,9 +77,6 @@ class DensePredictions(NamedTuple):
     """The box of every sample."""
     level_sizes: tuple[int, ...]
     """Number of samples of each level; they add up to M."""
-    one_to_many: DensePredictions | None = None
-    """What is to be trained one-to-many besides, of the same samples, in training only; see
-    :meth:`onenet.heads.parts.DenseHead.add_parts`. None where the head has no such branch."""
 
     @classmethod
     def of(
@@ -89,10 +85,9 @@ class DensePredictions(NamedTuple):
         pred_boxes: Tensor,
         anchors: Tensor,
         level_sizes: tuple[int, ...],
-        one_to_many: DensePredictions | None = None,
     ) -> DensePredictions:
         """Predictions whose boxes are decoded; arguments are as the attributes of their names."""
-        return cls(pred_logits, DenseBoxes(pred_boxes, anchors), level_sizes, one_to_many)
+        return cls(pred_logits, DenseBoxes(pred_boxes, anchors), level_sizes)
 
     @property
     def pred_boxes(self) -> Tensor:
@@ -104,6 +99,12 @@ class DensePredictions(NamedTuple):
         """(M, 4) corners of the samples' anchors, float32. A point is a square of its level's
         stride, centred at the sample's location."""
         return self.boxes.anchors
+
+    def detach(self) -> DensePredictions:
+        """The same without gradient."""
+        boxes = self.boxes
+        detached = DenseBoxes(boxes.codes.detach(), boxes.anchors, boxes.decode)
+        return self._replace(pred_logits=self.pred_logits.detach(), boxes=detached)
 
     def in_float32(self) -> DensePredictions:
         """The same in float32, with all boxes decoded."""

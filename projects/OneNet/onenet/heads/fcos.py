@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .build import ONENET_HEAD_REGISTRY, DenseBoxes, DensePredictions
-from .parts import TowerHead, init_head, ltrb_to_corners, parts_from_config
+from .parts import TowerHead, init_head, ltrb_to_corners
 
 __all__ = ["FCOSHead"]
 
@@ -37,7 +35,6 @@ class FCOSHead(TowerHead):
         norm: str = "GN",
         prior_prob: float = 0.01,
         init_std: float = 0.0,
-        **parts: Any,
     ) -> None:
         """
         Args:
@@ -45,7 +42,6 @@ class FCOSHead(TowerHead):
                 :class:`onenet.heads.parts.TowerHead`.
             prior_prob: around which every class score starts.
             init_std: of the initial weights; see :func:`onenet.heads.parts.init_head`.
-            **parts: see :meth:`onenet.heads.parts.DenseHead.add_parts`.
         """
         super().__init__(
             input_shape=input_shape,
@@ -64,7 +60,6 @@ class FCOSHead(TowerHead):
             offset=0.5,
         )
         init_head(self, prior_prob, box_bias=2.0, std=init_std)
-        self.add_parts(predictors=("cls_score", "bbox_pred", "scales"), **parts)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict:
@@ -78,21 +73,18 @@ class FCOSHead(TowerHead):
             "norm": head.NORM,
             "prior_prob": head.PRIOR_PROB,
             "init_std": head.INIT_STD,
-            **parts_from_config(cfg),
         }
 
-    def predict(
-        self, predictors: nn.Module, logits: list[Tensor], box_features: list[Tensor]
-    ) -> DensePredictions:
-        """See :meth:`onenet.heads.parts.DenseHead.predict`."""
+    def flatten(self, logits: list[Tensor], boxes: list[Tensor]) -> DensePredictions:
+        """See :meth:`onenet.heads.parts.DenseHead.flatten`."""
         flat_logits = [permute_to_N_HWA_K(level, self.num_classes) for level in logits]
         distances = [  # in strides
-            scale * permute_to_N_HWA_K(predictors.bbox_pred(x), 4).float()
-            for x, scale in zip(box_features, predictors.scales, strict=True)
+            scale * permute_to_N_HWA_K(level, 4).float()
+            for level, scale in zip(boxes, self.scales, strict=True)
         ]
-        boxes = DenseBoxes(torch.cat(distances, dim=1), self.anchors(logits), self._decode)
+        dense = DenseBoxes(torch.cat(distances, dim=1), self.anchors(logits), self._decode)
         level_sizes = tuple(level.shape[1] for level in flat_logits)
-        return DensePredictions(torch.cat(flat_logits, dim=1), boxes, level_sizes)
+        return DensePredictions(torch.cat(flat_logits, dim=1), dense, level_sizes)
 
     @staticmethod
     def _decode(distances: Tensor, anchors: Tensor) -> Tensor:

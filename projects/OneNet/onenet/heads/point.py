@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
@@ -13,7 +11,7 @@ from torch.nn import functional as F
 
 from ..errors import ConfigError
 from .build import ONENET_HEAD_REGISTRY, DenseBoxes, DensePredictions
-from .parts import DenseHead, init_head, ltrb_to_corners, parts_from_config
+from .parts import DenseHead, init_head, ltrb_to_corners
 
 __all__ = ["PointHead"]
 
@@ -25,8 +23,6 @@ class PointHead(DenseHead):
     The box is predicted as distances in pixels from the centre of the stride cell.
     """
 
-    has_two_towers = False
-
     @configurable
     def __init__(
         self,
@@ -36,7 +32,6 @@ class PointHead(DenseHead):
         conv_dim: int = 64,
         prior_prob: float = 0.01,
         init_std: float = 0.0,
-        **parts: Any,
     ) -> None:
         """
         Args:
@@ -45,7 +40,6 @@ class PointHead(DenseHead):
             conv_dim: channels of the shared convolution.
             prior_prob: around which every class score starts.
             init_std: of the initial weights; see :func:`onenet.heads.parts.init_head`.
-            **parts: see :meth:`onenet.heads.parts.DenseHead.add_parts`.
         """
         super().__init__()
         if len(input_shape) != 1:
@@ -62,7 +56,6 @@ class PointHead(DenseHead):
             sizes=[[shape.stride]], aspect_ratios=[1.0], strides=[shape.stride], offset=0.5
         )
         init_head(self, prior_prob, box_bias=4.0 * shape.stride, std=init_std)
-        self.add_parts(**parts)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict:
@@ -73,7 +66,6 @@ class PointHead(DenseHead):
             "conv_dim": cfg.MODEL.ONENET.HEAD.CONV_DIM,
             "prior_prob": cfg.MODEL.ONENET.HEAD.PRIOR_PROB,
             "init_std": cfg.MODEL.ONENET.HEAD.INIT_STD,
-            **parts_from_config(cfg),
         }
 
     def towers(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -82,11 +74,9 @@ class PointHead(DenseHead):
         shared = [self.conv(feature)]
         return shared, shared
 
-    def predict(
-        self, predictors: nn.Module, logits: list[Tensor], box_features: list[Tensor]
-    ) -> DensePredictions:
-        """See :meth:`onenet.heads.parts.DenseHead.predict`."""
-        distances = permute_to_N_HWA_K(predictors.bbox_pred(box_features[0]), 4)
+    def flatten(self, logits: list[Tensor], boxes: list[Tensor]) -> DensePredictions:
+        """See :meth:`onenet.heads.parts.DenseHead.flatten`."""
+        distances = permute_to_N_HWA_K(boxes[0], 4)
         anchors = self.anchors(logits)
         return DensePredictions(
             permute_to_N_HWA_K(logits[0], self.num_classes),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -13,7 +11,7 @@ from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from torch import Tensor, nn
 
 from .build import ONENET_HEAD_REGISTRY, DenseBoxes, DensePredictions
-from .parts import TowerHead, init_head, parts_from_config
+from .parts import TowerHead, init_head
 
 __all__ = ["RetinaNetHead"]
 
@@ -37,7 +35,6 @@ class RetinaNetHead(TowerHead):
         norm: str = "",
         prior_prob: float = 0.01,
         init_std: float = 0.0,
-        **parts: Any,
     ) -> None:
         """
         Args:
@@ -46,7 +43,6 @@ class RetinaNetHead(TowerHead):
             anchor_generator: gives every level the same number of anchors a location.
             prior_prob: around which every class score starts.
             init_std: of the initial weights; see :func:`onenet.heads.parts.init_head`.
-            **parts: see :meth:`onenet.heads.parts.DenseHead.add_parts`.
         """
         (num_anchors,) = set(anchor_generator.num_anchors)
         super().__init__(
@@ -62,7 +58,6 @@ class RetinaNetHead(TowerHead):
         # As in RetinaNet (arXiv 1708.02002, section 4.1): boxes then start near the anchors. From
         # Xavier's weights, as in the authors' code, they start anywhere; see docs/comparison.md.
         init_head(self, prior_prob, predictor_std=0.01, std=init_std)
-        self.add_parts(**parts)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict:
@@ -77,18 +72,15 @@ class RetinaNetHead(TowerHead):
             "norm": head.NORM,
             "prior_prob": head.PRIOR_PROB,
             "init_std": head.INIT_STD,
-            **parts_from_config(cfg),
         }
 
-    def predict(
-        self, predictors: nn.Module, logits: list[Tensor], box_features: list[Tensor]
-    ) -> DensePredictions:
-        """See :meth:`onenet.heads.parts.DenseHead.predict`."""
+    def flatten(self, logits: list[Tensor], boxes: list[Tensor]) -> DensePredictions:
+        """See :meth:`onenet.heads.parts.DenseHead.flatten`."""
         flat_logits = [permute_to_N_HWA_K(level, self.num_classes) for level in logits]
-        deltas = [permute_to_N_HWA_K(predictors.bbox_pred(x), 4) for x in box_features]
-        boxes = DenseBoxes(torch.cat(deltas, dim=1), self.anchors(logits), self._decode)
+        deltas = [permute_to_N_HWA_K(level, 4) for level in boxes]
+        dense = DenseBoxes(torch.cat(deltas, dim=1), self.anchors(logits), self._decode)
         level_sizes = tuple(level.shape[1] for level in flat_logits)
-        return DensePredictions(torch.cat(flat_logits, dim=1), boxes, level_sizes)
+        return DensePredictions(torch.cat(flat_logits, dim=1), dense, level_sizes)
 
     def _decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:
         anchors = anchors.expand_as(deltas).reshape(-1, 4)
