@@ -22,7 +22,9 @@ ALL_YAML = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name != "compar
 # Of one folder each; above them lie parts alone.
 MODELS = [p for p in ALL_YAML if p.parent != CONFIGS and not p.name.startswith("Base")]
 LAZY = sorted(p for p in (CONFIGS / "lazy").glob("*.py") if p.name != "common.py")
-ONE_CLASS = ["MODEL.ONENET.NUM_CLASSES", "1", "MODEL.FCOS.NUM_CLASSES", "1"]  # no dataset tells it
+ONE_CLASS = [  # no dataset tells it
+    word for node in ("ONENET", "FCOS", "RETINANET") for word in (f"MODEL.{node}.NUM_CLASSES", "1")
+]
 
 
 def name_of(path: Path) -> str:
@@ -83,7 +85,7 @@ def test_builds_by_detectron2s_own_means(path: Path) -> None:
     cfg.merge_from_file(str(path))
     cfg.MODEL.DEVICE = "cpu"
     if not cfg.DATASETS.TRAIN:  # own data: no dataset tells the number
-        cfg.MODEL.ONENET.NUM_CLASSES = cfg.MODEL.FCOS.NUM_CLASSES = 1
+        cfg.merge_from_list(ONE_CLASS)
     build_model(cfg)
 
 
@@ -280,12 +282,24 @@ def test_learning_rate_follows_the_batch(tmp_path: Path) -> None:
         load(path, "SOLVER.REFERENCE_BATCH", "-1")
 
 
+CANDIDATES = ("MODEL.ONENET.RESCORING.CANDIDATES",)
+
+
 @pytest.mark.parametrize(
     ("opts", "sentence"),
     [
-        (("MODEL.ONENET.RESCORING.CANDIDATES", "-1"), "CANDIDATES is -1"),
-        (("MODEL.ONENET.RESCORING.INIT", "tree"), "INIT is 'tree'"),
+        ((*CANDIDATES, "-1"), "CANDIDATES is -1"),
+        ((*CANDIDATES, "20", "MODEL.ONENET.RESCORING.INIT", "tree"), "INIT is 'tree'"),
         (("MODEL.ONENET.ONE_TO_MANY.CENTER_RADIUS", "-1.0"), "CENTER_RADIUS is -1"),
+        (
+            (
+                "MODEL.ONENET.ONE_TO_MANY.CENTER_RADIUS",
+                "1.5",
+                "MODEL.ONENET.HEAD.NAME",
+                "RetinaNetHead",
+            ),
+            "anchors of the RetinaNetHead are not",
+        ),
         (("MODEL.ONENET.LOSS.CLASS_LOSS", "hinge"), "CLASS_LOSS is 'hinge'"),
         (("SOLVER.EMA_DECAY", "1.5"), "EMA_DECAY is 1.5"),
         (("SOLVER.EMA_DECAY", "0.9", "TEST.PRECISE_BN.ENABLED", "True"), "PRECISE_BN"),

@@ -468,3 +468,13 @@ def test_the_readmes_example_trains(repo_root: Path, make_gt) -> None:
     out = predictions(torch.randn(2, 20, 5), make_gt(40).gt_boxes.tensor.view(2, 20, 4))
     losses = Criterion(matcher=names["RandomMatcher"]())(out, [make_gt(3), make_gt(0)])
     assert all(loss.isfinite() for loss in losses.values())
+
+
+def test_an_object_that_no_level_serves_gets_no_center_samples() -> None:
+    """Levels of strides 1 and 4 leave out half sides from 8 to 16."""
+    batch = grid(32, 32, [1, 4])
+    gts = [Instances((32, 32), gt_boxes=Boxes(torch.tensor([[4.0, 4, 24, 24]])))] * 2
+    for gt in gts:
+        gt.gt_classes = torch.zeros(1, dtype=torch.int64)
+    matches = match_centers(batch, Targets.of(gts, torch.device("cpu")), 1.5)
+    assert all(len(part) == 0 for part in matches)

@@ -110,6 +110,11 @@ class Criterion(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict:
         """Reads ``cfg.MODEL.ONENET``."""
         onenet = cfg.MODEL.ONENET
+        if onenet.ONE_TO_MANY.CENTER_RADIUS > 0 and onenet.HEAD.NAME == "RetinaNetHead":
+            raise ConfigError(
+                "MODEL.ONENET.ONE_TO_MANY.CENTER_RADIUS counts in strides, which the anchors of the"
+                " RetinaNetHead are not; set it to 0, or take the FCOSHead."
+            )
         return {
             "matcher": build_matcher(cfg),
             "class_weight": onenet.LOSS.CLASS_WEIGHT,

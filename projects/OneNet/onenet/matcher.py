@@ -33,6 +33,7 @@ __all__ = [
     "Matches",
     "MinCostMatcher",
     "build_matcher",
+    "match_centers",
 ]
 
 ONENET_MATCHER_REGISTRY = Registry("ONENET_MATCHER")
@@ -160,6 +161,14 @@ class Matcher:
                 yield self.cost(*image, part).t()
 
 
+def _check_samples(predictions: DensePredictions, targets: Targets) -> None:
+    if len(targets.boxes) > 0 and predictions.pred_logits.shape[1] == 0:
+        raise ValueError(
+            f"{len(targets.boxes)} objects are to be matched, but there are no samples: all of"
+            " the head's feature maps are empty."
+        )
+
+
 @torch.no_grad()
 def match_centers(predictions: DensePredictions, targets: Targets, radius: float) -> Matches:
     """Gives each object the samples around its centre, as FCOS does (arXiv 1904.01355).
@@ -175,7 +184,11 @@ def match_centers(predictions: DensePredictions, targets: Targets, radius: float
 
     Returns:
         Each sample of an image appears once at most; not in the objects' order.
+
+    Raises:
+        ValueError: there are objects, but no samples.
     """
+    _check_samples(predictions, targets)
     anchors, boxes = predictions.anchors, targets.boxes
     x, y = ((anchors[:, :2] + anchors[:, 2:]) / 2).t()[..., None]  # (M, 1) each
     reach = radius * (anchors[:, 2:3] - anchors[:, :1])
@@ -189,7 +202,8 @@ def match_centers(predictions: DensePredictions, targets: Targets, radius: float
             offsets = torch.maximum((x - (x1 + x2) / 2).abs(), (y - (y1 + y2) / 2).abs())
             offsets = offsets.masked_fill(~level_serves(anchors, gt), float("inf"))
             chosen = inside & (offsets < reach)
-            chosen |= ~chosen.any(dim=0) & (offsets == offsets.amin(dim=0))
+            nearest = offsets.isfinite() & (offsets == offsets.amin(dim=0))
+            chosen |= nearest & ~chosen.any(dim=0)
             areas = ((x2 - x1) * (y2 - y1)).expand_as(offsets)
             smallest = areas.masked_fill(~chosen, float("inf")).argmin(dim=1)
             found = chosen.any(dim=1).nonzero().squeeze(1)
@@ -217,11 +231,7 @@ class MinCostMatcher(Matcher):
         Raises:
             ValueError: there are objects, but no samples.
         """
-        if len(targets.boxes) > 0 and predictions.pred_logits.shape[1] == 0:
-            raise ValueError(
-                f"{len(targets.boxes)} objects are to be matched, but there are no samples: all of"
-                " the head's feature maps are empty."
-            )
+        _check_samples(predictions, targets)
         _, samples = self._cheapest(predictions, targets, 1)
         objects = torch.arange(len(targets.boxes), device=targets.images.device)
         return Matches(targets.images, samples.view(len(samples)), objects)

@@ -184,8 +184,8 @@ class OneNet(DenseDetector):
         logits = predictions.pred_logits
         k = max(self.max_detections_per_image, self.rescoring.num_candidates)
         candidates = select_candidates(predictions, k)
-        rescored = self.rescoring(candidates).to(logits.dtype)
-        return logits.flatten(1).scatter(1, candidates.index, rescored).view_as(logits)
+        rescored = self.rescoring(candidates)
+        return logits.float().flatten(1).scatter(1, candidates.index, rescored).view_as(logits)
 
     def forward_inference(
         self, images: ImageList, features: list[Tensor], predictions: DensePredictions

@@ -16,7 +16,7 @@ NUM_NEIGHBOURS = 8
 NUM_RELATIONS = 8
 HIDDEN_DIM = 16
 MAX_LOGIT = 30.0
-"""Clamp logits to +-30 so that one inf cannot contaminate other candidates."""
+"""Clamp what others see of a logit to +-30, so that a huge one cannot swamp their relations."""
 
 
 class Rescoring(nn.Module):
@@ -49,10 +49,10 @@ class Rescoring(nn.Module):
             frozen: whether it stays that.
 
         Raises:
-            ConfigError: a number is below 0, or there is no such start.
+            ConfigError: the number of candidates is below 1, or there is no such start.
         """
         super().__init__()
-        if num_candidates < 0:
+        if num_candidates < 1:
             raise ConfigError(
                 f"MODEL.ONENET.RESCORING.CANDIDATES is {num_candidates}; give a number, or 0 for no"
                 " rescoring."
@@ -124,8 +124,8 @@ def build_rescoring(cfg: CfgNode) -> Rescoring | None:
         ConfigError: see :class:`Rescoring`.
     """
     node = cfg.MODEL.ONENET.RESCORING
-    rescoring = Rescoring(node.CANDIDATES, node.INIT, node.FROZEN)
-    return rescoring if node.CANDIDATES else None
+    # Only where it is wanted: its initial weights are random numbers
+    return Rescoring(node.CANDIDATES, node.INIT, node.FROZEN) if node.CANDIDATES else None
 
 
 def pairwise_iou(boxes: Tensor) -> Tensor:
