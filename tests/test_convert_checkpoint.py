@@ -416,10 +416,10 @@ def test_parts_that_the_authors_lack_are_for_the_trainer_only(
     with pytest.raises(ConfigError, match=r"it lacks rescoring\..*RESCORING\.CANDIDATES decides"):
         OneNetCheckpointer(build_model(cfg)).load(small_file)
     checkpointer = OneNetCheckpointer(build_model(cfg), new_classes=True)
-    start = checkpointer.model.rescoring.pair[0].weight.clone()
+    start = checkpointer.model.rescoring.weights.clone()
     checkpointer.load(small_file)
     assert has_all(checkpointer.model, small)
-    assert torch.equal(checkpointer.model.rescoring.pair[0].weight, start)
+    assert torch.equal(checkpointer.model.rescoring.weights, start)
     (record,) = [r for r in caplog.records if r.name == "onenet.checkpoint"]
     assert record.levelno == logging.WARNING and "stay as initialised" in record.getMessage()
 

@@ -1,15 +1,18 @@
 """Matchers: oracles, properties, and what breaks real implementations."""
 
+import functools
 import itertools
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.structures import Boxes, Instances
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -267,6 +270,7 @@ LARGE_CROWD = """
 import sys, torch
 import onenet.matcher
 from onenet.heads import DensePredictions
+from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.structures import Boxes, Instances
 
 def boxes(n):
@@ -343,13 +347,18 @@ def centers_by_loop(
     for j, (x1, y1, x2, y2) in enumerate(boxes):
         size, cx, cy = max(x2 - x1, y2 - y1) / 2, (x1 + x2) / 2, (y1 + y2) / 2
         near, distances = [], {}
-        for i, (x, y, stride) in enumerate(places):
+
+        def serves(size: float, stride: float) -> bool:
             too_small = size <= 4 * stride and stride != min(strides)
-            too_large = size > 8 * stride and stride != max(strides)
-            if too_small or too_large:
-                continue
-            distances[i] = max(abs(x - cx), abs(y - cy))
-            if x1 < x < x2 and y1 < y < y2 and distances[i] < radius * stride:
+            return not too_small and (size <= 8 * stride or stride == max(strides))
+
+        for i, (x, y, stride) in enumerate(places):
+            distance = max(abs(x - cx), abs(y - cy))
+            if serves(size, stride):
+                distances[i] = distance
+            inside = x1 < x < x2 and y1 < y < y2
+            farthest = max(x - x1, x2 - x, y - y1, y2 - y)
+            if serves(farthest, stride) and inside and distance < radius * stride:
                 near.append(i)
         nearest = [i for i, d in distances.items() if d == min(distances.values())]
         for i in near or nearest:
@@ -392,13 +401,33 @@ def test_centers_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("side", "level"), [(1, 0), (16, 0), (16.5, 1), (32, 1), (32.5, 2), (1000, 2)]
+    ("side", "levels"), [(1, {0}), (14, {0}), (15, {0, 1}), (17, {1}), (30, {1, 2}), (1000, {2})]
 )
-def test_centers_are_on_the_level_of_the_size(side: float, level: int) -> None:
+def test_centers_are_on_the_levels_of_the_size(side: float, levels: set[int]) -> None:
     batch = grid(40, 24, [1, 2, 4])
-    ((*samples,), _) = centers_of(batch, [[[20 - side / 2, 10, 20 + side / 2, 14]], []], 1.5)
+    ((*samples,), _) = centers_of(batch, [[[20 - side / 2, 9, 20 + side / 2, 13]], []], 1.5)
     ends = np.cumsum(batch.level_sizes)
-    assert set(np.searchsorted(ends, samples, side="right")) == {level}
+    assert set(np.searchsorted(ends, samples, side="right")) == levels
+
+
+def test_centers_are_those_of_detectron2_s_fcos() -> None:
+    """Where an object has any there; no location here has a side 4 or 8 strides away, exactly."""
+    batch = grid(256, 192, [8, 16, 32])
+    fcos = SimpleNamespace(center_sampling_radius=1.5, num_classes=1)
+    fcos._match_anchors = functools.partial(FCOS._match_anchors, fcos)
+    anchors = [Boxes(level) for level in batch.anchors.split(batch.level_sizes)]
+    common = 0
+    for _ in range(20):
+        corner = torch.rand(12, 2) * 120
+        boxes = torch.cat((corner, corner + 4 + torch.rand(12, 2) * 100), dim=1) + 0.013
+        labels, _ = FCOS.label_anchors(fcos, anchors, [objects(boxes.tolist())])
+        theirs = set((labels[0] == 0).nonzero().flatten().tolist())
+        found, _ = centers_of(batch, [boxes.tolist(), []], 1.5)
+        with_none = {j for j in found.values() if list(found.values()).count(j) == 1}
+        assert theirs <= set(found)
+        assert {found[i] for i in set(found) - theirs} <= with_none
+        common += len(theirs)
+    assert common > 500
 
 
 @pytest.mark.gpu

@@ -78,12 +78,12 @@ def test_rescoring_learns_by_its_own_loss_and_the_rest_by_the_others(
     assert len(losses) == 4 and all(value.isfinite() for value in losses.values())
     names = {name for name, _ in model.named_parameters()}
     own = {name for name in names if name.startswith("rescoring.")}
-    assert len(own) == 8
+    assert len(own) == 1
 
     losses.pop("loss_cls_rescored").backward()
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     assert set(gradients) == own
-    assert all(gradients[name].any() for name in own if name.startswith("rescoring.out.2"))
+    assert all(gradients[name].any() for name in own)
     model.zero_grad()
     sum(losses.values()).backward()
     # All of them: DDP would wait for those without

@@ -283,7 +283,7 @@ def test_the_digest_notices_what_inference_uses(model: torch.nn.Module) -> None:
     digest = weights_digest(model)
     assert len(digest) == 64
     names = ["backbone.bottom_up.stem.conv1.weight", "head.cls_score.bias", "pixel_mean"]
-    names.append("rescoring.pair.0.weight")
+    names.append("rescoring.weights")
     names.append(next(n for n, _ in model.named_buffers() if n.endswith("running_mean")))
     for name in names:
         other = copy.deepcopy(model)

@@ -26,8 +26,8 @@ def build(repo_root: Path):
         model = build_model(cfg).eval()
         with torch.no_grad():
             model.head.cls_score.weight.normal_(std=0.05)
-            if model.rescoring is not None:  # else most of it is idle
-                model.rescoring.out[2].weight.normal_(std=0.5)
+            if model.rescoring is not None:
+                model.rescoring.weights.uniform_(0.1, 1.0)
             if hasattr(model.backbone, "neck"):  # else a deformable convolution deforms nothing
                 for stage in model.backbone.neck.stages:
                     if hasattr(stage.conv, "offset"):

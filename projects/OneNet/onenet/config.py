@@ -105,18 +105,20 @@ def add_onenet_config(cfg: CfgNode) -> None:
     # Detectron2's own deformable convolutions.
     cfg.MODEL.ONENET.CHANNELS_LAST = False
 
-    # Rescoring: a small network behind the top-k that lowers the scores of duplicates, as learned.
+    # Rescoring: behind the top-k lowers the scores of duplicates, and raises those that candidates
+    # agree on, by three learned weights.
     cfg.MODEL.ONENET.RESCORING = CfgNode()
     # How many of an image's best logits, over all classes, it sees; 0 for no rescoring. Where it is
     # below TEST.DETECTIONS_PER_IMAGE, that many are taken.
     cfg.MODEL.ONENET.RESCORING.CANDIDATES = 0
-    # What it starts as: "soft_nms", or "zero" for no effect. FROZEN: it stays that. (Ablations.)
-    cfg.MODEL.ONENET.RESCORING.INIT = "soft_nms"
+    # What it starts as: "voting" (a soft NMS with votes), "soft_nms", or "zero" for no effect.
+    # FROZEN: it stays that. (Ablations.)
+    cfg.MODEL.ONENET.RESCORING.INIT = "voting"
     cfg.MODEL.ONENET.RESCORING.FROZEN = False
 
     # One-to-many training of the head's own logits and boxes, which leaves one-to-one training to
     # rescoring. Above 0: an object's positives are all samples within so many strides of its
-    # centre, on the level that serves its size (FCOS's center sampling). 0: one-to-one.
+    # centre, on the levels that serve its size (FCOS's center sampling). 0: one-to-one.
     cfg.MODEL.ONENET.ONE_TO_MANY = CfgNode()
     cfg.MODEL.ONENET.ONE_TO_MANY.CENTER_RADIUS = 0.0
 

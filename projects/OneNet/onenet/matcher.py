@@ -173,8 +173,10 @@ def _check_samples(predictions: DensePredictions, targets: Targets) -> None:
 def match_centers(predictions: DensePredictions, targets: Targets, radius: float) -> Matches:
     """Gives each object the samples around its centre, as FCOS does (arXiv 1904.01355).
 
-    They lie inside its box, within ``radius`` strides of its centre, on the pyramid level that
-    serves its size; of an object without any it is the nearest of that level. A sample that several
+    They lie inside its box, within ``radius`` strides of its centre, and the farthest of its sides
+    is 4 to 8 strides away (on the finest level 0 to 8, on the coarsest 4 and more), so that a box
+    whose half side is near such a limit has samples on two levels. An object without any has the
+    sample nearest to its centre, on the level that serves its half side. A sample that several
     objects want goes to the smallest of them.
 
     Args:
@@ -191,17 +193,21 @@ def match_centers(predictions: DensePredictions, targets: Targets, radius: float
     _check_samples(predictions, targets)
     anchors, boxes = predictions.anchors, targets.boxes
     x, y = ((anchors[:, :2] + anchors[:, 2:]) / 2).t()[..., None]  # (M, 1) each
-    reach = radius * (anchors[:, 2:3] - anchors[:, :1])
+    strides = anchors[:, 2:3] - anchors[:, :1]  # (M, 1)
+    shortest = torch.where(strides == strides.amin(), 0.0, 4 * strides)
+    longest = torch.where(strides == strides.amax(), float("inf"), 8 * strides)
     images, samples, objects = [], [], []
     start = 0
     for image, count in enumerate(targets.counts):
         gt = boxes[start : start + count]
         if count:
             x1, y1, x2, y2 = gt.t()  # (n,) each
-            inside = (x > x1) & (x < x2) & (y > y1) & (y < y2)  # (M, n)
+            distances = torch.stack((x - x1, y - y1, x2 - x, y2 - y))  # (4, M, n) to the sides
+            farthest = distances.amax(dim=0)
+            serves = (farthest > shortest) & (farthest <= longest)
             offsets = torch.maximum((x - (x1 + x2) / 2).abs(), (y - (y1 + y2) / 2).abs())
+            chosen = serves & (distances.amin(dim=0) > 0) & (offsets < radius * strides)
             offsets = offsets.masked_fill(~level_serves(anchors, gt), float("inf"))
-            chosen = inside & (offsets < reach)
             nearest = offsets.isfinite() & (offsets == offsets.amin(dim=0))
             chosen |= nearest & ~chosen.any(dim=0)
             areas = ((x2 - x1) * (y2 - y1)).expand_as(offsets)
