@@ -300,7 +300,6 @@ CANDIDATES = ("MODEL.ONENET.RESCORING.CANDIDATES",)
             ),
             "anchors of the RetinaNetHead are not",
         ),
-        (("MODEL.ONENET.LOSS.CLASS_LOSS", "hinge"), "CLASS_LOSS is 'hinge'"),
         (("SOLVER.EMA_DECAY", "1.5"), "EMA_DECAY is 1.5"),
         (("SOLVER.EMA_DECAY", "0.9", "TEST.PRECISE_BN.ENABLED", "True"), "PRECISE_BN"),
         (("SOLVER.IMS_PER_BATCH", "0"), "IMS_PER_BATCH is 0"),

@@ -7,7 +7,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torchvision.ops import generalized_box_iou_loss
 
-from onenet.criterion import CLASS_LOSSES, Criterion, giou_loss, quality_focal_loss
+from onenet.criterion import Criterion, giou_loss
 from onenet.errors import ConfigError
 from onenet.heads import DensePredictions
 from onenet.matcher import HungarianMatcher, MinCostMatcher
@@ -132,11 +132,6 @@ def focal(p: float, positive: bool) -> float:
     return 0.25 * (1 - p) ** 2 * -math.log(p) if positive else 0.75 * p**2 * -math.log(1 - p)
 
 
-def qfl(score: float, target: float) -> float:
-    entropy = -target * math.log(score) - (1 - target) * math.log(1 - score)
-    return abs(target - score) ** 2 * entropy
-
-
 def row_of_locations(logits: torch.Tensor, boxes: torch.Tensor) -> DensePredictions:
     """Locations at x = 10, 30, 50 and 70, of stride 20."""
     anchors = torch.tensor([[x - 10.0, 0, x + 10, 20] for x in (10, 30, 50, 70)])
@@ -176,9 +171,8 @@ def test_rescored_logits_have_a_loss_of_their_own(radius: float) -> None:
     losses = criterion(batch, gts, rescored)
     loss = losses.pop("loss_cls_rescored")
     score = 1 / (1 + math.exp(-1))
-    # Quality focal loss: the first positive's target is its IoU of 60/62, the second's 1
-    positives = qfl(score, 60 / 62) + qfl(0.5, 1.0)
-    negatives = qfl(score, 0.0) + 5 * qfl(0.5, 0.0)
+    positives = focal(score, True) + focal(0.5, True)
+    negatives = focal(score, False) + 5 * focal(0.5, False)
     assert loss.item() == pytest.approx(2 * (positives + negatives) / 2)
     loss.backward()
     assert (rescored.grad[..., 0] < 0).tolist() == [[False, False, True, True], [False] * 4]
@@ -195,15 +189,12 @@ def test_rescored_logits_have_a_loss_of_their_own(radius: float) -> None:
     assert all(torch.equal(plain[name], losses[name]) for name in plain)
 
 
-@pytest.mark.parametrize("class_loss", CLASS_LOSSES)
 @pytest.mark.parametrize("counts", [[3, 0], [0, 0]])
-def test_one_to_many_and_rescored_on_empty_images(
-    counts: list[int], class_loss: str, make_gt
-) -> None:
+def test_one_to_many_and_rescored_on_empty_images(counts: list[int], make_gt) -> None:
     logits = torch.randn(2, 20, 5, requires_grad=True)
     rescored = torch.randn(2, 20, 5, requires_grad=True)
     boxes = make_gt(40).gt_boxes.tensor.view(2, 20, 4).requires_grad_()
-    criterion = Criterion(matcher=MinCostMatcher(), class_loss=class_loss, center_radius=1.5)
+    criterion = Criterion(matcher=MinCostMatcher(), center_radius=1.5)
     losses = criterion(predictions(logits, boxes), [make_gt(n) for n in counts], rescored)
     assert len(losses) == 4 and all(loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
@@ -211,44 +202,7 @@ def test_one_to_many_and_rescored_on_empty_images(
     assert (boxes.grad.abs().sum() > 0) == (sum(counts) > 0)
 
 
-def test_quality_focal_loss_by_hand() -> None:
-    # One positive with score 0.5 and IoU 0.8, one negative with score 0.5.
-    logits, target = torch.zeros(2), torch.tensor([0.8, 0.0])
-    bce = math.log(2)  # of score 0.5, whatever the target
-    torch.testing.assert_close(
-        quality_focal_loss(logits, target), torch.tensor([0.3**2 * bce, 0.5**2 * bce])
-    )
-
-
-def test_quality_focal_loss_is_least_at_the_iou() -> None:
-    # One object, one sample that covers 0.8 of it: its best score is 0.8.
-    gt = gt_of([[0, 0, 100, 100]], [0])
-    boxes = torch.tensor([[[0.0, 0, 100, 80]]])
-    criterion = Criterion(matcher=MinCostMatcher(), class_loss="quality")
-
-    def slope(score: float) -> float:
-        logits = torch.full((1, 1, 1), math.log(score / (1 - score)), requires_grad=True)
-        criterion(predictions(logits, boxes), [gt])["loss_cls"].backward()
-        return logits.grad.item()
-
-    assert slope(0.7) < 0 < slope(0.9)
-    assert slope(0.8) == pytest.approx(0, abs=1e-6)
-
-
-def test_quality_focal_loss_on_a_collision() -> None:
-    """A sample of two objects of one class has the larger IoU as its target, in any order."""
-    boxes, logits = torch.tensor([[[0.0, 0, 10, 10]]]), torch.zeros(1, 1, 1)
-    gt = gt_of([[0, 0, 10, 8], [0, 0, 10, 5]], [0, 0])
-    criterion = Criterion(matcher=MinCostMatcher(), class_weight=1.0, class_loss="quality")
-    expected = quality_focal_loss(logits, torch.full((1, 1, 1), 0.8)) / 2
-    for order in ([0, 1], [1, 0]):
-        loss = criterion(predictions(logits, boxes), [gt[torch.tensor(order)]])["loss_cls"]
-        torch.testing.assert_close(loss, expected.sum())
-
-
 def test_what_the_criterion_refuses() -> None:
-    with pytest.raises(ConfigError, match="CLASS_LOSS is 'hinge'; choose one of: focal"):
-        Criterion(matcher=MinCostMatcher(), class_loss="hinge")
     with pytest.raises(
         ConfigError, match=r"CENTER_RADIUS is -1\.0; give a radius in strides, or 0"
     ):

@@ -63,14 +63,13 @@ MANY = ("MODEL.ONENET.ONE_TO_MANY.CENTER_RADIUS", "1.5")
 
 
 @pytest.mark.parametrize("counts", [(2, 3), (2, 0), (0, 0)])
-@pytest.mark.parametrize("loss", ["focal", "quality"])
 @pytest.mark.parametrize(
     ("name", "opts"), [*((name, RESCORES) for name in HEADS), (HEADS[1], RESCORES + MANY)]
 )
 def test_rescoring_learns_by_its_own_loss_and_the_rest_by_the_others(
-    name: str, opts: tuple[str, ...], loss: str, counts: tuple[int, int], make_gt
+    name: str, opts: tuple[str, ...], counts: tuple[int, int], make_gt
 ) -> None:
-    model = build(name, *opts, "MODEL.ONENET.LOSS.CLASS_LOSS", loss).train()
+    model = build(name, *opts).train()
     batch = [
         record(s, make_gt(n, s, 10)) for s, n in zip([(40, 70), (64, 33)], counts, strict=True)
     ]
@@ -102,7 +101,6 @@ def same_detections(a: Instances, b: Instances) -> bool:
 def test_rescoring_that_starts_at_zero_and_stays_there(name: str, make_gt) -> None:
     rescoring = "MODEL.ONENET.RESCORING"
     frozen = (f"{rescoring}.INIT", "zero", f"{rescoring}.FROZEN", "True")
-    frozen += ("MODEL.ONENET.LOSS.CLASS_LOSS", "quality")  # that of rescored scores in any case
     plain, zero, soft = build(name), build(name, *RESCORES, *frozen), build(name, *RESCORES)
     for model in (zero, soft):
         keys = model.load_state_dict(plain.state_dict(), strict=False)

@@ -192,7 +192,5 @@ def test_the_best_after_rescoring_by_hand(num_candidates: int, k: int, expected:
 def test_what_it_refuses() -> None:
     with pytest.raises(ConfigError, match=r"RESCORING\.CANDIDATES is -1; give a number, or 0"):
         Rescoring(-1)
-    with pytest.raises(
-        ConfigError, match=r"RESCORING\.INIT is 'tree'; choose one of: voting"
-    ):
+    with pytest.raises(ConfigError, match=r"RESCORING\.INIT is 'tree'; choose one of: voting"):
         Rescoring(100, "tree")

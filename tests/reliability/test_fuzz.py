@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from PIL import Image
 
-from onenet.criterion import CLASS_LOSSES, Criterion
+from onenet.criterion import Criterion
 from onenet.data.bccd import load_voc_boxes
 from onenet.data.coco_json import register_coco_json
 from onenet.data.crowdhuman import convert_odgt
@@ -145,7 +145,6 @@ def test_criterion(data: st.DataObject) -> None:
         leaves.append(rescored)
     criterion = Criterion(
         matcher=data.draw(st.sampled_from([MinCostMatcher, HungarianMatcher]))(),
-        class_loss=data.draw(st.sampled_from(CLASS_LOSSES)),
         soft_negatives=data.draw(st.booleans()),
         center_radius=data.draw(st.sampled_from([0.0, 0.5, 1.5])),
     )

@@ -127,9 +127,6 @@ def add_onenet_config(cfg: CfgNode) -> None:
     cfg.MODEL.ONENET.LOSS.CLASS_WEIGHT = 2.0
     cfg.MODEL.ONENET.LOSS.L1_WEIGHT = 5.0
     cfg.MODEL.ONENET.LOSS.GIOU_WEIGHT = 2.0
-    # The classification loss: "focal", or "quality" (arXiv 2006.04388), whose positives have the
-    # IoU of the predicted box as their target, so that scores rank boxes by their place too.
-    cfg.MODEL.ONENET.LOSS.CLASS_LOSS = "focal"
     # Whether negatives near an object's positive weigh less, by CenterNet's Gaussian (ablation:
     # CenterNet's targets are this, PointCost, and CLASS_WEIGHT 0 in the matcher).
     cfg.MODEL.ONENET.LOSS.SOFT_NEGATIVES = False

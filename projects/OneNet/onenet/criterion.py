@@ -8,12 +8,10 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode, configurable
-from detectron2.structures import Boxes, Instances
-from detectron2.structures.boxes import matched_pairwise_iou
+from detectron2.structures import Instances
 from detectron2.utils import comm
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .errors import ConfigError
 from .focal_loss import focal_loss_sum
@@ -22,17 +20,13 @@ from .matcher import Matcher, Matches, build_matcher, match_centers
 from .soft_negatives import negative_weights
 from .targets import Targets
 
-__all__ = ["Criterion", "giou_loss", "quality_focal_loss"]
-
-
-CLASS_LOSSES = ("focal", "quality")
+__all__ = ["Criterion", "giou_loss"]
 
 
 class Criterion(nn.Module):
     """Matches objects to samples and computes the weighted losses, in float32.
 
-    * ``loss_cls``: sigmoid focal loss (arXiv 1708.02002) over all samples and classes, or
-      :func:`quality_focal_loss`;
+    * ``loss_cls``: sigmoid focal loss (arXiv 1708.02002) over all samples and classes;
     * ``loss_l1``: L1 distance of the matched pairs' corners, divided by the image's own size;
     * ``loss_giou``: 1 - GIoU of the matched pairs.
 
@@ -41,7 +35,7 @@ class Criterion(nn.Module):
     joined batch. With ``center_radius`` objects are matched one-to-many
     (:func:`onenet.matcher.match_centers`), and the losses divided by the number of matched samples.
 
-    ``loss_cls_rescored`` is :func:`quality_focal_loss` of the rescored logits, where the model has
+    ``loss_cls_rescored`` is ``loss_cls`` of the rescored logits, where the model has
     :class:`onenet.rescoring.Rescoring`. These are always matched one-to-one, by the rescored
     scores.
 
@@ -62,7 +56,6 @@ class Criterion(nn.Module):
         class_weight: float = 2.0,
         l1_weight: float = 5.0,
         giou_weight: float = 2.0,
-        class_loss: str = "focal",
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
         soft_negatives: bool = False,
@@ -74,7 +67,6 @@ class Criterion(nn.Module):
             class_weight: weight of ``loss_cls``.
             l1_weight: weight of ``loss_l1``.
             giou_weight: weight of ``loss_giou``.
-            class_loss: "focal" or "quality".
             focal_alpha: alpha of the focal loss.
             focal_gamma: gamma of the focal loss.
             soft_negatives: whether negatives near a positive weigh less, as
@@ -83,14 +75,9 @@ class Criterion(nn.Module):
                 within so many strides of its centre.
 
         Raises:
-            ConfigError: there is no such class loss, or a number makes no sense.
+            ConfigError: the radius is negative.
         """
         super().__init__()
-        if class_loss not in CLASS_LOSSES:
-            raise ConfigError(
-                f"MODEL.ONENET.LOSS.CLASS_LOSS is '{class_loss}'; choose one of:"
-                f" {', '.join(CLASS_LOSSES)}."
-            )
         if center_radius < 0:
             raise ConfigError(
                 f"MODEL.ONENET.ONE_TO_MANY.CENTER_RADIUS is {center_radius}; give a radius in"
@@ -100,7 +87,6 @@ class Criterion(nn.Module):
         self.class_weight = class_weight
         self.l1_weight = l1_weight
         self.giou_weight = giou_weight
-        self.class_loss = class_loss
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
         self.soft_negatives = soft_negatives
@@ -120,7 +106,6 @@ class Criterion(nn.Module):
             "class_weight": onenet.LOSS.CLASS_WEIGHT,
             "l1_weight": onenet.LOSS.L1_WEIGHT,
             "giou_weight": onenet.LOSS.GIOU_WEIGHT,
-            "class_loss": onenet.LOSS.CLASS_LOSS,
             "focal_alpha": onenet.FOCAL_ALPHA,
             "focal_gamma": onenet.FOCAL_GAMMA,
             "soft_negatives": onenet.LOSS.SOFT_NEGATIVES,
@@ -157,8 +142,7 @@ class Criterion(nn.Module):
                 rescored = predictions.detach()._replace(pred_logits=rescored_logits.float())
                 matches = self.matcher.match(rescored, targets)
                 count = _per_worker(len(targets.boxes), predictions)
-                loss = self._quality_loss(rescored, targets, matches).sum()
-                losses["loss_cls_rescored"] = loss * (self.class_weight / count)
+                losses["loss_cls_rescored"] = self._class_loss(rescored, targets, matches, count)
             return losses
 
     def _losses(
@@ -187,36 +171,18 @@ class Criterion(nn.Module):
         """The weighted class loss, divided by ``count``."""
         logits = predictions.pred_logits
         weight = self.class_weight / count
-        if self.class_loss == "quality":
-            loss = self._quality_loss(predictions, targets, matches)
-        else:
-            places = _places(predictions, targets, matches)
-            arguments = (logits, places, self.focal_alpha, self.focal_gamma)
-            if not self.soft_negatives and isinstance(weight, Tensor):  # of several workers
-                return focal_loss_sum(*arguments) * weight
-            if not self.soft_negatives:
-                return focal_loss_sum(*arguments, weight)
-            target = torch.zeros_like(logits, memory_format=torch.contiguous_format)
-            target.view(-1)[places] = 1.0
-            loss = sigmoid_focal_loss(
-                logits, target, alpha=self.focal_alpha, gamma=self.focal_gamma, reduction="none"
-            )
-        if self.soft_negatives:
-            loss = loss * self._soft_weights(predictions, targets, matches)
-        return loss.sum() * weight
-
-    def _quality_loss(
-        self, predictions: DensePredictions, targets: Targets, matches: Matches
-    ) -> Tensor:
-        """:func:`quality_focal_loss` of every logit, (N, M, K)."""
-        logits = predictions.pred_logits
-        matched = predictions.pred_boxes[matches.images, matches.samples]
-        ious = _ious(matched, targets.boxes[matches.objects])
-        target = torch.zeros_like(logits, memory_format=torch.contiguous_format)
-        # amax, not assignment, whose order is undefined on a GPU where samples collide
         places = _places(predictions, targets, matches)
-        target.view(-1).scatter_reduce_(0, places, ious, reduce="amax")
-        return quality_focal_loss(logits, target)
+        arguments = (logits, places, self.focal_alpha, self.focal_gamma)
+        if not self.soft_negatives and isinstance(weight, Tensor):  # of several workers
+            return focal_loss_sum(*arguments) * weight
+        if not self.soft_negatives:
+            return focal_loss_sum(*arguments, weight)
+        target = torch.zeros_like(logits, memory_format=torch.contiguous_format)
+        target.view(-1)[places] = 1.0
+        loss = sigmoid_focal_loss(
+            logits, target, alpha=self.focal_alpha, gamma=self.focal_gamma, reduction="none"
+        )
+        return (loss * self._soft_weights(predictions, targets, matches)).sum() * weight
 
     def _soft_weights(
         self, predictions: DensePredictions, targets: Targets, matches: Matches
@@ -249,23 +215,6 @@ def _places(predictions: DensePredictions, targets: Targets, matches: Matches) -
     return samples * num_classes + targets.classes[matches.objects]
 
 
-def quality_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """The classification loss whose positives have an IoU as their target.
-
-    With p the sigmoid score, q the target (0 for negatives) and BCE(p, q) the binary cross entropy:
-    ``|q - p|^2 BCE(p, q)`` (Generalized Focal Loss, arXiv 2006.04388).
-
-    Args:
-        logits: (..., K), before the sigmoid.
-        target: the same shape, in [0, 1].
-
-    Returns:
-        The same shape.
-    """
-    loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return loss * (target - logits.sigmoid()) ** 2
-
-
 def giou_loss(boxes: Tensor, gt_boxes: Tensor, eps: float = 1e-7) -> Tensor:
     """1 - GIoU (arXiv 1902.09630) of each pair, as torchvision's ``generalized_box_iou_loss``,
     which makes the host wait for a GPU ten times.
@@ -295,13 +244,6 @@ def giou_loss(boxes: Tensor, gt_boxes: Tensor, eps: float = 1e-7) -> Tensor:
     intersection, enclosing, area, gt_area = (sizes[..., 0] * sizes[..., 1]).unbind()
     union = area + gt_area - intersection
     return 1 - intersection / (union + eps) + (enclosing - union) / (enclosing + eps)
-
-
-@torch.no_grad()
-def _ious(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
-    """IoU of each pair, (P,); 0 where both have no area."""
-    ious = matched_pairwise_iou(Boxes(boxes), Boxes(gt_boxes))
-    return ious.nan_to_num(nan=0.0).clamp(0.0, 1.0)
 
 
 def _per_worker(count: int, predictions: DensePredictions) -> float | Tensor:

@@ -33,7 +33,7 @@ class Rescoring(nn.Module):
 
     It starts as a soft NMS with votes: the logit of a candidate that coincides with a leader falls
     by 10. From there the weights are trained, by a one-to-one loss of their own. No gradient goes
-    into what it rests on. There is no threshold, and the operators are plain, so that it exports.
+    into what it rests on. The operators are plain, so that it exports.
 
     Source: Learning NMS (arXiv 1705.02950); for suppression in parallel Matrix NMS (arXiv
     2003.10152), for votes cf. box voting (arXiv 1505.01749).
