@@ -12,7 +12,6 @@ from onenet.costs import (
     AnchorCost,
     MatchingCost,
     PointCost,
-    QualityCost,
     SpatialPrior,
     build_cost,
     focal_cost,
@@ -112,7 +111,7 @@ def test_half_precision_input_gives_float32() -> None:
 def test_parts_add_up(make_gt) -> None:
     gt, anchors = make_gt(4), make_gt(30).gt_boxes.tensor
     logits, boxes = torch.randn(30, 5), make_gt(30).gt_boxes.tensor
-    costs = (MatchingCost(), AnchorCost(), PointCost(), QualityCost(), SpatialPrior(AnchorCost()))
+    costs = (MatchingCost(), AnchorCost(), PointCost(), SpatialPrior(AnchorCost()))
     for cost in costs:
         parts = cost.parts(logits, boxes, anchors, gt)
         assert {part.shape for part in parts.values()} == {(30, 4)}
@@ -174,23 +173,12 @@ def test_cost_from_config(name: str) -> None:
         build_cost(cfg)
 
 
-def test_quality_cost_by_hand() -> None:
-    gt = Instances((50, 50), gt_boxes=Boxes([[0, 0, 10, 10]]), gt_classes=torch.tensor([1]))
-    boxes = torch.tensor([[0.0, 0, 10, 5], [0, 0, 10, 10], [20, 20, 30, 30]])
-    logits = torch.tensor([[9.0, 0.0], [9.0, math.log(1 / 3)], [9.0, 9.0]])
-    cost = QualityCost(iou_exponent=0.8)(logits, boxes, boxes, gt)[:, 0]
-    expected = [-(0.5**0.2) * 0.5**0.8, -(0.25**0.2), 0.0]
-    torch.testing.assert_close(cost, torch.tensor(expected))
-
-
 def test_candidates_by_hand() -> None:
     # Stride 4: centres at 2, 6, 10, ... The box's centre is (12, 12).
     anchors = squares([[x, 10.0] for x in (2.0, 6, 10, 14, 18, 22)], side=4)
     boxes = torch.tensor([[4.0, 4, 20, 20]])
     inside = SpatialPrior(MatchingCost()).candidates(anchors, boxes)[:, 0]
     assert inside.tolist() == [False, True, True, True, True, False]
-    near = SpatialPrior(MatchingCost(), radius=1.0).candidates(anchors, boxes)[:, 0]
-    assert near.tolist() == [False, False, True, True, False, False]  # within 4 of (12, 12)
     # A box between all centres, and one far outside, have the nearest; on a tie, both.
     small = torch.tensor([[11.5, 11.5, 12.5, 12.5], [90.0, 90, 92, 92]])
     nearest = SpatialPrior(MatchingCost()).candidates(anchors, small)
@@ -211,37 +199,14 @@ def test_prior_keeps_the_cost_of_candidates(make_gt) -> None:
     assert (cost[~candidates] == float("inf")).all()
 
 
-@pytest.mark.parametrize(
-    ("prior", "radius", "expected"), [("", 1.5, None), ("box", 1.5, 0.0), ("center", 2.5, 2.5)]
-)
-def test_prior_from_config(prior: str, radius: float, expected: float | None) -> None:
+def test_prior_from_config() -> None:
     cfg = get_cfg()
     add_onenet_config(cfg)
-    cfg.MODEL.ONENET.MATCHER.merge_from_list(
-        ["L1_WEIGHT", 0.5, "PRIOR", prior, "PRIOR_RADIUS", radius]
-    )
-    cost = build_cost(cfg)
+    cfg.MODEL.ONENET.MATCHER.L1_WEIGHT = 0.5
     plain = MatchingCost(l1_weight=0.5)
-    assert cost == (plain if expected is None else SpatialPrior(plain, expected))
-
-
-def test_quality_cost_from_config() -> None:
-    cfg = get_cfg()
-    add_onenet_config(cfg)
-    matcher = cfg.MODEL.ONENET.MATCHER
-    matcher.merge_from_list(["COST", "QualityCost", "IOU_EXPONENT", 0.5])
-    with pytest.raises(ConfigError, match="QualityCost.*set MODEL.ONENET.MATCHER.PRIOR"):
-        build_cost(cfg)
-    matcher.PRIOR = "box"
-    assert build_cost(cfg) == SpatialPrior(QualityCost(iou_exponent=0.5))
-    with pytest.raises(ConfigError, match=r"IOU_EXPONENT is 1\.5; give one from 0 to 1"):
-        QualityCost(iou_exponent=1.5)
-
-
-@pytest.mark.parametrize(("prior", "radius"), [("ball", 1.0), ("center", 0.0)])
-def test_no_such_prior(prior: str, radius: float) -> None:
-    cfg = get_cfg()
-    add_onenet_config(cfg)
-    cfg.MODEL.ONENET.MATCHER.merge_from_list(["PRIOR", prior, "PRIOR_RADIUS", radius])
-    with pytest.raises(ConfigError, match=rf"PRIOR is '{prior}'.*'box'"):
+    assert build_cost(cfg) == plain
+    cfg.MODEL.ONENET.MATCHER.PRIOR = "box"
+    assert build_cost(cfg) == SpatialPrior(plain)
+    cfg.MODEL.ONENET.MATCHER.PRIOR = "ball"
+    with pytest.raises(ConfigError, match="PRIOR is 'ball'; choose 'box', or ''"):
         build_cost(cfg)

@@ -118,13 +118,11 @@ def batch(num_classes: int, device: str = "cpu", num_samples: int = 40):
 @pytest.mark.parametrize(
     "cost", [MatchingCost(0.5, 3.0, 7.0, 0.4, 1.5), MatchingCost(0.5, 3.0, 7.0, 0.4), AnchorCost()]
 )
-@pytest.mark.parametrize("prior", [None, 0.0, 1.5])
+@pytest.mark.parametrize("prior", [False, True])
 @pytest.mark.parametrize("num_classes", [1, 80])
 @pytest.mark.parametrize("device", ["cpu", GPU])
-def test_a_batch_equals_its_images(
-    cost, prior: float | None, num_classes: int, device: str
-) -> None:
-    cost = cost if prior is None else SpatialPrior(cost, prior)
+def test_a_batch_equals_its_images(cost, prior: bool, num_classes: int, device: str) -> None:
+    cost = SpatialPrior(cost) if prior else cost
     predictions, gts, targets = batch(num_classes, device)
     logits, boxes = predictions.pred_logits, predictions.pred_boxes
     anchors = predictions.anchors
@@ -162,9 +160,9 @@ def test_kernel_in_tritons_interpreter(in_tritons_interpreter) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("matcher_class", [MinCostMatcher, HungarianMatcher])
-@pytest.mark.parametrize("prior", [None, 1.5])
-def test_matches_on_a_gpu_are_those_of_the_cpu(matcher_class, prior: float | None) -> None:
-    cost = MatchingCost() if prior is None else SpatialPrior(MatchingCost(), prior)
+@pytest.mark.parametrize("prior", [False, True])
+def test_matches_on_a_gpu_are_those_of_the_cpu(matcher_class, prior: bool) -> None:
+    cost = SpatialPrior(MatchingCost()) if prior else MatchingCost()
     predictions, gts, targets = batch(5, num_samples=3000)
     parts = (predictions.pred_logits, predictions.pred_boxes, predictions.anchors)
     on_gpu = DensePredictions.of(*(x.cuda() for x in parts), (3000,))

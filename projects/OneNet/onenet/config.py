@@ -89,13 +89,9 @@ def add_onenet_config(cfg: CfgNode) -> None:
     cfg.MODEL.ONENET.MATCHER.L1_WEIGHT = 5.0
     cfg.MODEL.ONENET.MATCHER.GIOU_WEIGHT = 2.0
 
-    # QualityCost (POTO, arXiv 2012.03544) is minus p^(1 - a) IoU^a, without the weights above; it
-    # needs a PRIOR.
-    cfg.MODEL.ONENET.MATCHER.IOU_EXPONENT = 0.8
     # Which samples an object may have: "" for all, "box" for those whose location lies inside its
-    # box, "center" for those of them within PRIOR_RADIUS strides (anchor sides) of its centre.
+    # box.
     cfg.MODEL.ONENET.MATCHER.PRIOR = ""
-    cfg.MODEL.ONENET.MATCHER.PRIOR_RADIUS = 1.5
 
     # Whether ResNet's blocks and the towers keep only their inputs in training, and are computed
     # again in backward: less memory, more time, the same results.

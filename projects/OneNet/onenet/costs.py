@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from detectron2.utils.registry import Registry
 from torch import Tensor
-from torchvision.ops import box_iou, generalized_box_iou
+from torchvision.ops import generalized_box_iou
 
 from .errors import ConfigError
 from .fused_cost import batched_matching_cost, fused_matching_cost
@@ -26,7 +26,6 @@ __all__ = [
     "AnchorCost",
     "MatchingCost",
     "PointCost",
-    "QualityCost",
     "SpatialPrior",
     "WeightedCost",
     "build_cost",
@@ -267,48 +266,9 @@ class PointCost(WeightedCost):
         return {"class": self._class_part(pred_logits, gt), "l1": self.l1_weight * distance}
 
 
-@ONENET_COST_REGISTRY.register()
-@dataclass(frozen=True)
-class QualityCost(WeightedCost):
-    """Minus POTO's quality, ``p^(1 - a) * IoU^a`` (DeFCN, arXiv 2012.03544).
-
-    ``p`` is the sigmoid score of the object's class, IoU that of the predicted box. A product, so
-    that neither makes up for the other; there are no weights. It needs the paper's spatial prior,
-    :class:`SpatialPrior`: all samples that do not overlap the object cost the same.
-
-    Attributes:
-        iou_exponent: a, in [0, 1].
-    """
-
-    iou_exponent: float = 0.8
-
-    def __post_init__(self) -> None:
-        """
-        Raises:
-            ConfigError: the exponent is out of range.
-        """
-        if not 0 <= self.iou_exponent <= 1:
-            raise ConfigError(
-                f"MODEL.ONENET.MATCHER.IOU_EXPONENT is {self.iou_exponent}; give one from 0 to 1."
-            )
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> QualityCost:
-        """Reads ``cfg.MODEL.ONENET.MATCHER.IOU_EXPONENT``."""
-        return cls(iou_exponent=cfg.MODEL.ONENET.MATCHER.IOU_EXPONENT)
-
-    def parts(
-        self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
-    ) -> dict[str, Tensor]:
-        """See :meth:`WeightedCost.parts`; "quality" only, from -1 to 0."""
-        score = pred_logits[:, gt.gt_classes].float().sigmoid()
-        iou = box_iou(pred_boxes.float(), gt.gt_boxes.tensor.float())
-        return {"quality": -(score ** (1 - self.iou_exponent) * iou**self.iou_exponent)}
-
-
 @dataclass(frozen=True)
 class SpatialPrior:
-    """Another cost, but +inf where the anchor's centre lies too far from the object.
+    """Another cost, but +inf where the anchor's centre does not lie inside the object.
 
     Early in a training the predictions say little of where an object is; its place does. The
     samples whose centre is nearest to the object's centre are always candidates, so that no object
@@ -316,13 +276,9 @@ class SpatialPrior:
 
     Attributes:
         cost: of the candidates.
-        radius: a candidate lies inside the box and, if this is above 0, in x and in y within this
-            many of its anchor's longer sides from the box's centre (arXiv 1904.01355's center
-            sampling, for which the FCOS head's anchors are squares of the stride).
     """
 
     cost: WeightedCost
-    radius: float = 0.0
 
     def parts(
         self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
@@ -368,9 +324,6 @@ class SpatialPrior:
         inside = torch.minimum(torch.minimum(left, right), torch.minimum(top, bottom)) >= 0
         offset_x = left.sub_(right).abs_().div_(2)  # to the box's centre
         offset_y = top.sub_(bottom).abs_().div_(2)
-        if self.radius > 0:
-            sides = (anchors[:, 2:] - anchors[:, :2]).amax(dim=1)
-            inside &= torch.maximum(offset_x, offset_y) <= self.radius * sides
         distance = offset_x.square_().add_(offset_y.square_())
         return (inside | (distance == distance.amin(dim=1, keepdim=True))).t()
 
@@ -397,7 +350,7 @@ def build_cost(cfg: CfgNode) -> WeightedCost | SpatialPrior:
 
     Raises:
         ConfigError: no cost of that name is registered, it is not for the config's head, or there
-            is no such prior, or it does not go with the cost.
+            is no such prior.
     """
     name, head = cfg.MODEL.ONENET.MATCHER.COST, cfg.MODEL.ONENET.HEAD.NAME
     # Heads that are not ours pass: they know what their anchors are.
@@ -408,19 +361,7 @@ def build_cost(cfg: CfgNode) -> WeightedCost | SpatialPrior:
         )
     cost = get_registered(ONENET_COST_REGISTRY, name, "MODEL.ONENET.MATCHER.COST")
     cost = cost.from_config(cfg)
-    matcher = cfg.MODEL.ONENET.MATCHER
-    if matcher.PRIOR == "":
-        if name == "QualityCost":
-            raise ConfigError(
-                "MODEL.ONENET.MATCHER.COST 'QualityCost' tells nothing of samples that do not"
-                " overlap the object: set MODEL.ONENET.MATCHER.PRIOR, to 'box' or 'center'."
-            )
-        return cost
-    if matcher.PRIOR == "box":
-        return SpatialPrior(cost)
-    if matcher.PRIOR == "center" and matcher.PRIOR_RADIUS > 0:
-        return SpatialPrior(cost, matcher.PRIOR_RADIUS)
-    raise ConfigError(
-        f"MODEL.ONENET.MATCHER.PRIOR is '{matcher.PRIOR}' and PRIOR_RADIUS {matcher.PRIOR_RADIUS};"
-        " choose '' (none), 'box', or 'center' with a radius above 0."
-    )
+    prior = cfg.MODEL.ONENET.MATCHER.PRIOR
+    if prior not in ("", "box"):
+        raise ConfigError(f"MODEL.ONENET.MATCHER.PRIOR is '{prior}'; choose 'box', or '' for none.")
+    return SpatialPrior(cost) if prior else cost
