@@ -121,6 +121,14 @@ def test_rescoring_that_starts_at_zero_and_stays_there(name: str, make_gt) -> No
     assert {n for n, p in zero.named_parameters() if p.grad is None} == fixed
 
 
+def test_one_to_many_training_without_anything_against_duplicates_warns(caplog) -> None:
+    for opts in (MANY + RESCORES, (*MANY, "MODEL.ONENET.NMS_TEST", "True"), ()):
+        build(HEADS[1], *opts)
+    assert "CENTER_RADIUS" not in caplog.text
+    build(HEADS[1], *MANY)
+    assert "CENTER_RADIUS is above 0" in caplog.text and "RESCORING.CANDIDATES" in caplog.text
+
+
 def test_rescoring_takes_as_many_as_are_detected_at_least(make_gt) -> None:
     """Of the 100 best, and of the 200 best, in training as in inference."""
     for candidates, count in ((50, 100), (200, 200)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
@@ -19,11 +21,13 @@ from .criterion import Criterion
 from .errors import ConfigError
 from .heads import DensePredictions, build_head
 from .inspection import inspect_assignment
-from .postprocess import select_candidates, select_top_k, to_instances
+from .postprocess import select_top_k, to_instances
 from .rescoring import Rescoring, build_rescoring
 from .visualization import draw_assignment
 
 __all__ = ["OneNet"]
+
+logger = logging.getLogger(__name__)
 
 
 def _input_shapes(shapes: dict[str, ShapeSpec], names: list[str]) -> list[ShapeSpec]:
@@ -37,10 +41,11 @@ def _input_shapes(shapes: dict[str, ShapeSpec], names: list[str]) -> list[ShapeS
 
 @META_ARCH_REGISTRY.register()
 class OneNet(DenseDetector):
-    """End-to-end one-stage detection: one positive sample an object, and no NMS.
+    """End-to-end one-stage detection, without NMS.
 
     Backbone and head give a class score and a box at every sample. In training the criterion
     matches every object to one sample of minimum cost; in inference the best scores are the result.
+    With rescoring and a one-to-many trained head that holds for the rescored scores.
     """
 
     @configurable
@@ -100,6 +105,13 @@ class OneNet(DenseDetector):
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
         onenet = cfg.MODEL.ONENET
+        removes_duplicates = onenet.RESCORING.CANDIDATES > 0 or onenet.NMS_TEST
+        if onenet.ONE_TO_MANY.CENTER_RADIUS > 0 and not removes_duplicates:
+            logger.warning(
+                "MODEL.ONENET.ONE_TO_MANY.CENTER_RADIUS is above 0, so several locations detect an"
+                " object, and nothing takes the duplicates away: set"
+                " MODEL.ONENET.RESCORING.CANDIDATES, to 200 for example."
+            )
         return {
             "backbone": backbone,
             "head": build_head(cfg, _input_shapes(shapes, onenet.IN_FEATURES)),
@@ -182,8 +194,7 @@ class OneNet(DenseDetector):
         """(N, M, K) logits with those of the best candidates rescored; gradients go there only."""
         predictions = predictions.detach()
         logits = predictions.pred_logits
-        k = max(self.max_detections_per_image, self.rescoring.num_candidates)
-        candidates = select_candidates(predictions, k)
+        candidates = self.rescoring.candidates(predictions, self.max_detections_per_image)
         rescored = self.rescoring(candidates)
         return logits.float().flatten(1).scatter(1, candidates.index, rescored).view_as(logits)
 

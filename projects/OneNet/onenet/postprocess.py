@@ -124,7 +124,7 @@ def select_top_k(
     if rescoring is None:
         logits, _, classes, boxes = select_candidates(predictions, k)
     else:
-        candidates = select_candidates(predictions, max(k, rescoring.num_candidates))
+        candidates = rescoring.candidates(predictions, k)
         logits = rescoring(candidates)
         logits, order = logits.topk(min(k, logits.shape[1]), dim=1)
         classes = candidates.classes.gather(1, order)

@@ -7,7 +7,8 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from .errors import ConfigError
-from .postprocess import Candidates
+from .heads import DensePredictions
+from .postprocess import Candidates, select_candidates
 
 __all__ = ["Rescoring", "build_rescoring", "pairwise_iou"]
 
@@ -64,6 +65,15 @@ class Rescoring(nn.Module):
             )
         self.num_candidates = num_candidates
         self.weights = nn.Parameter(torch.tensor(STARTS[init]), requires_grad=not frozen)
+
+    def candidates(self, predictions: DensePredictions, k: int) -> Candidates:
+        """What is rescored where k detections are wanted: the T best pairs, or k, if that is more.
+
+        Args:
+            predictions: of N images.
+            k: how many detections.
+        """
+        return select_candidates(predictions, max(k, self.num_candidates))
 
     def forward(self, candidates: Candidates) -> Tensor:
         """
