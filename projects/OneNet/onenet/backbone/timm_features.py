@@ -8,7 +8,8 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.fpn import FPN
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..convert.base import check_imagenet_input
 from ..errors import ConfigError
@@ -85,6 +86,55 @@ def _body(timm: ModuleType, name: str, out_features: list[str], pretrained: bool
     return _create(timm, name, pretrained, list(range(wanted[-1] + 1)))
 
 
+class SamePadConv2d(nn.Conv2d):
+    """timm's ``Conv2dSame``, for maps whose sides are multiples of the stride.
+
+    TensorFlow's padding "SAME" depends on the size of the map; of such maps it does not. So the
+    sizes in an exported graph stay simple: else the export takes longer than ten minutes.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        """
+        Args:
+            conv: whose settings and weights this takes.
+        """
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            dilation=conv.dilation,
+            groups=conv.groups,
+            bias=conv.bias is not None,
+            device="meta",  # no initial weights, and so no random numbers
+        )
+        self.weight, self.bias = conv.weight, conv.bias
+        self.same_padding: list[int] = []  # left, right, top, bottom
+        for size, stride, dilation in zip(
+            reversed(conv.kernel_size),
+            reversed(conv.stride),
+            reversed(conv.dilation),
+            strict=True,
+        ):
+            total = max((size - 1) * dilation + 1 - stride, 0)
+            self.same_padding += [total // 2, total - total // 2]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See :class:`torch.nn.Conv2d`."""
+        return super().forward(F.pad(x, self.same_padding))
+
+
+def _fix_same_padding(backbone: FeatureBackbone) -> FeatureBackbone:
+    """For a backbone below a pyramid, for which images are padded to multiples of its strides."""
+    from timm.layers import Conv2dSame
+
+    for module in list(backbone.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is Conv2dSame:
+                setattr(module, name, SamePadConv2d(child))
+    return backbone
+
+
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FeatureBackbone:
     """A network of timm's as ``MODEL.TIMM`` says.
@@ -114,13 +164,13 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FeatureBackbone
 @BACKBONE_REGISTRY.register()
 def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """A network of timm's with a pyramid; see :func:`onenet.backbone.features.with_fpn`."""
-    return with_fpn(build_timm_backbone(cfg, input_shape), cfg)
+    return with_fpn(_fix_same_padding(build_timm_backbone(cfg, input_shape)), cfg)
 
 
 @BACKBONE_REGISTRY.register()
 def build_retinanet_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """The same with p6 and p7; see :func:`onenet.backbone.features.with_retinanet_fpn`."""
-    return with_retinanet_fpn(build_timm_backbone(cfg, input_shape), cfg)
+    return with_retinanet_fpn(_fix_same_padding(build_timm_backbone(cfg, input_shape)), cfg)
 
 
 @BACKBONE_REGISTRY.register()
