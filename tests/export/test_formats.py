@@ -76,7 +76,7 @@ def test_onnx_of_the_recommended_model(build, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_onnx_of_the_photos_model(build, tmp_path: Path) -> None:
     """Without SamePadConv2d it takes longer than ten minutes."""
-    none = ("MODEL.ONENET.NUM_CLASSES", "3", "DATASETS.TRAIN", "()", "DATASETS.TEST", "()")
+    none = ("MODEL.ONENET.NUM_CLASSES", "20", "DATASETS.TRAIN", "()", "DATASETS.TEST", "()")
     cfg, model = build("photos/recommended", *none)
     path = tmp_path / "model.onnx"
     export(cfg, model, path)
