@@ -42,7 +42,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--columns", type=int, default=5, help="images a row (default: 5)")
     parser.add_argument("--seed", type=int, default=1, help="by which they are drawn (default: 1)")
     parser.add_argument(
-        "--score", type=float, default=0.3, help="least score of a box (default: 0.3)"
+        "--score",
+        type=float,
+        help="least score of a box (default: the best boxes of an image, as many as it has objects,"
+        " since a score means something else in each detector)",
     )
     parser.add_argument("--output", required=True, help="the picture, a .jpg or .png file")
     return parser.parse_args()

@@ -36,13 +36,16 @@ def test_found_and_duplicate_objects(real_data: Path, tmp_path: Path, monkeypatc
     (tmp_path / "coco_instances_results.json").write_text(json.dumps(results))
     out = tmp_path / "out.png"
     words = (f"twice={tmp_path}", "--images", "3", "--columns", "2", "--output", str(out))
-    done = draw(real_data, *words)
+    best = draw(real_data, *words)  # as many as there are objects: all of score 0.9
+    done = draw(real_data, *words, "--score", "0.7")
     assert done.returncode == 0, done.stderr
     truth, twice = done.stdout.splitlines()[:2]
     count = int(truth.removeprefix("ground truth: ").split()[0])
     assert count >= 3 and twice == f"twice: {count} found, {count} duplicate, 0 other"
     # Two and one image, ground truth and detections of each: four rows
     assert Image.open(out).height == 4 * (150 + 22 + 8)
+
+    assert f"twice: {count} found, 0 duplicate, 0 other" in best.stdout
 
     missing = draw(real_data, f"none={ROOT}", "--output", str(out))
     assert missing.returncode != 0 and "has no coco_instances_results.json" in missing.stderr

@@ -76,7 +76,7 @@ def draw_detections(
     dataset: str,
     folder: Path,
     label: str,
-    min_score: float,
+    min_score: float | None,
     iou_thresh: float,
 ) -> list[Picture]:
     """The images with a detector's boxes, each coloured by what it is to the objects.
@@ -86,7 +86,8 @@ def draw_detections(
         dataset: registered; its metadata translates the category ids.
         folder: with ``coco_instances_results.json``; without that file there is no picture.
         label: of the detector.
-        min_score: boxes of lower scores are not drawn.
+        min_score: boxes of lower scores are not drawn; None to draw the best of an image, as many
+            as it has objects, whatever their scores mean.
         iou_thresh: from which on a box lies on an object.
     """
     path = folder / "coco_instances_results.json"
@@ -109,7 +110,10 @@ def draw_detections(
         kind_of = {Status.CLAIM: FOUND, Status.DUPLICATE: DUPLICATE}
         kinds = [kind_of.get(Status(s), OTHER) for s in status]
         # A box with a lower score changes nothing for those above it
-        shown = np.flatnonzero(scores >= min_score)
+        if min_score is None:
+            shown = np.argsort(-scores, kind="stable")[: len(_objects(record))]
+        else:
+            shown = np.flatnonzero(scores >= min_score)
         picture = draw(
             record, label, boxes[shown], [kinds[i] for i in shown], [FOUND, DUPLICATE, OTHER]
         )
