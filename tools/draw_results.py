@@ -11,11 +11,10 @@ duplicates, orange ones lie on none of their class.
 import argparse
 import io
 import random
-import sys
 from pathlib import Path
 
 import numpy as np
-from detectron2.data import get_detection_dataset_dicts
+from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
 from PIL import Image, ImageDraw
 
 import onenet.data  # noqa: F401  (registers the datasets)
@@ -72,11 +71,17 @@ def row(pictures: list[Picture]) -> np.ndarray:
 
 def main() -> None:
     args = parse_arguments()
+    if min(args.images, args.columns) < 1:
+        raise ConfigError("--images and --columns have to be 1 at least.")
+    if args.dataset not in DatasetCatalog:
+        raise ConfigError(f"--dataset {args.dataset}: there is no such registered dataset.")
     records = get_detection_dataset_dicts([args.dataset], filter_empty=False)
     records = random.Random(args.seed).sample(records, min(args.images, len(records)))
     drawn = [[draw_truth(record) for record in records]]
     for entry in args.detectors:
         label, _, folder = entry.rpartition("=")
+        if not label:
+            raise ConfigError(f"'{entry}' is no LABEL=FOLDER.")
         pictures = draw_detections(records, args.dataset, Path(folder), label, args.score, 0.5)
         if not pictures:
             raise ConfigError(f"{folder} has no coco_instances_results.json; evaluate first.")
@@ -94,4 +99,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     with exit_with_one_sentence():
-        sys.exit(main())
+        main()

@@ -38,6 +38,10 @@ def export(cfg, model, path: Path, half: bool = False) -> Metadata:
     return metadata
 
 
+# So many that samples are ranked first
+MANY_CLASSES = ("MODEL.ONENET.NUM_CLASSES", "20", "DATASETS.TRAIN", "()", "DATASETS.TEST", "()")
+
+
 def check_sizes(model, path: Path, least: int) -> None:
     """Batches of one and of three."""
     run, _ = open_exported(path)
@@ -50,9 +54,7 @@ def check_sizes(model, path: Path, least: int) -> None:
 
 
 def test_onnx_of_the_recommended_model(build, tmp_path: Path) -> None:
-    # So many classes that samples are ranked first
-    many = ("MODEL.ONENET.NUM_CLASSES", "20", "DATASETS.TRAIN", "()", "DATASETS.TEST", "()")
-    cfg, model = build("digits/recommended_R18_FPN", *many)
+    cfg, model = build("digits/recommended_R18_FPN", *MANY_CLASSES)
     path = tmp_path / "model.onnx"
     export(cfg, model, path)
     check_sizes(model, path, least=32)
@@ -76,8 +78,7 @@ def test_onnx_of_the_recommended_model(build, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_onnx_of_the_photos_model(build, tmp_path: Path) -> None:
     """Without SamePadConv2d it takes longer than ten minutes."""
-    none = ("MODEL.ONENET.NUM_CLASSES", "20", "DATASETS.TRAIN", "()", "DATASETS.TEST", "()")
-    cfg, model = build("photos/recommended", *none)
+    cfg, model = build("photos/recommended", *MANY_CLASSES)
     path = tmp_path / "model.onnx"
     export(cfg, model, path)
     check_sizes(model, path, least=32)

@@ -330,11 +330,20 @@ class SpatialPrior:
 
 def level_serves(anchors: Tensor, gt_boxes: Tensor) -> Tensor:
     """Whether a square anchor's level serves an object's size, by FCOS's rule: (M, n) bool."""
-    strides = anchors[:, 2] - anchors[:, 0]  # (M,)
     half_sides = (gt_boxes[:, 2:] - gt_boxes[:, :2]).amax(dim=1) / 2  # (n,)
-    lower = torch.where(strides == strides.min(), -1.0, 4 * strides)
-    upper = torch.where(strides == strides.max(), float("inf"), 8 * strides)
-    return (half_sides > lower[:, None]) & (half_sides <= upper[:, None])
+    lower, upper = level_range(anchors)
+    return (half_sides > lower) & (half_sides <= upper)
+
+
+def level_range(anchors: Tensor) -> tuple[Tensor, Tensor]:
+    """FCOS's distances that a square anchor's level serves: (M, 1) above which, up to which.
+
+    They are 4 and 8 strides; without a lower limit on the finest level, an upper on the coarsest.
+    """
+    strides = anchors[:, 2:3] - anchors[:, :1]
+    lower = torch.where(strides == strides.amin(), -1.0, 4 * strides)
+    upper = torch.where(strides == strides.amax(), float("inf"), 8 * strides)
+    return lower, upper
 
 
 # Cost and head, and the cost that is meant

@@ -20,7 +20,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
 
-from .costs import MatchingCost, build_cost, level_serves
+from .costs import MatchingCost, build_cost, level_range, level_serves
 from .heads import DensePredictions
 from .registry import get_registered
 from .targets import Targets, to_device
@@ -194,8 +194,7 @@ def match_centers(predictions: DensePredictions, targets: Targets, radius: float
     anchors, boxes = predictions.anchors, targets.boxes
     x, y = ((anchors[:, :2] + anchors[:, 2:]) / 2).t()[..., None]  # (M, 1) each
     strides = anchors[:, 2:3] - anchors[:, :1]  # (M, 1)
-    shortest = torch.where(strides == strides.amin(), 0.0, 4 * strides)
-    longest = torch.where(strides == strides.amax(), float("inf"), 8 * strides)
+    shortest, longest = level_range(anchors)
     images, samples, objects = [], [], []
     start = 0
     for image, count in enumerate(targets.counts):
