@@ -18,6 +18,8 @@ SUPPRESSION_SCALE = 50.0
 """What the first weight is multiplied by, so that training's steps are large enough for it."""
 MAX_LOGIT = 30.0
 """Clamp what others see of a logit to +-30: the logarithm of its score stays finite."""
+MAX_COORDINATE = 1e6
+"""In pixels; a box beyond counts as none: the areas of others stay finite."""
 
 
 class Rescoring(nn.Module):
@@ -85,9 +87,11 @@ class Rescoring(nn.Module):
         """
         raw = candidates.logits.detach().float()
         scores = raw.nan_to_num(nan=-MAX_LOGIT).clamp(-MAX_LOGIT, MAX_LOGIT).sigmoid()
-        ious = pairwise_iou(candidates.boxes.detach().float())
-        overlaps = (2 * ious - 1).nan_to_num(nan=0.0).clamp(min=0)
-        overlaps = overlaps.where(raw.isfinite()[:, None, :], 0.0)  # who has no logit has no say
+        # Without a logit or box, it has no say
+        boxes = candidates.boxes.detach().float()
+        valid = raw.isfinite() & (boxes.abs() < MAX_COORDINATE).all(dim=2)
+        ious = pairwise_iou(boxes.where(valid[:, :, None], 0.0))
+        overlaps = (2 * ious - 1).clamp(min=0)
         same_class = candidates.classes[:, :, None] == candidates.classes[:, None, :]
         of_class = overlaps.where(same_class, 0.0)
         # Not as a matrix product, which would be in half precision under autocast. One's own vote
@@ -137,11 +141,16 @@ def pairwise_iou(boxes: Tensor) -> Tensor:
     Returns:
         (N, T, T).
     """
-    sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)
-    areas = sides[..., 0] * sides[..., 1]
-    top_left = torch.maximum(boxes[:, :, None, :2], boxes[:, None, :, :2])
-    bottom_right = torch.minimum(boxes[:, :, None, 2:], boxes[:, None, :, 2:])
-    common = (bottom_right - top_left).clamp(min=0)
-    intersection = common[..., 0] * common[..., 1]
-    union = areas[:, :, None] + areas[:, None, :] - intersection
-    return intersection / union.clamp(min=1e-6)
+    # By coordinate: ONNX Runtime is slow where the last axis is as short as a corner
+    left, top, right, bottom = boxes.unbind(dim=2)
+    common = _common_length(left, right) * _common_length(top, bottom)
+    areas = (right - left).clamp(min=0) * (bottom - top).clamp(min=0)
+    union = areas[:, :, None] + areas[:, None, :] - common
+    return common / union.clamp(min=1e-6)
+
+
+def _common_length(low: Tensor, high: Tensor) -> Tensor:
+    """Length, (N, T, T), of what every two of the (N, T) ranges have in common."""
+    upper = torch.minimum(high[:, :, None], high[:, None, :])
+    lower = torch.maximum(low[:, :, None], low[:, None, :])
+    return (upper - lower).clamp(min=0)
