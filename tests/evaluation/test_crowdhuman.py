@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
+from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils import comm
 
@@ -471,22 +472,24 @@ def test_evaluator_is_chosen_by_the_datasets_type(register, tmp_path: Path) -> N
         str(ROOT / "configs" / "crowdhuman" / "onenet_fcos_R50_FPN.yaml"),
         ["DATASETS.TEST", f"('{name}',)", "OUTPUT_DIR", str(tmp_path)],
     )
-    assert isinstance(build_evaluator(cfg, name), CrowdHumanEvaluator)
+    assert kinds_of(cfg, name) == [COCOEvaluator, CrowdHumanEvaluator]
     cfg.defrost()
     cfg.TEST.END_TO_END.ENABLED = True
-    both = build_evaluator(cfg, name)
-    assert isinstance(both, DatasetEvaluators)
-    kinds = [type(evaluator) for evaluator in both._evaluators]
-    assert kinds == [CrowdHumanEvaluator, EndToEndEvaluator]
-    both.reset()
-    both.process([{"image_id": 7}], [output([(A, 0.9)])])
-    assert set(both.evaluate()) == {"crowdhuman", "end_to_end"}
+    assert kinds_of(cfg, name) == [COCOEvaluator, CrowdHumanEvaluator, EndToEndEvaluator]
+    all_of_them = build_evaluator(cfg, name)
+    all_of_them.reset()
+    all_of_them.process([{"image_id": 7}], [output([(A, 0.9)])])
+    assert set(all_of_them.evaluate()) == {"bbox", "crowdhuman", "end_to_end"}
     assert (tmp_path / "inference" / "crowdhuman.json").is_file()
 
     cfg.TEST.END_TO_END.ENABLED = False
     MetadataCatalog.remove(name)
     MetadataCatalog.get(name).set(thing_classes=["person"], evaluator_type="coco")
-    assert isinstance(build_evaluator(cfg, name), COCOEvaluator)
+    assert kinds_of(cfg, name) == [COCOEvaluator]
+
+
+def kinds_of(cfg: CfgNode, name: str) -> list[type]:
+    return [type(evaluator) for evaluator in build_evaluator(cfg, name)._evaluators]
 
 
 def test_several_classes_are_refused_at_the_start(register) -> None:

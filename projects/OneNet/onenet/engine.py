@@ -185,7 +185,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: str = "inference") 
 
     Args:
         cfg: TEST.END_TO_END.ENABLED puts an :class:`onenet.evaluation.EndToEndEvaluator` beside
-            COCOEvaluator ("coco") or :class:`onenet.evaluation.CrowdHumanEvaluator` ("crowdhuman").
+            COCOEvaluator. The type "crowdhuman" adds a
+            :class:`onenet.evaluation.CrowdHumanEvaluator`.
         dataset_name: a registered dataset.
         folder: below OUTPUT_DIR, for what they write; with several datasets each has its own
             folder in there.
@@ -197,19 +198,16 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: str = "inference") 
     output_dir = _results_folder(cfg, dataset_name, folder)
     # COCO's own limit is 100; crowds need more.
     max_dets = max(cfg.TEST.DETECTIONS_PER_IMAGE, 100)
-    of_dataset: DatasetEvaluator
-    if MetadataCatalog.get(dataset_name).evaluator_type == "crowdhuman":
-        of_dataset = CrowdHumanEvaluator(dataset_name=dataset_name, output_dir=output_dir)
-    else:
-        of_dataset = COCOEvaluator(
+    evaluators: list[DatasetEvaluator] = [
+        COCOEvaluator(
             dataset_name, tasks=("bbox",), output_dir=output_dir, max_dets_per_image=max_dets
         )
+    ]
+    if MetadataCatalog.get(dataset_name).evaluator_type == "crowdhuman":
+        evaluators.append(CrowdHumanEvaluator(dataset_name=dataset_name, output_dir=output_dir))
     end_to_end = cfg.TEST.END_TO_END
-    if not end_to_end.ENABLED:
-        return of_dataset
-    return DatasetEvaluators(
-        [
-            of_dataset,
+    if end_to_end.ENABLED:
+        evaluators.append(
             EndToEndEvaluator(
                 dataset_name=dataset_name,
                 output_dir=output_dir,
@@ -217,9 +215,9 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: str = "inference") 
                 iou_thresh=end_to_end.IOU_THRESH,
                 max_dets_per_image=max_dets,
                 calibrates=folder != _NMS_OFF,  # thresholds are for the detector as configured
-            ),
-        ]
-    )
+            )
+        )
+    return DatasetEvaluators(evaluators)
 
 
 def _by_dataset(cfg: CfgNode, results: dict) -> dict[str, dict]:

@@ -17,10 +17,10 @@ _VOC_CLASSES = [
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
     "tvmonitor",
 ]  # fmt: skip
-_SETS = {  # folder: its splits, and its classes in the order of their ids, which start at 1
-    "voc2007": (("train", "val", "train_2501", "val_2510"), _VOC_CLASSES),
-    "kangaroo": (("train", "val"), ["kangaroo"]),
-    "coco_people": (("train", "val"), ["person"]),
+_SETS = {  # folder: its splits, its classes in the order of their ids (from 1 on), its evaluator
+    "voc2007": (("train", "val", "train_2501", "val_2510"), _VOC_CLASSES, "coco"),
+    "kangaroo": (("train", "val"), ["kangaroo"], "coco"),
+    "coco_people": (("train", "val"), ["person"], "crowdhuman"),
 }
 
 
@@ -41,14 +41,14 @@ def register_all_photos(root: str) -> None:
         root: the folder of all datasets; each set has a folder there, with ``<split>.json`` and
             ``images/``.
     """
-    for folder, (splits, classes) in _SETS.items():
+    for folder, (splits, classes, evaluator) in _SETS.items():
         image_root = os.path.join(root, folder, "images")
         for split in splits:
             name, json_file = f"{folder}_{split}", os.path.join(root, folder, f"{split}.json")
             DatasetCatalog.register(name, lambda j=json_file, r=image_root, n=name: _load(j, r, n))
             MetadataCatalog.get(name).set(
                 thing_classes=classes,
-                evaluator_type="coco",
+                evaluator_type=evaluator,
                 json_file=json_file,
                 image_root=image_root,
             )
