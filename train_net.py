@@ -15,7 +15,7 @@ from detectron2.utils import comm
 
 from onenet.checkpoint import OneNetCheckpointer
 from onenet.engine import Trainer, check_limits, launch_workers, setup
-from onenet.errors import exit_with_one_sentence
+from onenet.utils.errors import exit_with_one_sentence
 
 
 def main(args: argparse.Namespace) -> None:

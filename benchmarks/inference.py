@@ -45,7 +45,7 @@ from onenet.benchmark import (
     time_parts,
     to_markdown,
 )
-from onenet.errors import ConfigError, exit_with_one_sentence
+from onenet.utils.errors import ConfigError, exit_with_one_sentence
 
 DIGITS = Path("configs/digits")
 DEFAULT_CONFIGS = [

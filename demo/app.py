@@ -21,10 +21,10 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
 
-from onenet.errors import ConfigError, DataError, exit_with_one_sentence
 from onenet.evaluation import carries_nms, without_nms
 from onenet.meta_arch import OneNet
 from onenet.predictor import Predictor, keep, load_predictor_config
+from onenet.utils.errors import ConfigError, DataError, exit_with_one_sentence
 from onenet.visualization import draw_detections, enlarged_height
 
 SMALLEST_PICTURE = 640  # pixels of height; the page scales it to its width

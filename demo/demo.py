@@ -26,8 +26,8 @@ from detectron2.structures import Instances
 from PIL import Image
 
 from onenet.data.sample_images import IMAGE_SUFFIXES
-from onenet.errors import ConfigError, DataError, exit_with_one_sentence, printable
 from onenet.predictor import Predictor, keep, load_predictor_config
+from onenet.utils.errors import ConfigError, DataError, exit_with_one_sentence, printable
 from onenet.visualization import draw_detections, enlarged_height
 
 CODECS = {".mp4": "mp4v", ".avi": "MJPG"}  # those that OpenCV's own packages can write

@@ -23,8 +23,8 @@ from tqdm import tqdm
 from onenet.config import load_config
 from onenet.data.mapper import OneNetDatasetMapper
 from onenet.engine import Trainer
-from onenet.errors import exit_with_one_sentence
 from onenet.inspection import inspect_assignment
+from onenet.utils.errors import exit_with_one_sentence
 from onenet.visualization import draw_assignment, draw_detections, tile
 
 ROOT = Path(__file__).resolve().parents[1]

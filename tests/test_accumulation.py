@@ -12,8 +12,8 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 from onenet.accumulation import AccumulatingModel, accumulate_gradients
-from onenet.errors import ConfigError
 from onenet.predictor import load_predictor_config
+from onenet.utils.errors import ConfigError
 
 
 @pytest.fixture

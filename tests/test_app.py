@@ -13,8 +13,8 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
-from onenet.errors import ConfigError
 from onenet.predictor import Predictor, load_predictor_config
+from onenet.utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 # 64 pixels and random weights: boxes overlap, scores are about 0.01

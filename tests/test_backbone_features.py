@@ -21,8 +21,8 @@ from onenet.backbone.mobilenetv3 import LayerOutputs
 from onenet.config import load_config
 from onenet.ema import EMAHook
 from onenet.engine import setup
-from onenet.errors import ConfigError
 from onenet.predictor import Predictor
+from onenet.utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "digits"

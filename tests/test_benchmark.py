@@ -49,7 +49,7 @@ from onenet.benchmark import (
     time_parts,
     to_markdown,
 )
-from onenet.errors import ConfigError
+from onenet.utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "configs" / "digits"

@@ -13,8 +13,8 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from onenet.config import add_onenet_config, load_config
-from onenet.errors import ConfigError, DataError
 from onenet.solver import build_optimizer
+from onenet.utils.errors import ConfigError, DataError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Those in compare/ are plans of tools/compare.py.

@@ -37,7 +37,7 @@ from onenet.config import load_config
 from onenet.convert import convert_foreign, convert_original, torchvision_url
 from onenet.convert.base import check_imagenet_input
 from onenet.engine import Trainer
-from onenet.errors import ConfigError
+from onenet.utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"

@@ -18,7 +18,7 @@ from onenet.costs import (
     giou_cost,
     l1_cost,
 )
-from onenet.errors import ConfigError
+from onenet.utils.errors import ConfigError
 
 
 def test_focal_cost_by_hand() -> None:

@@ -8,9 +8,9 @@ from detectron2.structures import Boxes, Instances
 from torchvision.ops import generalized_box_iou_loss
 
 from onenet.criterion import Criterion, giou_loss
-from onenet.errors import ConfigError
 from onenet.heads import DensePredictions
 from onenet.matcher import HungarianMatcher, MinCostMatcher
+from onenet.utils.errors import ConfigError
 
 
 def predictions(logits: torch.Tensor, boxes: torch.Tensor) -> DensePredictions:

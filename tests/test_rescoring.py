@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_iou
 
-from onenet.errors import ConfigError
 from onenet.heads import DensePredictions
 from onenet.postprocess import Candidates, select_top_k
 from onenet.rescoring import Rescoring, pairwise_iou
+from onenet.utils.errors import ConfigError
 
 
 def scene(num_images: int = 2, num_candidates: int = 25, num_classes: int = 3) -> Candidates:

@@ -13,7 +13,6 @@ from detectron2.config import get_cfg
 from detectron2.utils import comm
 
 from onenet.engine import _check_weights
-from onenet.errors import ConfigError
 from onenet.resume import (
     ResumableData,
     ResumableEvalHook,
@@ -21,6 +20,7 @@ from onenet.resume import (
     end_half_row,
     share_buffers,
 )
+from onenet.utils.errors import ConfigError
 
 
 def drawn(seed: int, iteration: int) -> tuple[float, float]:

@@ -5,8 +5,8 @@ import torch
 from detectron2.config import get_cfg
 
 from onenet.config import add_onenet_config
-from onenet.errors import ConfigError
 from onenet.solver import build_optimizer
+from onenet.utils.errors import ConfigError
 
 
 def config(**solver):

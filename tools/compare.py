@@ -25,7 +25,7 @@ from onenet.comparison import (
     plan_from_paths,
     read_plan,
 )
-from onenet.errors import ConfigError, exit_with_one_sentence
+from onenet.utils.errors import ConfigError, exit_with_one_sentence
 
 TRAIN_NET = Path(__file__).resolve().parents[1] / "train_net.py"
 

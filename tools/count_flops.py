@@ -12,8 +12,8 @@ from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
 from onenet.config import load_config
-from onenet.errors import exit_with_one_sentence
 from onenet.meta_arch import OneNet
+from onenet.utils.errors import exit_with_one_sentence
 
 
 class Network(nn.Module):

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 
 import onenet.data  # noqa: F401  (registers the datasets)
 from onenet.comparison.pictures import Picture, draw_detections, draw_truth
-from onenet.errors import ConfigError, exit_with_one_sentence
+from onenet.utils.errors import ConfigError, exit_with_one_sentence
 from onenet.visualization import tile
 
 HEIGHT = 150  # pixels of each image

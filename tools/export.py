@@ -30,7 +30,6 @@ from torch import Tensor
 
 from onenet.data.sample_images import load_sample_images
 from onenet.engine import Trainer
-from onenet.errors import ConfigError, exit_with_one_sentence
 from onenet.evaluation import load_thresholds, weights_digest
 from onenet.export import (
     FORMATS,
@@ -44,6 +43,7 @@ from onenet.export import (
 )
 from onenet.meta_arch import OneNet
 from onenet.predictor import Predictor, load_predictor_config
+from onenet.utils.errors import ConfigError, exit_with_one_sentence
 
 SCALES = (0.6, 0.8, 1.0, 1.25, 1.5)  # of INPUT.MIN_SIZE_TEST, for the check
 # In float32 what rounding may do; in float16, which keeps 3 decimals, what is still of use.

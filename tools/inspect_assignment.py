@@ -32,7 +32,6 @@ from tabulate import tabulate
 from onenet.checkpoint import load_weights
 from onenet.config import load_config
 from onenet.data.mapper import OneNetDatasetMapper
-from onenet.errors import ConfigError, DataError, exit_with_one_sentence
 from onenet.inspection import (
     Assignment,
     Move,
@@ -42,6 +41,7 @@ from onenet.inspection import (
     summarize_moves,
 )
 from onenet.meta_arch import OneNet
+from onenet.utils.errors import ConfigError, DataError, exit_with_one_sentence
 from onenet.visualization import draw_assignment, draw_moves, tile
 
 

@@ -26,7 +26,7 @@ from torch import nn
 
 from onenet.checkpoint import OneNetCheckpointer
 from onenet.engine import launch_workers
-from onenet.errors import ConfigError, exit_with_one_sentence
+from onenet.utils.errors import ConfigError, exit_with_one_sentence
 
 
 def evaluate(cfg: DictConfig, model: nn.Module) -> dict:

@@ -14,7 +14,7 @@ from detectron2.structures import BoxMode
 
 from onenet.data import load_voc_boxes
 from onenet.data.bccd import _load_bccd
-from onenet.errors import DataError
+from onenet.utils.errors import DataError
 
 CLASSES = ["RBC", "WBC"]
 

@@ -17,7 +17,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 
 from onenet.data import check_same_classes, register_coco_json
-from onenet.errors import DataError
+from onenet.utils.errors import DataError
 
 GOOD = {
     "images": [

@@ -30,7 +30,7 @@ from onenet.data import (
 )
 from onenet.data import crowdhuman as crowdhuman_module
 from onenet.data.mapper import OneNetDatasetMapper
-from onenet.errors import DataError
+from onenet.utils.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "crowdhuman"

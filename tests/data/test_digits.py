@@ -31,7 +31,7 @@ from onenet.data import (
     register_digits,
 )
 from onenet.data import digits as digits_module
-from onenet.errors import DataError
+from onenet.utils.errors import DataError
 
 NUM_IMAGES = 60
 

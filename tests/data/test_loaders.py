@@ -18,7 +18,7 @@ from PIL import Image
 from onenet.config import add_onenet_config
 from onenet.data import register_coco_json
 from onenet.data.loaders import TrainLoader, _is_wide, _WithoutBroken, build_test_loader
-from onenet.errors import ConfigError, DataError, ImageError
+from onenet.utils.errors import ConfigError, DataError, ImageError
 
 NUM_IMAGES = 7
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from onenet.config import add_onenet_config
 from onenet.data.mapper import OneNetDatasetMapper, build_train_augmentation
-from onenet.errors import DataError, ImageError
+from onenet.utils.errors import DataError, ImageError
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode, get_cfg
 from PIL import Image
 
 from onenet.data.sample_images import load_sample_images
-from onenet.errors import ConfigError, DataError
+from onenet.utils.errors import ConfigError, DataError
 
 
 @pytest.fixture

@@ -22,13 +22,13 @@ from detectron2.utils import comm
 
 from onenet.config import load_config
 from onenet.engine import _check_evaluator, build_evaluator
-from onenet.errors import DataError
 from onenet.evaluation import (
     CrowdHumanEvaluator,
     CrowdImage,
     EndToEndEvaluator,
     crowdhuman_report,
 )
+from onenet.utils.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(os.getenv("ONENET_GOLDEN", ROOT / "tests" / "data" / "golden"))

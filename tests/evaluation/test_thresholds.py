@@ -19,7 +19,6 @@ from PIL import Image
 
 from onenet.config import load_config
 from onenet.engine import Trainer
-from onenet.errors import ConfigError, DataError
 from onenet.evaluation import EndToEndEvaluator, record_weights
 from onenet.evaluation.thresholds import (
     best_threshold,
@@ -27,6 +26,7 @@ from onenet.evaluation.thresholds import (
     load_thresholds,
     weights_digest,
 )
+from onenet.utils.errors import ConfigError, DataError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "digits"
 

@@ -11,7 +11,6 @@ import onnx
 import pytest
 import torch
 
-from onenet.errors import ConfigError
 from onenet.export import (
     ExportableOneNet,
     ExportedDetector,
@@ -20,6 +19,7 @@ from onenet.export import (
     open_exported,
     write_exported,
 )
+from onenet.utils.errors import ConfigError
 
 ALL = [
     "digits/onenet_fcos_R18_FPN",

@@ -13,9 +13,10 @@ from detectron2.engine import DefaultTrainer
 from tensorboard.summary.writer import record_writer
 from torch.utils.data import get_worker_info
 
-from onenet import evaluation, files
+from onenet import evaluation
 from onenet.data.mapper import OneNetDatasetMapper
 from onenet.meta_arch import OneNet
+from onenet.utils import files
 
 
 def die(*_: Any, **__: Any) -> None:

@@ -27,12 +27,12 @@ from onenet.criterion import Criterion
 from onenet.data.bccd import load_voc_boxes
 from onenet.data.coco_json import register_coco_json
 from onenet.data.crowdhuman import convert_odgt
-from onenet.errors import DataError
 from onenet.heads import DensePredictions
 from onenet.matcher import HungarianMatcher, MinCostMatcher, match_centers
 from onenet.postprocess import best_pairs, select_candidates, select_top_k, to_instances
 from onenet.rescoring import Rescoring
 from onenet.targets import Targets
+from onenet.utils.errors import DataError
 
 
 def budget(max_examples: int) -> settings:

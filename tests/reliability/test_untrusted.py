@@ -34,9 +34,9 @@ from onenet.data.bccd import load_voc_boxes
 from onenet.data.coco_json import register_coco_json
 from onenet.data.crowdhuman import convert_odgt
 from onenet.data.mapper import OneNetDatasetMapper
-from onenet.errors import ConfigError, DataError, exit_with_one_sentence
 from onenet.evaluation.thresholds import read_thresholds
 from onenet.predictor import Predictor, load_predictor_config
+from onenet.utils.errors import ConfigError, DataError, exit_with_one_sentence
 
 DIGITS = "configs/digits/onenet_point_R18.yaml"
 DEPTH = 100_000
@@ -306,7 +306,7 @@ def test_made_up_arrays_are_refused(tmp_path: Path, name: str) -> None:
     path.write_bytes(b"\x80\x03" + EVIL_ARRAYS[name] + b".")
     done = _run(f"""
 import resource
-from onenet.errors import exit_with_one_sentence
+from onenet.utils.errors import exit_with_one_sentence
 from onenet.untrusted import read_pickled_checkpoint
 resource.setrlimit(resource.RLIMIT_DATA, (2**32, 2**32))
 with exit_with_one_sentence():

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from .convert import Conversion, convert_foreign
-from .errors import ConfigError, TrainingError
-from .files import cannot_write, whole_file, write_whole
 from .untrusted import read_pickled_checkpoint
+from .utils.errors import ConfigError, TrainingError
+from .utils.files import cannot_write, whole_file, write_whole
 
 __all__ = ["OneNetCheckpointer", "load_weights", "read_checkpoint"]
 

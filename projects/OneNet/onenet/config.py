@@ -14,12 +14,12 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from .criterion import Criterion
 from .data.coco_json import check_same_classes, register_coco_json
-from .errors import ConfigError
 from .heads import ONENET_HEAD_REGISTRY
 from .matcher import ONENET_MATCHER_REGISTRY
-from .registry import get_registered, num_classes_node
 from .rescoring import build_rescoring
 from .untrusted import read_yaml
+from .utils.errors import ConfigError
+from .utils.registry import get_registered, num_classes_node
 
 __all__ = ["add_onenet_config", "load_config", "resolve_num_classes"]
 

@@ -15,11 +15,11 @@ from detectron2.utils.registry import Registry
 from torch import Tensor
 from torchvision.ops import generalized_box_iou
 
-from .errors import ConfigError
 from .fused_cost import batched_matching_cost, fused_matching_cost
 from .heads import DensePredictions
-from .registry import get_registered
 from .targets import Targets
+from .utils.errors import ConfigError
+from .utils.registry import get_registered
 
 __all__ = [
     "ONENET_COST_REGISTRY",

@@ -33,7 +33,6 @@ from .config import load_config
 from .convert import pip_weights, torchvision_url
 from .data.loaders import TrainLoader, build_test_loader
 from .ema import EMAHook
-from .errors import ConfigError, DataError, LimitError, WithoutTraceback
 from .evaluation import (
     CrowdHumanEvaluator,
     EndToEndEvaluator,
@@ -51,6 +50,7 @@ from .resume import (
     share_buffers,
 )
 from .solver import build_optimizer
+from .utils.errors import ConfigError, DataError, LimitError, WithoutTraceback
 
 __all__ = ["Trainer", "build_evaluator", "check_limits", "launch_workers", "setup"]
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from .accumulation import AccumulatingModel
 from .data.loaders import TrainLoader
-from .errors import ConfigError, DataError, TrainingError
-from .files import cannot_write, whole_file
+from .utils.errors import ConfigError, DataError, TrainingError
+from .utils.files import cannot_write, whole_file
 
 __all__ = ["LossGuard", "NamedWriter", "naming_faults", "tell_once_of_lost_logs"]
 

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from .costs import MatchingCost, build_cost, level_range, level_serves
 from .heads import DensePredictions
-from .registry import get_registered
 from .targets import Targets, to_device
-from .tracing import may_look
+from .utils.registry import get_registered
+from .utils.tracing import may_look
 
 __all__ = [
     "ONENET_MATCHER_REGISTRY",

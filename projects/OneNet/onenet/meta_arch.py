@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from .activation_checkpoint import checkpoint_activations
 from .config import resolve_num_classes
 from .criterion import Criterion
-from .errors import ConfigError
 from .heads import DensePredictions, build_head
 from .inspection import inspect_assignment
 from .postprocess import select_top_k, to_instances
 from .rescoring import Rescoring, build_rescoring
+from .utils.errors import ConfigError
 from .visualization import draw_assignment
 
 __all__ = ["OneNet"]

@@ -10,7 +10,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from .tracing import in_graph, may_look
+from .utils.tracing import in_graph, may_look
 
 if TYPE_CHECKING:
     from .heads import DensePredictions

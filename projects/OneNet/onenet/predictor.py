@@ -26,7 +26,6 @@ from torch import nn
 from .backbone.features import without_pretrained
 from .checkpoint import load_weights
 from .config import load_config
-from .errors import ConfigError, DataError
 from .evaluation.thresholds import (
     DEFAULT_THRESHOLD,
     find_thresholds,
@@ -35,6 +34,7 @@ from .evaluation.thresholds import (
     weights_digest,
 )
 from .meta_arch import OneNet
+from .utils.errors import ConfigError, DataError
 
 __all__ = ["Predictor", "keep", "load_predictor_config"]
 

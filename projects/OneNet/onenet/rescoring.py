@@ -6,9 +6,9 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from .errors import ConfigError
 from .heads import DensePredictions
 from .postprocess import Candidates, select_candidates
+from .utils.errors import ConfigError
 
 __all__ = ["Rescoring", "build_rescoring", "pairwise_iou"]
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import yaml
 
-from .errors import ConfigError, DataError
+from .utils.errors import ConfigError, DataError
 
 __all__ = ["read_json", "read_pickled_checkpoint", "read_yaml"]
 

@@ -9,8 +9,8 @@ import numpy as np
 from detectron2.structures import Instances
 from detectron2.utils.colormap import colormap
 
-from .errors import ConfigError
 from .inspection import Assignment, Move
+from .utils.errors import ConfigError
 
 __all__ = ["draw_assignment", "draw_detections", "draw_moves", "enlarged_height", "tile"]
 

@@ -11,7 +11,7 @@ from torchvision.models import get_model, get_model_weights
 
 from ..checkpoint import read_checkpoint
 from ..convert.base import check_imagenet_input, download_cure, hub_file
-from ..errors import ConfigError
+from ..utils.errors import ConfigError
 from .features import (
     FeatureBackbone,
     check_nothing_frozen,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..convert.base import check_imagenet_input
-from ..errors import ConfigError
+from ..utils.errors import ConfigError
 from .features import (
     FeatureBackbone,
     check_nothing_frozen,

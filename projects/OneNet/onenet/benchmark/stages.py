@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from ..checkpoint import load_weights
 from ..data.sample_images import load_sample_images
-from ..errors import ConfigError
 from ..heads.parts import DenseHead
 from ..meta_arch import OneNet
 from ..predictor import load_predictor_config
+from ..utils.errors import ConfigError
 
 __all__ = [
     "Detector",

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
 from ..untrusted import read_yaml
+from ..utils.errors import ConfigError
 
 __all__ = ["Entry", "Plan", "plan_from_paths", "read_plan"]
 

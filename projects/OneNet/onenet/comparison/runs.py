@@ -27,8 +27,8 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from ..config import add_onenet_config, load_config
-from ..errors import ConfigError
-from ..files import write_json
+from ..utils.errors import ConfigError
+from ..utils.files import write_json
 from .plan import Entry, Plan
 
 __all__ = [

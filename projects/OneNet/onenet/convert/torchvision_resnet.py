@@ -11,7 +11,7 @@ from detectron2.utils.file_io import PathHandler, PathManager
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
-from ..errors import ConfigError
+from ..utils.errors import ConfigError
 from .base import Conversion, check_trained_input, download_cure, hub_file
 
 __all__ = ["convert_torchvision_resnet", "is_torchvision_resnet", "torchvision_url"]

@@ -11,7 +11,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from ..errors import DataError
+from ..utils.errors import DataError
 from .coco_json import LARGEST, check_images_exist, is_number
 
 __all__ = ["load_voc_boxes", "register_all_bccd"]

@@ -20,8 +20,8 @@ from iopath.common.file_io import file_lock
 from PIL import Image
 from tqdm import tqdm
 
-from ..errors import DataError
-from ..files import write_whole
+from ..utils.errors import DataError
+from ..utils.files import write_whole
 from .coco_json import LARGEST, check_images_exist, is_box, is_number
 
 __all__ = ["convert_odgt", "make_crowdhuman", "register_all_crowdhuman", "register_crowdhuman"]

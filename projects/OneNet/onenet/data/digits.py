@@ -18,8 +18,8 @@ from iopath.common.file_io import file_lock
 from PIL import Image
 from tqdm import tqdm
 
-from ..errors import DataError
-from ..files import write_whole
+from ..utils.errors import DataError
+from ..utils.files import write_whole
 from .digits_drawing import (
     CROWDED_DIGITS,
     DIGITS,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..errors import DataError
+from ..utils.errors import DataError
 
 __all__ = [
     "COMPANION_REACH",

@@ -28,8 +28,8 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..errors import ConfigError, DataError, ImageError
-from ..registry import num_classes_node
+from ..utils.errors import ConfigError, DataError, ImageError
+from ..utils.registry import num_classes_node
 from .mapper import OneNetDatasetMapper
 
 __all__ = ["TrainLoader", "build_test_loader", "seed_random"]
@@ -146,7 +146,7 @@ class TrainLoader:
         """
         Args:
             cfg: its DATASETS.TRAIN are loaded at once; a dataset is a list of records.
-            mapper: raises :class:`onenet.errors.ImageError` for a broken image;
+            mapper: raises :class:`onenet.utils.errors.ImageError` for a broken image;
                 :class:`onenet.data.mapper.OneNetDatasetMapper` if not given.
 
         Raises:

@@ -9,7 +9,7 @@ from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import SizeMismatchError, build_augmentation, read_image
 
-from ..errors import ImageError
+from ..utils.errors import ImageError
 
 __all__ = ["OneNetDatasetMapper", "build_train_augmentation"]
 

@@ -8,7 +8,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.coco import load_coco_json
 
-from ..errors import DataError
+from ..utils.errors import DataError
 
 __all__ = ["register_all_photos"]
 

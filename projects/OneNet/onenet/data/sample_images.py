@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.data.detection_utils import read_image
 
-from ..errors import ConfigError, DataError
+from ..utils.errors import ConfigError, DataError
 
 __all__ = ["IMAGE_SUFFIXES", "load_sample_images"]
 

@@ -23,8 +23,8 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from tabulate import tabulate
 
-from ..errors import DataError
-from ..files import write_json
+from ..utils.errors import DataError
+from ..utils.files import write_json
 from .gather import gather_lists
 
 __all__ = ["CrowdHumanEvaluator", "CrowdImage", "crowdhuman_report"]

@@ -13,8 +13,8 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
 from tabulate import tabulate
 
-from ..files import write_json
 from ..postprocess import finite_only
+from ..utils.files import write_json
 from .ap import Scene, mean_ap, nms_survivors, precision_table
 from .gather import gather_lists
 from .matching import Status, class_overlaps, crowding, match_detections

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..utils.errors import ConfigError
 from .metadata import Metadata
 from .network import ExportableOneNet
 

@@ -11,9 +11,9 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .. import __version__
-from ..errors import ConfigError
 from ..evaluation import weights_digest
 from ..meta_arch import OneNet
+from ..utils.errors import ConfigError
 
 __all__ = ["FORMAT", "Metadata"]
 

@@ -13,7 +13,7 @@ from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
 from ..postprocess import take_samples
-from ..registry import get_registered
+from ..utils.registry import get_registered
 
 __all__ = ["ONENET_HEAD_REGISTRY", "DenseBoxes", "DensePredictions", "build_head"]
 

@@ -9,7 +9,7 @@ from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import ConfigError
+from ..utils.errors import ConfigError
 from .build import ONENET_HEAD_REGISTRY, DenseBoxes, DensePredictions
 from .parts import DenseHead, init_head, ltrb_to_corners
 

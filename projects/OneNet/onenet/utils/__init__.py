@@ -1,0 +1,1 @@
+"""What all other packages may use: errors, whole files, registry look-up, tracing."""
