@@ -43,9 +43,8 @@ from onenet.benchmark import (
 )
 from onenet.costs import image_scale, l1_cost
 from onenet.criterion import Criterion
-from onenet.heads import DensePredictions
 from onenet.matcher import HungarianMatcher, Matcher, MinCostMatcher
-from onenet.targets import Targets
+from onenet.structures import DensePredictions, Targets
 
 IMAGE_SIZE = (1000, 1000)
 SHAPES = ["16x22400x80x7", "1x200000x80x7", "2x22400x1x300", "1x200000x1x300"]

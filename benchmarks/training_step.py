@@ -29,9 +29,9 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from onenet.benchmark import describe_machine, describe_ms, describe_ratio, ratios, time_in_turn
-from onenet.heads import DensePredictions
 from onenet.predictor import load_predictor_config
 from onenet.solver import build_optimizer
+from onenet.structures import DensePredictions
 
 
 def make_batch(args: argparse.Namespace) -> tuple[torch.Tensor, list[Instances]]:

@@ -8,8 +8,8 @@ from detectron2.structures import Boxes, Instances
 from torchvision.ops import generalized_box_iou_loss
 
 from onenet.criterion import Criterion, giou_loss
-from onenet.heads import DensePredictions
 from onenet.matcher import HungarianMatcher, MinCostMatcher
+from onenet.structures import DensePredictions
 from onenet.utils.errors import ConfigError
 
 

@@ -10,9 +10,8 @@ from detectron2.structures import Boxes, Instances
 
 from onenet import fused_cost
 from onenet.costs import AnchorCost, MatchingCost, SpatialPrior
-from onenet.heads import DensePredictions
 from onenet.matcher import HungarianMatcher, MinCostMatcher
-from onenet.targets import Targets
+from onenet.structures import DensePredictions, Targets
 
 
 def random_boxes(n: int, size: float = 100.0) -> torch.Tensor:

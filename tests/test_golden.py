@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from onenet.backbone import DeconvNeck
 from onenet.convert import convert_original
 from onenet.criterion import Criterion
-from onenet.heads import DensePredictions, FCOSHead, PointHead, RetinaNetHead
+from onenet.heads import FCOSHead, PointHead, RetinaNetHead
 from onenet.matcher import HungarianMatcher, MinCostMatcher
 from onenet.postprocess import select_top_k
+from onenet.structures import DensePredictions
 
 FOLDER = Path(os.getenv("ONENET_GOLDEN", Path(__file__).parent / "data" / "golden"))
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}

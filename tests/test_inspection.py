@@ -24,7 +24,6 @@ from PIL import Image
 import onenet.meta_arch
 from onenet.checkpoint import load_weights
 from onenet.config import load_config
-from onenet.heads import DenseBoxes, DensePredictions
 from onenet.inspection import (
     compare_assignments,
     inspect_assignment,
@@ -32,6 +31,7 @@ from onenet.inspection import (
     summarize_moves,
 )
 from onenet.matcher import HungarianMatcher, Matcher, MinCostMatcher
+from onenet.structures import DenseBoxes, DensePredictions
 from onenet.utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,9 +22,8 @@ from scipy.optimize import linear_sum_assignment
 import onenet.matcher
 from onenet.costs import MatchingCost, SpatialPrior
 from onenet.criterion import Criterion
-from onenet.heads import DensePredictions
 from onenet.matcher import HungarianMatcher, Matcher, MinCostMatcher, match_centers
-from onenet.targets import Targets
+from onenet.structures import DensePredictions, Targets
 
 BOTH = pytest.mark.parametrize("matcher_class", [MinCostMatcher, HungarianMatcher])
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onenet.heads import DensePredictions
 from onenet.postprocess import select_top_k, to_instances
+from onenet.structures import DensePredictions
 
 
 def predictions(logits: torch.Tensor, boxes: torch.Tensor) -> DensePredictions:

@@ -10,9 +10,9 @@ from torchvision.ops import box_iou
 
 from onenet.costs import PointCost
 from onenet.criterion import Criterion
-from onenet.heads import DensePredictions
 from onenet.matcher import MinCostMatcher
 from onenet.soft_negatives import gaussian_radius, negative_weights
+from onenet.structures import DensePredictions
 
 
 @pytest.mark.parametrize("size", [(10.0, 10.0), (40.0, 7.0), (3.0, 90.0)])

@@ -27,11 +27,10 @@ from onenet.criterion import Criterion
 from onenet.data.bccd import load_voc_boxes
 from onenet.data.coco_json import register_coco_json
 from onenet.data.crowdhuman import convert_odgt
-from onenet.heads import DensePredictions
 from onenet.matcher import HungarianMatcher, MinCostMatcher, match_centers
 from onenet.postprocess import best_pairs, select_candidates, select_top_k, to_instances
 from onenet.rescoring import Rescoring
-from onenet.targets import Targets
+from onenet.structures import DensePredictions, Targets
 from onenet.utils.errors import DataError
 
 

@@ -7,9 +7,10 @@ from . import baselines, data
 from .backbone import ResNetDeconv
 from .config import add_onenet_config, load_config
 from .criterion import Criterion
-from .heads import DenseBoxes, DensePredictions, FCOSHead, PointHead, RetinaNetHead
+from .heads import FCOSHead, PointHead, RetinaNetHead
 from .matcher import HungarianMatcher, MinCostMatcher
 from .meta_arch import OneNet
+from .structures import DenseBoxes, DensePredictions
 from .utils.errors import ConfigError, DataError
 
 __version__ = "0.1.0"

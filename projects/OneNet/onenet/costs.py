@@ -16,8 +16,7 @@ from torch import Tensor
 from torchvision.ops import generalized_box_iou
 
 from .fused_cost import batched_matching_cost, fused_matching_cost
-from .heads import DensePredictions
-from .targets import Targets
+from .structures import DensePredictions, Targets
 from .utils.errors import ConfigError
 from .utils.registry import get_registered
 
@@ -163,7 +162,7 @@ class WeightedCost:
         Args:
             pred_logits: (M, K), before the sigmoid.
             pred_boxes: (M, 4) corners in pixels.
-            anchors: (M, 4) corners in pixels; see :class:`onenet.heads.DensePredictions`.
+            anchors: (M, 4) corners in pixels; see :class:`onenet.structures.DensePredictions`.
             gt: n objects with ``gt_boxes`` and ``gt_classes``; its ``image_size`` is the image's
                 own, before padding.
 

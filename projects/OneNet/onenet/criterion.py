@@ -14,10 +14,9 @@ from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
 
 from .focal_loss import focal_loss_sum
-from .heads import DensePredictions
-from .matcher import Matcher, Matches, build_matcher, match_centers
+from .matcher import Matcher, build_matcher, match_centers
 from .soft_negatives import negative_weights
-from .targets import Targets
+from .structures import DensePredictions, Matches, Targets
 from .utils.errors import ConfigError
 
 __all__ = ["Criterion", "giou_loss"]

@@ -15,7 +15,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from .kernels import run_kernel
-from .targets import Targets
+from .structures import Targets
 
 if TYPE_CHECKING:
     from .costs import WeightedCost

@@ -19,7 +19,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from .heads import DensePredictions
+from .structures import DensePredictions
 
 if TYPE_CHECKING:  # the model draws its own assignments while it trains
     from .meta_arch import OneNet
@@ -40,7 +40,7 @@ class Sample:
     """A sample (location or anchor) as one object sees it. Pixels are those of the network's input.
 
     Attributes:
-        index: in [0, M), see :class:`onenet.heads.DensePredictions`.
+        index: in [0, M), see :class:`onenet.structures.DensePredictions`.
         level: 0 for the finest.
         stride: of the level, in pixels.
         location: x, y of the anchor's centre, in pixels.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,8 +20,7 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
 
 from .costs import MatchingCost, build_cost, level_range, level_serves
-from .heads import DensePredictions
-from .targets import Targets, to_device
+from .structures import DensePredictions, Matches, Targets, to_device
 from .utils.registry import get_registered
 from .utils.tracing import may_look
 
@@ -30,7 +28,6 @@ __all__ = [
     "ONENET_MATCHER_REGISTRY",
     "HungarianMatcher",
     "Matcher",
-    "Matches",
     "MinCostMatcher",
     "build_matcher",
     "match_centers",
@@ -52,29 +49,6 @@ BLOCK = 32
 
 CostFunction = Callable[[Tensor, Tensor, Tensor, Instances], Tensor]
 Pairs = tuple[Tensor, Tensor]
-
-
-class Matches(NamedTuple):
-    """The matched pairs of a batch, by object. Each is an int64 vector of length P."""
-
-    images: Tensor
-    """The image of each pair."""
-    samples: Tensor
-    """Its sample, in [0, M)."""
-    objects: Tensor
-    """Its object, in [0, T): the batch's objects one behind the other."""
-
-    def by_image(self, counts: list[int]) -> list[Pairs]:
-        """For each image its pairs' ``(sample_indices, gt_indices)``; the latter count its own
-        objects and ascend.
-
-        Args:
-            counts: the number of objects of each image.
-        """
-        sizes = torch.bincount(self.images, minlength=len(counts)).tolist()
-        starts = np.cumsum([0, *counts])[:-1].tolist()
-        parts = zip(self.samples.split(sizes), self.objects.split(sizes), starts, strict=True)
-        return [(samples, objects - start) for samples, objects, start in parts]
 
 
 class Matcher:

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from .activation_checkpoint import checkpoint_activations
 from .config import resolve_num_classes
 from .criterion import Criterion
-from .heads import DensePredictions, build_head
+from .heads import build_head
 from .inspection import inspect_assignment
 from .postprocess import select_top_k, to_instances
 from .rescoring import Rescoring, build_rescoring
+from .structures import DensePredictions
 from .utils.errors import ConfigError
 from .visualization import draw_assignment
 
@@ -69,7 +70,7 @@ class OneNet(DenseDetector):
         """
         Args:
             backbone: gives the feature maps by name.
-            head: from the list of feature maps to :class:`onenet.heads.DensePredictions`.
+            head: from the list of feature maps to :class:`onenet.structures.DensePredictions`.
             criterion: from predictions and Instances to the losses.
             head_in_features: which feature maps the head takes, finest first; by default all.
             max_detections_per_image: k of the top-k.

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+from .structures import Candidates, DensePredictions, take_samples
 from .utils.tracing import in_graph, may_look
 
 if TYPE_CHECKING:
-    from .heads import DensePredictions
     from .rescoring import Rescoring
 
 __all__ = [
-    "Candidates",
     "best_pairs",
     "finite_only",
     "select_candidates",
     "select_top_k",
-    "take_samples",
     "to_instances",
 ]
 
@@ -71,24 +69,6 @@ def _nan_last(logits: Tensor) -> Tensor:
     if in_graph():
         return logits.masked_fill(logits.isnan(), -inf)  # fewer operators in a graph
     return logits.nan_to_num(nan=-inf, posinf=inf, neginf=-inf)  # one pass
-
-
-def take_samples(values: Tensor, samples: Tensor) -> Tensor:
-    """Rows of each image's values: (N, M, C) at the samples (N, k) gives (N, k, C)."""
-    return values.gather(1, samples.unsqueeze(-1).expand(-1, -1, values.shape[2]))
-
-
-class Candidates(NamedTuple):
-    """The T best-scoring (class, sample) pairs of each of N images, best first."""
-
-    logits: Tensor
-    """(N, T)."""
-    index: Tensor
-    """(N, T) int64 of each among an image's M x K: sample x K + class."""
-    classes: Tensor
-    """(N, T) int64, in [0, K)."""
-    boxes: Tensor
-    """(N, T, 4) corners in pixels."""
 
 
 def select_candidates(predictions: DensePredictions, k: int) -> Candidates:

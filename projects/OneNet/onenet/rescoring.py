@@ -6,8 +6,8 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from .heads import DensePredictions
-from .postprocess import Candidates, select_candidates
+from .postprocess import select_candidates
+from .structures import Candidates, DensePredictions
 from .utils.errors import ConfigError
 
 __all__ = ["Rescoring", "build_rescoring", "pairwise_iou"]

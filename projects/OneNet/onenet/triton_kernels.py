@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .targets import Targets
+from .structures import Targets
 
 if TYPE_CHECKING:
     from .costs import WeightedCost

@@ -1,14 +1,12 @@
 """Dense prediction heads: what every sample predicts, in one common type."""
 
-from .build import ONENET_HEAD_REGISTRY, DenseBoxes, DensePredictions, build_head
+from .build import ONENET_HEAD_REGISTRY, build_head
 from .fcos import FCOSHead
 from .point import PointHead
 from .retinanet import RetinaNetHead
 
 __all__ = [
     "ONENET_HEAD_REGISTRY",
-    "DenseBoxes",
-    "DensePredictions",
     "FCOSHead",
     "PointHead",
     "RetinaNetHead",

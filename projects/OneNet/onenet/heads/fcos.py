@@ -10,7 +10,8 @@ from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .build import ONENET_HEAD_REGISTRY, DenseBoxes, DensePredictions
+from ..structures import DenseBoxes, DensePredictions
+from .build import ONENET_HEAD_REGISTRY
 from .parts import TowerHead, init_head, ltrb_to_corners
 
 __all__ = ["FCOSHead"]

@@ -10,9 +10,9 @@ from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..structures import DensePredictions
 from ..utils.errors import ConfigError
 from ..utils.tracing import in_graph
-from .build import DensePredictions
 
 __all__ = [
     "DenseHead",

@@ -9,8 +9,9 @@ from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..structures import DenseBoxes, DensePredictions
 from ..utils.errors import ConfigError
-from .build import ONENET_HEAD_REGISTRY, DenseBoxes, DensePredictions
+from .build import ONENET_HEAD_REGISTRY
 from .parts import DenseHead, init_head, ltrb_to_corners
 
 __all__ = ["PointHead"]
