@@ -41,9 +41,9 @@ from onenet.benchmark import (
     ratios,
     time_in_turn,
 )
-from onenet.costs import image_scale, l1_cost
-from onenet.criterion import Criterion
-from onenet.matcher import HungarianMatcher, Matcher, MinCostMatcher
+from onenet.modeling.costs import image_scale, l1_cost
+from onenet.modeling.criterion import Criterion
+from onenet.modeling.matcher import HungarianMatcher, Matcher, MinCostMatcher
 from onenet.structures import DensePredictions, Targets
 
 IMAGE_SIZE = (1000, 1000)

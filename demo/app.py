@@ -22,7 +22,7 @@ from detectron2.config import CfgNode
 from detectron2.structures import Instances
 
 from onenet.evaluation import carries_nms, without_nms
-from onenet.meta_arch import OneNet
+from onenet.modeling.meta_arch import OneNet
 from onenet.predictor import Predictor, keep, load_predictor_config
 from onenet.utils.errors import ConfigError, DataError, exit_with_one_sentence
 from onenet.visualization import draw_detections, enlarged_height

@@ -7,8 +7,8 @@ from detectron2.modeling.backbone import ResNet
 from detectron2.modeling.backbone.resnet import BasicStem
 from torch.nn import functional as F
 
-from onenet.backbone import DeconvNeck, ResNetDeconv
-from onenet.backbone.resnet_deconv import ModulatedDeformConv, UpStage
+from onenet.modeling.backbone import DeconvNeck, ResNetDeconv
+from onenet.modeling.backbone.resnet_deconv import ModulatedDeformConv, UpStage
 
 
 def tiny_backbone(deform: bool) -> ResNetDeconv:

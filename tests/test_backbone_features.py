@@ -16,11 +16,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
-from onenet.backbone import FeatureBackbone
-from onenet.backbone.mobilenetv3 import LayerOutputs
 from onenet.config import load_config
 from onenet.ema import EMAHook
 from onenet.engine import setup
+from onenet.modeling.backbone import FeatureBackbone
+from onenet.modeling.backbone.mobilenetv3 import LayerOutputs
 from onenet.predictor import Predictor
 from onenet.utils.errors import ConfigError
 

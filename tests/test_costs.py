@@ -8,7 +8,7 @@ from detectron2.config import get_cfg
 from detectron2.structures import Boxes, Instances
 
 from onenet.config import add_onenet_config
-from onenet.costs import (
+from onenet.modeling.costs import (
     AnchorCost,
     MatchingCost,
     PointCost,

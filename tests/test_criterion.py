@@ -7,8 +7,8 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torchvision.ops import generalized_box_iou_loss
 
-from onenet.criterion import Criterion, giou_loss
-from onenet.matcher import HungarianMatcher, MinCostMatcher
+from onenet.modeling.criterion import Criterion, giou_loss
+from onenet.modeling.matcher import HungarianMatcher, MinCostMatcher
 from onenet.structures import DensePredictions
 from onenet.utils.errors import ConfigError
 

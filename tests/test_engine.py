@@ -22,7 +22,7 @@ from PIL import Image
 from onenet.config import add_onenet_config, load_config
 from onenet.data.coco_json import register_coco_json
 from onenet.engine import Trainer, check_limits
-from onenet.meta_arch import OneNet
+from onenet.modeling.meta_arch import OneNet
 from onenet.utils.errors import LimitError
 
 ROOT = Path(__file__).resolve().parents[1]

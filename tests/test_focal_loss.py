@@ -6,8 +6,8 @@ import pytest
 import torch
 from fvcore.nn import sigmoid_focal_loss
 
-from onenet import focal_loss
-from onenet.focal_loss import focal_loss_sum
+from onenet.modeling import focal_loss
+from onenet.modeling.focal_loss import focal_loss_sum
 
 
 def fvcore_sum(logits, positives, alpha, gamma) -> torch.Tensor:
@@ -82,7 +82,7 @@ def test_strided_logits() -> None:
 
 
 def compare_kernel(device: str) -> None:
-    from onenet.triton_kernels import triton_focal_loss
+    from onenet.modeling.ops.triton_kernels import triton_focal_loss
 
     logits = torch.cat((torch.linspace(-60, 60, 3001), torch.tensor([-1e4, 1e4]))).to(device)
     exact = logits.double().cpu().requires_grad_()

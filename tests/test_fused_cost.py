@@ -8,9 +8,9 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
-from onenet import fused_cost
-from onenet.costs import AnchorCost, MatchingCost, SpatialPrior
-from onenet.matcher import HungarianMatcher, MinCostMatcher
+from onenet.modeling.costs import AnchorCost, MatchingCost, SpatialPrior
+from onenet.modeling.matcher import HungarianMatcher, MinCostMatcher
+from onenet.modeling.ops import fused_cost
 from onenet.structures import DensePredictions, Targets
 
 
@@ -133,7 +133,7 @@ def test_a_batch_equals_its_images(cost, prior: bool, num_classes: int, device: 
 
 def compare_kernel(device: str) -> None:
     """The kernel against the steps, with predictions that are not finite."""
-    from onenet.triton_kernels import triton_matching_cost
+    from onenet.modeling.ops.triton_kernels import triton_matching_cost
 
     predictions, _, targets = batch(5, device, num_samples=1500)
     logits, boxes = predictions.pred_logits, predictions.pred_boxes

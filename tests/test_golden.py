@@ -18,12 +18,12 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from onenet.backbone import DeconvNeck
 from onenet.convert import convert_original
-from onenet.criterion import Criterion
-from onenet.heads import FCOSHead, PointHead, RetinaNetHead
-from onenet.matcher import HungarianMatcher, MinCostMatcher
-from onenet.postprocess import select_top_k
+from onenet.modeling.backbone import DeconvNeck
+from onenet.modeling.criterion import Criterion
+from onenet.modeling.heads import FCOSHead, PointHead, RetinaNetHead
+from onenet.modeling.matcher import HungarianMatcher, MinCostMatcher
+from onenet.modeling.postprocess import select_top_k
 from onenet.structures import DensePredictions
 
 FOLDER = Path(os.getenv("ONENET_GOLDEN", Path(__file__).parent / "data" / "golden"))

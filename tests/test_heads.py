@@ -10,7 +10,7 @@ from detectron2.layers import ShapeSpec
 from torch._subclasses import FakeTensorMode
 
 from onenet.config import add_onenet_config
-from onenet.heads import ONENET_HEAD_REGISTRY, build_head, parts
+from onenet.modeling.heads import ONENET_HEAD_REGISTRY, build_head, parts
 from onenet.utils.errors import ConfigError
 
 HEADS = sorted(name for name, _ in ONENET_HEAD_REGISTRY)

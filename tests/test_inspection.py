@@ -21,7 +21,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
-import onenet.meta_arch
+import onenet.modeling.meta_arch
 from onenet.checkpoint import load_weights
 from onenet.config import load_config
 from onenet.inspection import (
@@ -30,7 +30,7 @@ from onenet.inspection import (
     summarize_assignments,
     summarize_moves,
 )
-from onenet.matcher import HungarianMatcher, Matcher, MinCostMatcher
+from onenet.modeling.matcher import HungarianMatcher, Matcher, MinCostMatcher
 from onenet.structures import DenseBoxes, DensePredictions
 from onenet.utils.errors import ConfigError
 
@@ -256,7 +256,7 @@ def test_training_mode_survives_a_failing_picture(culprit, make_gt, monkeypatch)
     def fail(*args):
         raise RuntimeError("no picture")
 
-    monkeypatch.setattr(onenet.meta_arch, culprit, fail)
+    monkeypatch.setattr(onenet.modeling.meta_arch, culprit, fail)
     model = build("onenet_fcos_R18_FPN", "VIS_PERIOD", "1")
     image = torch.zeros(3, 64, 64, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match="no picture"):

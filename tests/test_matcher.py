@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from scipy.optimize import linear_sum_assignment
 
-import onenet.matcher
-from onenet.costs import MatchingCost, SpatialPrior
-from onenet.criterion import Criterion
-from onenet.matcher import HungarianMatcher, Matcher, MinCostMatcher, match_centers
+import onenet.modeling.matcher
+from onenet.modeling.costs import MatchingCost, SpatialPrior
+from onenet.modeling.criterion import Criterion
+from onenet.modeling.matcher import HungarianMatcher, Matcher, MinCostMatcher, match_centers
 from onenet.structures import DensePredictions, Targets
 
 BOTH = pytest.mark.parametrize("matcher_class", [MinCostMatcher, HungarianMatcher])
@@ -117,8 +117,8 @@ def test_lowest_is_that_of_sorting_everything(num: int, k: int, data: st.DataObj
     k = min(k, num)
     # In one step, and in two with blocks of one to many
     long, block = data.draw(st.sampled_from([(99, 32), (1, 1), (1, 2), (1, 3), (1, 8)]))
-    with mock.patch.multiple(onenet.matcher, LONG=long, BLOCK=block):
-        values, samples = onenet.matcher.lowest(costs, k)
+    with mock.patch.multiple(onenet.modeling.matcher, LONG=long, BLOCK=block):
+        values, samples = onenet.modeling.matcher.lowest(costs, k)
     expected = costs.where(costs.isfinite(), inf).sort(dim=1).values[:, :k]
     assert values.equal(expected) and values.dtype == torch.float32
     assert costs.where(costs.isfinite(), inf).gather(1, samples).equal(expected)
@@ -128,7 +128,7 @@ def test_lowest_is_that_of_sorting_everything(num: int, k: int, data: st.DataObj
 
 @pytest.mark.parametrize("broken", [False, True])
 def test_long_rows_as_they_are(broken: bool) -> None:
-    num = onenet.matcher.LONG + 13
+    num = onenet.modeling.matcher.LONG + 13
     generator = torch.Generator().manual_seed(0)  # no two costs of a row are equal
     columns = [torch.randperm(num, generator=generator).float() for _ in range(5)]
     costs = torch.stack(columns, dim=1).t()  # a view
@@ -137,7 +137,7 @@ def test_long_rows_as_they_are(broken: bool) -> None:
         costs[2, 100:300], costs[3, -1] = float("nan"), float("-inf")
     expected = costs.where(costs.isfinite(), float("inf")).sort(dim=1)
     for k in (1, 16, num // 2):
-        values, samples = onenet.matcher.lowest(costs, k)
+        values, samples = onenet.modeling.matcher.lowest(costs, k)
         assert values.equal(expected.values[:, :k]) and samples.equal(expected.indices[:, :k])
 
 
@@ -158,7 +158,7 @@ def test_hungarian_equals_scipy_on_many_problems(monkeypatch) -> None:
     few = HungarianMatcher.few
     for i in range(5000):
         monkeypatch.setattr(HungarianMatcher, "few", (few, 2)[i % 2])
-        monkeypatch.setattr(onenet.matcher, "DENSE", (2**14, 0)[i // 2 % 2])
+        monkeypatch.setattr(onenet.modeling.matcher, "DENSE", (2**14, 0)[i // 2 % 2])
         shape = rng.integers(1, 60), rng.integers(0, 40)  # more objects than samples too
         table = rng.normal(size=shape) if rng.random() < 0.5 else rng.integers(0, 5, size=shape)
         table = table.astype(np.float32)
@@ -267,8 +267,8 @@ def test_autocast_and_gradients_do_not_reach_the_cost(matcher_class, make_gt) ->
 
 LARGE_CROWD = """
 import sys, torch
-import onenet.matcher
-from onenet.heads import DensePredictions
+import onenet.modeling.matcher
+from onenet.modeling.heads import DensePredictions
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.structures import Boxes, Instances
 
@@ -282,7 +282,7 @@ def peak_kib():  # of this process alone; ru_maxrss remembers the parent's
 
 gt = Instances((1000, 1000), gt_boxes=Boxes(boxes(500)), gt_classes=torch.zeros(500).long())
 logits, boxes = torch.randn(1, 200_000, 1), boxes(200_000)[None]
-matcher = getattr(onenet.matcher, sys.argv[1])()
+matcher = getattr(onenet.modeling.matcher, sys.argv[1])()
 before = peak_kib()
 ((samples, _),) = matcher(DensePredictions.of(logits, boxes, boxes[0], ()), [gt])
 assert len(samples) == 500
@@ -456,7 +456,7 @@ def test_few_columns_are_enough_where_only_few_are_finite(monkeypatch) -> None:
     table = rng.normal(size=(400, 40)).astype(np.float32)
     for j in range(40):  # object j may have ten samples, which it shares with its neighbours
         table[: 6 * j, j] = table[6 * j + 10 :, j] = np.inf
-    monkeypatch.setattr(onenet.matcher, "_only", None)  # which would be called for more
+    monkeypatch.setattr(onenet.modeling.matcher, "_only", None)  # which would be called for more
     samples, objects = match_table(HungarianMatcher, table)
     assert len(samples) == 40
     best = linear_sum_assignment(np.where(np.isfinite(table), table, 1e4))

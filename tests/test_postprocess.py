@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onenet.postprocess import select_top_k, to_instances
+from onenet.modeling.postprocess import select_top_k, to_instances
 from onenet.structures import DensePredictions
 
 
@@ -108,6 +108,6 @@ def test_what_is_not_finite_is_found_wherever_it_is(broken: str) -> None:
 
 def test_many_large_boxes_in_half_precision_are_kept() -> None:
     boxes = torch.full((16, 100, 4), 600.0, dtype=torch.float16)  # their sum would be inf
-    with mock.patch("onenet.postprocess.finite_only", side_effect=AssertionError):
+    with mock.patch("onenet.modeling.postprocess.finite_only", side_effect=AssertionError):
         found = to_instances(boxes[..., 0], torch.zeros(16, 100).long(), boxes, [(8, 8)] * 16)
     assert all(len(image) == 100 for image in found)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_iou
 
-from onenet.postprocess import select_top_k
-from onenet.rescoring import Rescoring, pairwise_iou
+from onenet.modeling.postprocess import select_top_k
+from onenet.modeling.rescoring import Rescoring, pairwise_iou
 from onenet.structures import Candidates, DensePredictions
 from onenet.utils.errors import ConfigError
 

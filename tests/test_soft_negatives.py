@@ -8,10 +8,10 @@ from detectron2.structures import Boxes, Instances
 from fvcore.nn import sigmoid_focal_loss
 from torchvision.ops import box_iou
 
-from onenet.costs import PointCost
-from onenet.criterion import Criterion
-from onenet.matcher import MinCostMatcher
-from onenet.soft_negatives import gaussian_radius, negative_weights
+from onenet.modeling.costs import PointCost
+from onenet.modeling.criterion import Criterion
+from onenet.modeling.matcher import MinCostMatcher
+from onenet.modeling.soft_negatives import gaussian_radius, negative_weights
 from onenet.structures import DensePredictions
 
 

@@ -12,7 +12,7 @@ from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
 from onenet.config import load_config
-from onenet.meta_arch import OneNet
+from onenet.modeling.meta_arch import OneNet
 from onenet.utils.errors import exit_with_one_sentence
 
 

@@ -41,7 +41,7 @@ from onenet.export import (
     open_exported,
     write_exported,
 )
-from onenet.meta_arch import OneNet
+from onenet.modeling.meta_arch import OneNet
 from onenet.predictor import Predictor, load_predictor_config
 from onenet.utils.errors import ConfigError, exit_with_one_sentence
 

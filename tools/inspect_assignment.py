@@ -40,7 +40,7 @@ from onenet.inspection import (
     summarize_assignments,
     summarize_moves,
 )
-from onenet.meta_arch import OneNet
+from onenet.modeling.meta_arch import OneNet
 from onenet.utils.errors import ConfigError, DataError, exit_with_one_sentence
 from onenet.visualization import draw_assignment, draw_moves, tile
 

@@ -11,8 +11,8 @@ from detectron2.structures import Instances, pairwise_iou
 from torch import nn
 
 from onenet import load_config
-from onenet.baselines import FCOSBaseline
 from onenet.evaluation import carries_nms, without_nms
+from onenet.modeling.baselines import FCOSBaseline
 
 THRESH = 0.3
 CASES = {

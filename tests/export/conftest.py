@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from onenet.config import load_config
-from onenet.meta_arch import OneNet
+from onenet.modeling.meta_arch import OneNet
 
 Built = tuple[CfgNode, OneNet]
 

@@ -15,7 +15,7 @@ from torch.utils.data import get_worker_info
 
 from onenet import evaluation
 from onenet.data.mapper import OneNetDatasetMapper
-from onenet.meta_arch import OneNet
+from onenet.modeling.meta_arch import OneNet
 from onenet.utils import files
 
 

@@ -23,13 +23,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from PIL import Image
 
-from onenet.criterion import Criterion
 from onenet.data.bccd import load_voc_boxes
 from onenet.data.coco_json import register_coco_json
 from onenet.data.crowdhuman import convert_odgt
-from onenet.matcher import HungarianMatcher, MinCostMatcher, match_centers
-from onenet.postprocess import best_pairs, select_candidates, select_top_k, to_instances
-from onenet.rescoring import Rescoring
+from onenet.modeling.criterion import Criterion
+from onenet.modeling.matcher import HungarianMatcher, MinCostMatcher, match_centers
+from onenet.modeling.postprocess import best_pairs, select_candidates, select_top_k, to_instances
+from onenet.modeling.rescoring import Rescoring
 from onenet.structures import DensePredictions, Targets
 from onenet.utils.errors import DataError
 

@@ -3,13 +3,14 @@
 Importing the package registers its meta-architectures, heads, matchers, backbones and datasets.
 """
 
-from . import baselines, data
-from .backbone import ResNetDeconv
+from . import data
 from .config import add_onenet_config, load_config
-from .criterion import Criterion
-from .heads import FCOSHead, PointHead, RetinaNetHead
-from .matcher import HungarianMatcher, MinCostMatcher
-from .meta_arch import OneNet
+from .modeling import baselines
+from .modeling.backbone import ResNetDeconv
+from .modeling.criterion import Criterion
+from .modeling.heads import FCOSHead, PointHead, RetinaNetHead
+from .modeling.matcher import HungarianMatcher, MinCostMatcher
+from .modeling.meta_arch import OneNet
 from .structures import DenseBoxes, DensePredictions
 from .utils.errors import ConfigError, DataError
 

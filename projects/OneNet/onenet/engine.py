@@ -27,7 +27,6 @@ from detectron2.utils.logger import setup_logger
 from torch import multiprocessing
 
 from .accumulation import AccumulatingModel, accumulate_gradients
-from .backbone.features import without_pretrained
 from .checkpoint import OneNetCheckpointer
 from .config import load_config
 from .convert import pip_weights, torchvision_url
@@ -42,6 +41,7 @@ from .evaluation import (
     without_nms,
 )
 from .faults import LossGuard, NamedWriter, naming_faults, tell_once_of_lost_logs
+from .modeling.backbone.features import without_pretrained
 from .resume import (
     ResumableData,
     ResumableEvalHook,

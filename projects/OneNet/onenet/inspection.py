@@ -22,7 +22,7 @@ from torchvision.ops import box_iou
 from .structures import DensePredictions
 
 if TYPE_CHECKING:  # the model draws its own assignments while it trains
-    from .meta_arch import OneNet
+    from .modeling.meta_arch import OneNet
 
 __all__ = [
     "Assignment",
@@ -45,8 +45,8 @@ class Sample:
         stride: of the level, in pixels.
         location: x, y of the anchor's centre, in pixels.
         parts: the matching cost's weighted parts by name, see
-            :meth:`onenet.costs.MatchingCost.parts`; a cost that is a mere function is one part,
-            "cost".
+            :meth:`onenet.modeling.costs.MatchingCost.parts`; a cost that is a mere function is one
+            part, "cost".
         cost: their sum; not finite where the prediction is not.
         score: of the object's class, in [0, 1].
         iou: of the predicted box, not clipped to the image, with the object's box; nan for two

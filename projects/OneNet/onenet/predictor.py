@@ -23,7 +23,6 @@ from detectron2.structures import Instances
 from PIL import UnidentifiedImageError
 from torch import nn
 
-from .backbone.features import without_pretrained
 from .checkpoint import load_weights
 from .config import load_config
 from .evaluation.thresholds import (
@@ -33,7 +32,8 @@ from .evaluation.thresholds import (
     read_thresholds,
     weights_digest,
 )
-from .meta_arch import OneNet
+from .modeling.backbone.features import without_pretrained
+from .modeling.meta_arch import OneNet
 from .utils.errors import ConfigError, DataError
 
 __all__ = ["Predictor", "keep", "load_predictor_config"]

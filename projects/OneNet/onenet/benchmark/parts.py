@@ -12,7 +12,7 @@ import torch
 from detectron2.modeling.meta_arch import fcos, retinanet
 from torch import Tensor, nn
 
-from .. import meta_arch, postprocess
+from ..modeling import meta_arch, postprocess
 from .timing import round_order
 
 __all__ = ["PARTS", "Stopwatch", "time_parts"]

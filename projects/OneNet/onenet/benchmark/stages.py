@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from ..checkpoint import load_weights
 from ..data.sample_images import load_sample_images
-from ..heads.parts import DenseHead
-from ..meta_arch import OneNet
+from ..modeling.heads.parts import DenseHead
+from ..modeling.meta_arch import OneNet
 from ..predictor import load_predictor_config
 from ..utils.errors import ConfigError
 

@@ -13,7 +13,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
 from tabulate import tabulate
 
-from ..postprocess import finite_only
+from ..modeling.postprocess import finite_only
 from ..utils.files import write_json
 from .ap import Scene, mean_ap, nms_survivors, precision_table
 from .gather import gather_lists

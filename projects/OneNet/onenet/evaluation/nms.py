@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from ..meta_arch import OneNet
+from ..modeling.meta_arch import OneNet
 
 __all__ = ["carries_nms", "without_nms"]
 

@@ -10,8 +10,8 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from ..meta_arch import OneNet
-from ..postprocess import to_instances
+from ..modeling.meta_arch import OneNet
+from ..modeling.postprocess import to_instances
 from .formats import Runner
 
 __all__ = ["Difference", "ExportedDetector", "compare_detections", "compare_on_images"]
@@ -31,7 +31,7 @@ class ExportedDetector(nn.Module):
         self.size_divisibility = size_divisibility
 
     def forward(self, batched_inputs: list[dict]) -> list[dict]:
-        """As :meth:`onenet.meta_arch.OneNet.forward` in inference."""
+        """As :meth:`onenet.modeling.meta_arch.OneNet.forward` in inference."""
         images, sizes = pad_batch([x["image"] for x in batched_inputs], self.size_divisibility)
         outputs = self.run(images, sizes)
         boxes, scores, classes = (torch.from_numpy(x) for x in outputs)

@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .. import __version__
 from ..evaluation import weights_digest
-from ..meta_arch import OneNet
+from ..modeling.meta_arch import OneNet
 from ..utils.errors import ConfigError
 
 __all__ = ["FORMAT", "Metadata"]

@@ -7,14 +7,14 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from ..meta_arch import OneNet
-from ..postprocess import select_top_k
+from ..modeling.meta_arch import OneNet
+from ..modeling.postprocess import select_top_k
 
 __all__ = ["ExportableOneNet"]
 
 
 class ExportableOneNet(nn.Module):
-    """Normalisation, network, top-k and decoding of a :class:`onenet.meta_arch.OneNet`.
+    """Normalisation, network, top-k and decoding of a :class:`onenet.modeling.meta_arch.OneNet`.
 
     What Detectron2 does with lists and Instances, done with tensors, so that a graph can hold it.
     """

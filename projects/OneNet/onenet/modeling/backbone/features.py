@@ -11,7 +11,7 @@ from detectron2.modeling import Backbone
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor, nn
 
-from ..utils.errors import ConfigError
+from ...utils.errors import ConfigError
 from .resnet_deconv import ResNetDeconv
 
 __all__ = [

@@ -13,7 +13,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.modeling.meta_arch.fcos import FCOSHead as DetectronFCOSHead
 
-from .config import resolve_num_classes
+from ..config import resolve_num_classes
 
 __all__ = ["FCOSBaseline"]
 
@@ -26,7 +26,7 @@ class FCOSBaseline(FCOS):
     def __init__(self, *, channels_last: bool = False, **kwargs: Any) -> None:
         """
         Args:
-            channels_last: as :class:`onenet.meta_arch.OneNet`'s.
+            channels_last: as :class:`onenet.modeling.meta_arch.OneNet`'s.
             **kwargs: see :class:`detectron2.modeling.meta_arch.fcos.FCOS`.
         """
         super().__init__(**kwargs)

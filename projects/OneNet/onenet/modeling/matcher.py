@@ -19,10 +19,10 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
 
+from ..structures import DensePredictions, Matches, Targets, to_device
+from ..utils.registry import get_registered
+from ..utils.tracing import may_look
 from .costs import MatchingCost, build_cost, level_range, level_serves
-from .structures import DensePredictions, Matches, Targets, to_device
-from .utils.registry import get_registered
-from .utils.tracing import may_look
 
 __all__ = [
     "ONENET_MATCHER_REGISTRY",
@@ -68,9 +68,9 @@ class Matcher:
         """
         Args:
             cost: maps (M, K) logits, (M, 4) boxes, (M, 4) anchors and the Instances of n objects
-                to the (M, n) cost; by default the paper's :class:`onenet.costs.MatchingCost`. If
-                its attribute ``batched`` is True, its ``of_batch`` is used (see there) on a GPU and
-                for small batches.
+                to the (M, n) cost; by default the paper's
+                :class:`onenet.modeling.costs.MatchingCost`. If its attribute ``batched`` is True,
+                its ``of_batch`` is used (see there) on a GPU and for small batches.
         """
         self.cost = MatchingCost() if cost is None else cost
 

@@ -13,7 +13,8 @@ _works = True  # until it has failed
 
 
 def run_kernel(name: str, device: torch.device, gamma: float, *arguments: Any) -> Any:
-    """What a function of :mod:`onenet.triton_kernels` returns, or None where it cannot be used.
+    """What a function of :mod:`onenet.modeling.ops.triton_kernels` returns, or None where it cannot
+    be used.
 
     After a failure (no Triton, no C compiler, an old GPU), of which it tells once, none is used.
 

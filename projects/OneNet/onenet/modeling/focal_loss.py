@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernels import run_kernel
+from .ops.kernels import run_kernel
 
 __all__ = ["focal_loss_sum"]
 

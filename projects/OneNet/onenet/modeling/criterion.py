@@ -13,11 +13,11 @@ from detectron2.utils import comm
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
 
+from ..structures import DensePredictions, Matches, Targets
+from ..utils.errors import ConfigError
 from .focal_loss import focal_loss_sum
 from .matcher import Matcher, build_matcher, match_centers
 from .soft_negatives import negative_weights
-from .structures import DensePredictions, Matches, Targets
-from .utils.errors import ConfigError
 
 __all__ = ["Criterion", "giou_loss"]
 
@@ -32,19 +32,20 @@ class Criterion(nn.Module):
     Each is summed and divided by the number of objects over all workers (at least 1), so that
     several workers give the losses and, averaged by DDP, the gradients of one process on the
     joined batch. With ``center_radius`` objects are matched one-to-many
-    (:func:`onenet.matcher.match_centers`), and the losses divided by the number of matched samples.
+    (:func:`onenet.modeling.matcher.match_centers`), and the losses divided by the number of matched
+    samples.
 
     ``loss_cls_rescored`` is ``loss_cls`` of the rescored logits, where the model has
-    :class:`onenet.rescoring.Rescoring`. These are always matched one-to-one, by the rescored
-    scores.
+    :class:`onenet.modeling.rescoring.Rescoring`. These are always matched one-to-one, by the
+    rescored scores.
 
     Collisions, where the matcher gives one sample to several objects: the sample is a positive of
     each of their classes, and its box is regressed to each of them. That depends on no order of
     the objects. (The authors' code keeps the class that happens to be written last.)
 
     An image without objects has negatives only. Predictions of NaN or inf are matched as
-    :class:`onenet.matcher.Matcher` says; a logit of NaN makes the loss NaN, at which Detectron2's
-    trainer stops.
+    :class:`onenet.modeling.matcher.Matcher` says; a logit of NaN makes the loss NaN, at which
+    Detectron2's trainer stops.
     """
 
     @configurable
@@ -69,7 +70,7 @@ class Criterion(nn.Module):
             focal_alpha: alpha of the focal loss.
             focal_gamma: gamma of the focal loss.
             soft_negatives: whether negatives near a positive weigh less, as
-                :func:`onenet.soft_negatives.negative_weights` says.
+                :func:`onenet.modeling.soft_negatives.negative_weights` says.
             center_radius: 0 for one-to-one matching; else an object's positives are all samples
                 within so many strides of its centre.
 

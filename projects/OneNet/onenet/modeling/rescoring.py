@@ -6,9 +6,9 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
+from ..structures import Candidates, DensePredictions
+from ..utils.errors import ConfigError
 from .postprocess import select_candidates
-from .structures import Candidates, DensePredictions
-from .utils.errors import ConfigError
 
 __all__ = ["Rescoring", "build_rescoring", "pairwise_iou"]
 

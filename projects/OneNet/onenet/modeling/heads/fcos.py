@@ -10,7 +10,7 @@ from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..structures import DenseBoxes, DensePredictions
+from ...structures import DenseBoxes, DensePredictions
 from .build import ONENET_HEAD_REGISTRY
 from .parts import TowerHead, init_head, ltrb_to_corners
 
@@ -40,9 +40,9 @@ class FCOSHead(TowerHead):
         """
         Args:
             input_shape, num_classes, num_convs, conv_dim, norm: see
-                :class:`onenet.heads.parts.TowerHead`.
+                :class:`onenet.modeling.heads.parts.TowerHead`.
             prior_prob: around which every class score starts.
-            init_std: of the initial weights; see :func:`onenet.heads.parts.init_head`.
+            init_std: of the initial weights; see :func:`onenet.modeling.heads.parts.init_head`.
         """
         super().__init__(
             input_shape=input_shape,
@@ -77,7 +77,7 @@ class FCOSHead(TowerHead):
         }
 
     def flatten(self, logits: list[Tensor], boxes: list[Tensor]) -> DensePredictions:
-        """See :meth:`onenet.heads.parts.DenseHead.flatten`."""
+        """See :meth:`onenet.modeling.heads.parts.DenseHead.flatten`."""
         flat_logits = [permute_to_N_HWA_K(level, self.num_classes) for level in logits]
         distances = [  # in strides
             scale * permute_to_N_HWA_K(level, 4).float()

@@ -10,8 +10,8 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from .structures import Candidates, DensePredictions, take_samples
-from .utils.tracing import in_graph, may_look
+from ..structures import Candidates, DensePredictions, take_samples
+from ..utils.tracing import in_graph, may_look
 
 if TYPE_CHECKING:
     from .rescoring import Rescoring

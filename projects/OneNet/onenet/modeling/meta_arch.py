@@ -15,16 +15,16 @@ from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from .activation_checkpoint import checkpoint_activations
-from .config import resolve_num_classes
+from ..config import resolve_num_classes
+from ..inspection import inspect_assignment
+from ..structures import DensePredictions
+from ..utils.errors import ConfigError
+from ..visualization import draw_assignment
 from .criterion import Criterion
 from .heads import build_head
-from .inspection import inspect_assignment
+from .ops.activation_checkpoint import checkpoint_activations
 from .postprocess import select_top_k, to_instances
 from .rescoring import Rescoring, build_rescoring
-from .structures import DensePredictions
-from .utils.errors import ConfigError
-from .visualization import draw_assignment
 
 __all__ = ["OneNet"]
 
@@ -80,7 +80,7 @@ class OneNet(DenseDetector):
             input_format: "RGB" or "BGR", the channel order of the images.
             vis_period: iterations between training pictures in TensorBoard; 0 for none.
             activation_checkpointing: see
-                :func:`onenet.activation_checkpoint.checkpoint_activations`.
+                :func:`onenet.modeling.ops.activation_checkpoint.checkpoint_activations`.
             channels_last: whether the weights lie in memory with the channels innermost, and so
                 do the activations.
         """

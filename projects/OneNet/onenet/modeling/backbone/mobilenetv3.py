@@ -9,9 +9,9 @@ from detectron2.modeling.backbone.fpn import FPN
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
-from ..checkpoint import read_checkpoint
-from ..convert.base import check_imagenet_input, download_cure, hub_file
-from ..utils.errors import ConfigError
+from ...checkpoint import read_checkpoint
+from ...convert.base import check_imagenet_input, download_cure, hub_file
+from ...utils.errors import ConfigError
 from .features import (
     FeatureBackbone,
     check_nothing_frozen,
@@ -110,13 +110,13 @@ def build_mobilenetv3_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FeatureB
 
 @BACKBONE_REGISTRY.register()
 def build_mobilenetv3_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """MobileNetV3 with a pyramid; see :func:`onenet.backbone.features.with_fpn`."""
+    """MobileNetV3 with a pyramid; see :func:`onenet.modeling.backbone.features.with_fpn`."""
     return with_fpn(build_mobilenetv3_backbone(cfg, input_shape), cfg)
 
 
 @BACKBONE_REGISTRY.register()
 def build_retinanet_mobilenetv3_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """The same with p6 and p7; see :func:`onenet.backbone.features.with_retinanet_fpn`."""
+    """The same with p6 and p7; see :func:`onenet.modeling.backbone.features.with_retinanet_fpn`."""
     return with_retinanet_fpn(build_mobilenetv3_backbone(cfg, input_shape), cfg)
 
 

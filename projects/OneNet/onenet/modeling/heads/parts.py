@@ -10,9 +10,9 @@ from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..structures import DensePredictions
-from ..utils.errors import ConfigError
-from ..utils.tracing import in_graph
+from ...structures import DensePredictions
+from ...utils.errors import ConfigError
+from ...utils.tracing import in_graph
 
 __all__ = [
     "DenseHead",
@@ -84,7 +84,7 @@ class DenseHead(nn.Module, ABC):
         """
 
     def forward(self, features: list[Tensor]) -> DensePredictions:
-        """See :data:`onenet.heads.ONENET_HEAD_REGISTRY`."""
+        """See :data:`onenet.modeling.heads.ONENET_HEAD_REGISTRY`."""
         cls_features, box_features = self.towers(features)
         logits = [self.cls_score(x) for x in cls_features]
         boxes = [self.bbox_pred(x) for x in box_features]

@@ -1,7 +1,7 @@
 """What it costs to assign an object to a sample (paper, section 3.1): the parts and their sum.
 
-Shape legend, here and in :mod:`onenet.matcher`: ``M`` samples (locations or anchors), ``n``
-objects, ``K`` classes. Every cost is a float32 matrix of shape (M, n); lower is better.
+Shape legend, here and in :mod:`onenet.modeling.matcher`: ``M`` samples (locations or anchors),
+``n`` objects, ``K`` classes. Every cost is a float32 matrix of shape (M, n); lower is better.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from detectron2.utils.registry import Registry
 from torch import Tensor
 from torchvision.ops import generalized_box_iou
 
-from .fused_cost import batched_matching_cost, fused_matching_cost
-from .structures import DensePredictions, Targets
-from .utils.errors import ConfigError
-from .utils.registry import get_registered
+from ..structures import DensePredictions, Targets
+from ..utils.errors import ConfigError
+from ..utils.registry import get_registered
+from .ops.fused_cost import batched_matching_cost, fused_matching_cost
 
 __all__ = [
     "ONENET_COST_REGISTRY",

@@ -1,7 +1,8 @@
 """Matching cost and focal loss in one GPU kernel each.
 
 What they replace is their oracle, and their fallback where Triton does not work:
-:func:`onenet.fused_cost.batched_matching_cost` and :func:`onenet.focal_loss.focal_loss_sum`.
+:func:`onenet.modeling.ops.fused_cost.batched_matching_cost` and
+:func:`onenet.modeling.focal_loss.focal_loss_sum`.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .structures import Targets
+from ...structures import Targets
 
 if TYPE_CHECKING:
-    from .costs import WeightedCost
+    from ..costs import WeightedCost
 
 __all__ = ["triton_focal_loss", "triton_matching_cost"]
 
@@ -82,7 +83,7 @@ def _cost_kernel(
 def triton_matching_cost(
     pred_logits: Tensor, pred_boxes: Tensor, targets: Targets, rows: slice, weights: WeightedCost
 ) -> Tensor:
-    """See :func:`onenet.fused_cost.batched_matching_cost`.
+    """See :func:`onenet.modeling.ops.fused_cost.batched_matching_cost`.
 
     Args:
         weights: with a ``focal_gamma`` of 2, the only one that the kernel has.

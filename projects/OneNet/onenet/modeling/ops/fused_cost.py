@@ -1,4 +1,4 @@
-"""The matching cost in few passes over memory; :class:`onenet.costs.MatchingCost` is its oracle.
+"""The matching cost in few passes over memory; tested against :mod:`onenet.modeling.costs`.
 
 Shape legend: ``N`` images, ``M`` samples, ``n`` objects of one image, ``t`` of several, ``K``
 classes.
@@ -14,11 +14,11 @@ import torch
 from detectron2.structures import Instances
 from torch import Tensor
 
+from ...structures import Targets
 from .kernels import run_kernel
-from .structures import Targets
 
 if TYPE_CHECKING:
-    from .costs import WeightedCost
+    from ..costs import WeightedCost
 
 __all__ = ["batched_matching_cost", "fused_matching_cost"]
 
@@ -157,7 +157,7 @@ def _add_location(
 
 
 def _focal(logits: Tensor, weights: WeightedCost) -> Tensor:
-    """See :func:`onenet.costs.focal_cost`; of each logit, in its shape."""
+    """See :func:`onenet.modeling.costs.focal_cost`; of each logit, in its shape."""
     alpha, gamma = weights.focal_alpha, weights.focal_gamma
     p = logits.float().sigmoid()
     q = 1 - p

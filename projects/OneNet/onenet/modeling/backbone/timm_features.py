@@ -11,8 +11,8 @@ from detectron2.modeling.backbone.fpn import FPN
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..convert.base import check_imagenet_input
-from ..utils.errors import ConfigError
+from ...convert.base import check_imagenet_input
+from ...utils.errors import ConfigError
 from .features import (
     FeatureBackbone,
     check_nothing_frozen,
@@ -163,13 +163,13 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FeatureBackbone
 
 @BACKBONE_REGISTRY.register()
 def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """A network of timm's with a pyramid; see :func:`onenet.backbone.features.with_fpn`."""
+    """A network of timm's with a pyramid: :func:`~onenet.modeling.backbone.features.with_fpn`."""
     return with_fpn(_fix_same_padding(build_timm_backbone(cfg, input_shape)), cfg)
 
 
 @BACKBONE_REGISTRY.register()
 def build_retinanet_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """The same with p6 and p7; see :func:`onenet.backbone.features.with_retinanet_fpn`."""
+    """The same with p6 and p7; see :func:`onenet.modeling.backbone.features.with_retinanet_fpn`."""
     return with_retinanet_fpn(_fix_same_padding(build_timm_backbone(cfg, input_shape)), cfg)
 
 

@@ -7,7 +7,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
 from torch import nn
 
-from ..utils.registry import get_registered
+from ...utils.registry import get_registered
 
 __all__ = ["ONENET_HEAD_REGISTRY", "build_head"]
 

@@ -1,0 +1,1 @@
+"""OneNet's meta-architecture and all that it is made of."""

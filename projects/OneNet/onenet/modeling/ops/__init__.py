@@ -1,0 +1,1 @@
+"""The fast forms of costs and losses, and activation checkpointing."""
