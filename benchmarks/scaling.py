@@ -35,10 +35,10 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from torch import nn
 
-from onenet.accumulation import AccumulatingModel
 from onenet.benchmark import describe_machine, describe_ms, peak_memory, ratios, time_in_turn
+from onenet.engine.accumulation import AccumulatingModel
+from onenet.engine.solver import build_optimizer
 from onenet.predictor import load_predictor_config
-from onenet.solver import build_optimizer
 
 CONFIG = "configs/digits/recommended_R18_FPN.yaml"
 

@@ -29,8 +29,8 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from onenet.benchmark import describe_machine, describe_ms, describe_ratio, ratios, time_in_turn
+from onenet.engine.solver import build_optimizer
 from onenet.predictor import load_predictor_config
-from onenet.solver import build_optimizer
 from onenet.structures import DensePredictions
 
 

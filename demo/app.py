@@ -25,7 +25,7 @@ from onenet.evaluation import carries_nms, without_nms
 from onenet.modeling.meta_arch import OneNet
 from onenet.predictor import Predictor, keep, load_predictor_config
 from onenet.utils.errors import ConfigError, DataError, exit_with_one_sentence
-from onenet.visualization import draw_detections, enlarged_height
+from onenet.utils.visualizer import draw_detections, enlarged_height
 
 SMALLEST_PICTURE = 640  # pixels of height; the page scales it to its width
 HINT = "Drop an image into the field, or click on it to choose one."

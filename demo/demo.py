@@ -28,7 +28,7 @@ from PIL import Image
 from onenet.data.sample_images import IMAGE_SUFFIXES
 from onenet.predictor import Predictor, keep, load_predictor_config
 from onenet.utils.errors import ConfigError, DataError, exit_with_one_sentence, printable
-from onenet.visualization import draw_detections, enlarged_height
+from onenet.utils.visualizer import draw_detections, enlarged_height
 
 CODECS = {".mp4": "mp4v", ".avi": "MJPG"}  # those that OpenCV's own packages can write
 SMALLEST_PICTURE = 384  # pixels of height; below, labels would hide the image

@@ -24,8 +24,9 @@ from onenet.config import load_config
 from onenet.data.mapper import OneNetDatasetMapper
 from onenet.engine import Trainer
 from onenet.inspection import inspect_assignment
+from onenet.inspection_pictures import draw_assignment
 from onenet.utils.errors import exit_with_one_sentence
-from onenet.visualization import draw_assignment, draw_detections, tile
+from onenet.utils.visualizer import draw_detections, tile
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
-from onenet.accumulation import AccumulatingModel, accumulate_gradients
+from onenet.engine.accumulation import AccumulatingModel, accumulate_gradients
 from onenet.predictor import load_predictor_config
 from onenet.utils.errors import ConfigError
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
 from onenet.config import load_config
-from onenet.ema import EMAHook
 from onenet.engine import setup
+from onenet.engine.ema import EMAHook
 from onenet.modeling.backbone import FeatureBackbone
 from onenet.modeling.backbone.mobilenetv3 import LayerOutputs
 from onenet.predictor import Predictor

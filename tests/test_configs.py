@@ -13,7 +13,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from onenet.config import add_onenet_config, load_config
-from onenet.solver import build_optimizer
+from onenet.engine.solver import build_optimizer
 from onenet.utils.errors import ConfigError, DataError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

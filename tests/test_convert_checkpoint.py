@@ -32,9 +32,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from onenet.checkpoint import OneNetCheckpointer, load_weights
+from onenet.checkpoint.convert import convert_foreign, convert_original, torchvision_url
+from onenet.checkpoint.convert.base import check_imagenet_input
 from onenet.config import load_config
-from onenet.convert import convert_foreign, convert_original, torchvision_url
-from onenet.convert.base import check_imagenet_input
 from onenet.engine import Trainer
 from onenet.modeling.backbone.resnet_deconv import ModulatedDeformConv
 from onenet.utils.errors import ConfigError

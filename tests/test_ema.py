@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from onenet.ema import EMAHook
+from onenet.engine.ema import EMAHook
 from onenet.utils.errors import ConfigError
 
 

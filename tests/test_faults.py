@@ -9,7 +9,7 @@ import pytest
 import torch
 from detectron2.utils.events import EventWriter, JSONWriter
 
-from onenet.faults import NamedWriter, naming_faults
+from onenet.engine.faults import NamedWriter, naming_faults
 from onenet.utils.errors import ConfigError, DataError, TrainingError
 
 

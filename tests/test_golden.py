@@ -18,7 +18,7 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from onenet.convert import convert_original
+from onenet.checkpoint.convert import convert_original
 from onenet.modeling.backbone import DeconvNeck
 from onenet.modeling.criterion import Criterion
 from onenet.modeling.heads import FCOSHead, PointHead, RetinaNetHead

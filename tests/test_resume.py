@@ -13,7 +13,7 @@ from detectron2.config import get_cfg
 from detectron2.utils import comm
 
 from onenet.engine import _check_weights
-from onenet.resume import (
+from onenet.engine.resume import (
     ResumableData,
     ResumableEvalHook,
     cut_metrics,

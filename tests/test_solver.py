@@ -5,7 +5,7 @@ import torch
 from detectron2.config import get_cfg
 
 from onenet.config import add_onenet_config
-from onenet.solver import build_optimizer
+from onenet.engine.solver import build_optimizer
 from onenet.utils.errors import ConfigError
 
 

@@ -7,13 +7,8 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 from onenet.inspection import Assignment, Move, Sample
-from onenet.visualization import (
-    draw_assignment,
-    draw_detections,
-    draw_moves,
-    enlarged_height,
-    tile,
-)
+from onenet.inspection_pictures import draw_assignment, draw_moves
+from onenet.utils.visualizer import draw_detections, enlarged_height, tile
 
 
 def test_detections(make_gt) -> None:

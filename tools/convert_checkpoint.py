@@ -20,7 +20,7 @@ import torch
 from detectron2.modeling import build_model
 
 from onenet.checkpoint import OneNetCheckpointer, read_checkpoint
-from onenet.convert import Conversion, is_original
+from onenet.checkpoint.convert import Conversion, is_original
 from onenet.predictor import load_predictor_config
 from onenet.utils.errors import ConfigError, exit_with_one_sentence
 from onenet.utils.files import whole_file, write_whole

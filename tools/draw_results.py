@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 import onenet.data  # noqa: F401  (registers the datasets)
 from onenet.comparison.pictures import Picture, draw_detections, draw_truth
 from onenet.utils.errors import ConfigError, exit_with_one_sentence
-from onenet.visualization import tile
+from onenet.utils.visualizer import tile
 
 HEIGHT = 150  # pixels of each image
 LABEL = 22  # pixels above each row

@@ -40,9 +40,10 @@ from onenet.inspection import (
     summarize_assignments,
     summarize_moves,
 )
+from onenet.inspection_pictures import draw_assignment, draw_moves
 from onenet.modeling.meta_arch import OneNet
 from onenet.utils.errors import ConfigError, DataError, exit_with_one_sentence
-from onenet.visualization import draw_assignment, draw_moves, tile
+from onenet.utils.visualizer import tile
 
 
 def parse_arguments(words: list[str] | None) -> argparse.Namespace:

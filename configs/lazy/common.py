@@ -13,7 +13,7 @@ from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
 from onenet.data.mapper import OneNetDatasetMapper
-from onenet.solver import clipped_adamw
+from onenet.engine.solver import clipped_adamw
 
 train = model_zoo.get_config("common/train.py").train
 train.max_iter = 270000

@@ -57,10 +57,11 @@ SAFE_WITH = {
 }
 
 ALLOWED = {
-    ("projects/OneNet/onenet/checkpoint.py", "detectron2.checkpoint.DetectionCheckpointer"): (
-        "the base of OneNetCheckpointer, which reads files in its place"
-    ),
-    ("projects/OneNet/onenet/untrusted.py", "pickle._Unpickler"): (
+    (
+        "projects/OneNet/onenet/checkpoint/checkpointer.py",
+        "detectron2.checkpoint.DetectionCheckpointer",
+    ): ("the base of OneNetCheckpointer, which reads files in its place"),
+    ("projects/OneNet/onenet/checkpoint/unpickler.py", "pickle._Unpickler"): (
         "the base of one that knows NumPy's arrays alone, and makes them itself"
     ),
     ("projects/OneNet/onenet/export/formats.py", "torch.export.load"): (

@@ -24,8 +24,7 @@ from detectron2.data.detection_utils import read_image
 from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_model
 
-from onenet import untrusted
-from onenet.checkpoint import OneNetCheckpointer, load_weights
+from onenet.checkpoint import OneNetCheckpointer, load_weights, untrusted
 from onenet.comparison.pictures import draw_detections
 from onenet.comparison.plan import read_plan
 from onenet.comparison.results import _read_json as read_evaluation
@@ -307,7 +306,7 @@ def test_made_up_arrays_are_refused(tmp_path: Path, name: str) -> None:
     done = _run(f"""
 import resource
 from onenet.utils.errors import exit_with_one_sentence
-from onenet.untrusted import read_pickled_checkpoint
+from onenet.checkpoint.unpickler import read_pickled_checkpoint
 resource.setrlimit(resource.RLIMIT_DATA, (2**32, 2**32))
 with exit_with_one_sentence():
     print(read_pickled_checkpoint({str(path)!r}))
@@ -440,7 +439,7 @@ def test_small_json_takes_little_memory(tmp_path: Path) -> None:
     path.write_text('{"a": 1}')
     code = f"""
 import resource
-from onenet.untrusted import read_json
+from onenet.checkpoint.unpickler import read_json
 pages = int(open("/proc/self/statm").read().split()[0])
 limit = pages * resource.getpagesize() + 2**26
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -1,7 +1,7 @@
 """Which sample stands for each object, why, and how that changes between two checkpoints.
 
 The samples' places, the parts of their costs and the runners-up, as plain numbers; pictures of them
-are in :mod:`onenet.visualization`.
+are in :mod:`onenet.utils.visualizer`.
 """
 
 from __future__ import annotations

@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..untrusted import read_json
 from ..utils.errors import ConfigError, DataError
-from ..utils.files import write_json, write_whole
+from ..utils.files import read_json, write_json, write_whole
 from . import plots
 from .page import Gallery, html_page
 from .pictures import draw_detections, draw_truth, pick_records

@@ -17,7 +17,7 @@ from detectron2.structures import BoxMode
 from PIL import Image, ImageDraw
 
 from ..evaluation import Status, match_detections
-from ..untrusted import read_json
+from ..utils.files import read_json
 
 __all__ = ["COLORS", "Picture", "draw", "draw_detections", "draw_truth", "pick_records"]
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..untrusted import read_yaml
 from ..utils.errors import ConfigError
+from ..utils.files import read_yaml
 
 __all__ = ["Entry", "Plan", "plan_from_paths", "read_plan"]
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from ..untrusted import read_json
 from ..utils.errors import ConfigError, DataError
+from ..utils.files import read_json
 from .runs import Run, flat
 
 __all__ = [

@@ -18,9 +18,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.coco import load_coco_json
 from iopath.common.file_io import get_cache_dir
 
-from ..untrusted import read_json
 from ..utils.errors import DataError
-from ..utils.files import write_whole
+from ..utils.files import read_json, write_whole
 
 __all__ = [
     "LARGEST",

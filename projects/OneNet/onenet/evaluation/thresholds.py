@@ -19,8 +19,8 @@ from detectron2.structures import BoxMode
 from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 
-from ..untrusted import read_json
 from ..utils.errors import ConfigError, DataError
+from ..utils.files import read_json
 from .ap import Scene
 from .matching import Status, match_detections
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from ..config import resolve_num_classes
 from ..inspection import inspect_assignment
+from ..inspection_pictures import draw_assignment
 from ..structures import DensePredictions
 from ..utils.errors import ConfigError
-from ..visualization import draw_assignment
 from .criterion import Criterion
 from .heads import build_head
 from .ops.activation_checkpoint import checkpoint_activations

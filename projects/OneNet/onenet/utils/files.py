@@ -1,4 +1,4 @@
-"""Files that are whole, or as they were before, whatever happens while they are written."""
+"""Files: written whole or not at all; json and yaml of others read within bounds."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
-from .errors import TrainingError
+import yaml
 
-__all__ = ["cannot_write", "whole_file", "write_json", "write_whole"]
+from .errors import ConfigError, DataError, TrainingError
+
+__all__ = ["cannot_write", "read_json", "read_yaml", "whole_file", "write_json", "write_whole"]
+
+MAX_JSON_BYTES = 2**33  # COCO's own annotations have 0.5 GB, those of Objects365 about 3
+MAX_YAML_BYTES = 2**20
+MAX_YAML_NODES = 10**5  # after each alias is replaced by what it stands for
 
 
 @contextlib.contextmanager
@@ -123,3 +129,94 @@ def write_json(path: str, content: dict[str, Any]) -> None:
     text = json.dumps(_without_nan(content), indent=1, allow_nan=False)
     os.makedirs(os.path.dirname(path) or os.curdir, exist_ok=True)
     write_whole(path, text.encode())
+
+
+def read_json(path: str | os.PathLike[str], max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """Reads a json file.
+
+    Args:
+        path: of the file.
+        max_bytes: size of the largest file that is read; in memory it may take 20 times that.
+
+    Raises:
+        DataError: it is missing, too large, nested too deeply, or no json.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = _read_bounded(file, path, max_bytes, "leave out of it what is not needed")
+        return json.loads(content.decode("utf-8"))
+    except DataError:  # which is a ValueError
+        raise
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): check the path") from error
+    except RecursionError as error:
+        raise DataError(f"{path} is nested too deeply to be read: get the file again") from error
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path} is not valid json: {error.msg} at line {error.lineno}, column {error.colno}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not a json file: it is not UTF-8 text ({error})") from error
+    except ValueError as error:  # an integer of more digits than Python converts
+        raise DataError(f"{path} has a number that cannot be read ({error})") from error
+
+
+def read_yaml(path: str | os.PathLike[str]) -> Any:
+    """Reads a yaml file with yaml's safe loader, which makes no Python objects.
+
+    Raises:
+        ConfigError: it is missing, too large, nested too deeply, or no plain yaml; or its aliases
+            stand for too much (a few lines can stand for gigabytes).
+    """
+    try:
+        with open(path, "rb") as file:
+            text = bytes(_read_bounded(file, path, MAX_YAML_BYTES, "shorten it"))
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        if root is not None and _expanded_size(root, {}) > MAX_YAML_NODES:
+            raise ConfigError(
+                f"{path} has aliases that stand for more than {MAX_YAML_NODES:,} values, or for"
+                " themselves: write out what they stand for"
+            )
+        return None if root is None else loader.construct_document(root)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); check the path.") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested too deeply to be read.") from error
+    except (ConfigError, DataError) as error:
+        raise ConfigError(f"{error}.") from error
+    except Exception as error:  # yaml lets values raise anything, by the tag before them
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(
+            f"{path} is no plain yaml, which alone is accepted: {reason}; mend that line."
+        ) from error
+
+
+def _read_bounded(
+    file: BinaryIO, path: str | os.PathLike[str], max_bytes: int, cure: str
+) -> bytearray:
+    content = bytearray()
+    # In pieces, as a single read asks for as much memory as it may return
+    size = os.fstat(file.fileno()).st_size
+    while size <= max_bytes and (piece := file.read(2**20)):
+        content += piece
+        size = len(content)
+    if size > max_bytes:
+        raise DataError(
+            f"{path} is larger than {max_bytes:,} bytes, the most that is read: check that it is"
+            f" the right file, and {cure}"
+        )
+    return content
+
+
+def _expanded_size(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """How many nodes it has, where each alias counts as what it stands for."""
+    if id(node) not in sizes:
+        sizes[id(node)] = MAX_YAML_NODES + 1  # what contains itself has no end
+        children = []
+        if isinstance(node, yaml.SequenceNode):
+            children = node.value
+        elif isinstance(node, yaml.MappingNode):
+            children = [child for pair in node.value for child in pair]
+        sizes[id(node)] = 1 + sum(_expanded_size(child, sizes) for child in children)
+    return sizes[id(node)]

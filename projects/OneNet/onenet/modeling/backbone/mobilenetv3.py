@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
 from ...checkpoint import read_checkpoint
-from ...convert.base import check_imagenet_input, download_cure, hub_file
+from ...checkpoint.convert.base import check_imagenet_input, download_cure, hub_file
 from ...utils.errors import ConfigError
 from .features import (
     FeatureBackbone,

@@ -11,7 +11,7 @@ from detectron2.modeling.backbone.fpn import FPN
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...convert.base import check_imagenet_input
+from ...checkpoint.convert.base import check_imagenet_input
 from ...utils.errors import ConfigError
 from .features import (
     FeatureBackbone,

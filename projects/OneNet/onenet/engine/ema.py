@@ -7,7 +7,7 @@ from detectron2.engine import HookBase
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from .utils.errors import ConfigError
+from ..utils.errors import ConfigError
 
 __all__ = ["EMAHook"]
 

@@ -13,7 +13,7 @@ from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from torch import nn
 
-from .data.loaders import TrainLoader, seed_random
+from ..data.loaders import TrainLoader, seed_random
 
 __all__ = ["ResumableData", "ResumableEvalHook", "cut_metrics", "end_half_row", "share_buffers"]
 

@@ -18,10 +18,10 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from torch import Tensor, nn
 
+from ..data.loaders import TrainLoader
+from ..utils.errors import ConfigError, DataError, TrainingError
+from ..utils.files import cannot_write, whole_file
 from .accumulation import AccumulatingModel
-from .data.loaders import TrainLoader
-from .utils.errors import ConfigError, DataError, TrainingError
-from .utils.files import cannot_write, whole_file
 
 __all__ = ["LossGuard", "NamedWriter", "naming_faults", "tell_once_of_lost_logs"]
 

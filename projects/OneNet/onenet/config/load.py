@@ -12,14 +12,14 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
-from .data.coco_json import check_same_classes, register_coco_json
-from .modeling.criterion import Criterion
-from .modeling.heads import ONENET_HEAD_REGISTRY
-from .modeling.matcher import ONENET_MATCHER_REGISTRY
-from .modeling.rescoring import build_rescoring
-from .untrusted import read_yaml
-from .utils.errors import ConfigError
-from .utils.registry import get_registered, num_classes_node
+from ..data.coco_json import check_same_classes, register_coco_json
+from ..modeling.criterion import Criterion
+from ..modeling.heads import ONENET_HEAD_REGISTRY
+from ..modeling.matcher import ONENET_MATCHER_REGISTRY
+from ..modeling.rescoring import build_rescoring
+from ..utils.errors import ConfigError
+from ..utils.files import read_yaml
+from ..utils.registry import get_registered, num_classes_node
 
 __all__ = ["add_onenet_config", "load_config", "resolve_num_classes"]
 

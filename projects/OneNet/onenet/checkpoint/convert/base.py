@@ -13,7 +13,7 @@ import torch
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch import Tensor, nn
 
-from ..utils.errors import ConfigError
+from ...utils.errors import ConfigError
 
 __all__ = [
     "IMAGENET_MEAN",

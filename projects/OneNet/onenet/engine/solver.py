@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from torch.nn.utils import clip_grad_norm_
 
-from .utils.errors import ConfigError
+from ..utils.errors import ConfigError
 
 __all__ = ["build_optimizer", "clip_full_model", "clipped_adamw"]
 

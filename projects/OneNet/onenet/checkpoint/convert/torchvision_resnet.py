@@ -11,7 +11,7 @@ from detectron2.utils.file_io import PathHandler, PathManager
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
-from ..utils.errors import ConfigError
+from ...utils.errors import ConfigError
 from .base import Conversion, check_trained_input, download_cure, hub_file
 
 __all__ = ["convert_torchvision_resnet", "is_torchvision_resnet", "torchvision_url"]
@@ -41,7 +41,7 @@ def convert_torchvision_resnet(
     Args:
         state: of ``torchvision.models.resnet18`` and so on, classifier or not.
         model: has one ResNet of Detectron2's, and takes images as torchvision's networks do.
-        input_format: see :func:`onenet.convert.base.check_trained_input`.
+        input_format: see :func:`onenet.checkpoint.convert.base.check_trained_input`.
 
     Raises:
         ConfigError: a name is not torchvision's; the model has no ResNet, or feeds or strides it

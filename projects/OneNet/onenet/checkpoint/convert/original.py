@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from ..utils.errors import ConfigError
+from ...utils.errors import ConfigError
 from .base import Conversion, Step
 
 __all__ = ["convert_original", "is_original"]

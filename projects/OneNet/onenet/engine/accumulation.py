@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .utils.errors import ConfigError
+from ..utils.errors import ConfigError
 
 __all__ = ["AccumulatingModel", "accumulate_gradients"]
 
