@@ -23,8 +23,8 @@ from tqdm import tqdm
 from onenet.config import load_config
 from onenet.data.mapper import OneNetDatasetMapper
 from onenet.engine import Trainer
-from onenet.inspection import inspect_assignment
-from onenet.inspection_pictures import draw_assignment
+from onenet.evaluation.inspection import inspect_assignment
+from onenet.evaluation.inspection_pictures import draw_assignment
 from onenet.utils.errors import exit_with_one_sentence
 from onenet.utils.visualizer import draw_detections, tile
 

@@ -185,10 +185,10 @@ def test_the_trainers_model_is_the_detector(data_opts, tmp_path: Path) -> None:
     trainer = Trainer(load_config(CONFIG, words))
     assert isinstance(trainer.model, OneNet)
     trainer.model = trainer.model  # a subclass may compile it, for instance
-    drawn = []
-    with mock.patch.object(OneNet, "_visualize", lambda self, inputs: drawn.append(inputs)):
+    with mock.patch("onenet.engine.training_pictures.put_pictures") as put_pictures:
         trainer.train()
-    assert len(drawn) == 1
+    ((model, inputs),) = (call.args for call in put_pictures.call_args_list)
+    assert model is trainer.model and len(inputs) == 1 and not model._forward_pre_hooks
     results = Trainer.test(trainer.cfg, trainer.model)
     assert "AP" in results["bbox"]
 

@@ -24,7 +24,8 @@ from PIL import Image
 import onenet.modeling.meta_arch
 from onenet.checkpoint import load_weights
 from onenet.config import load_config
-from onenet.inspection import (
+from onenet.engine.training_pictures import put_pictures
+from onenet.evaluation.inspection import (
     compare_assignments,
     inspect_assignment,
     summarize_assignments,
@@ -229,21 +230,24 @@ def test_moves_by_hand(predictions) -> None:
 # TensorBoard
 
 
-def train_step(model: torch.nn.Module, batch: list[dict]) -> dict[str, float]:
+def train_step(model: torch.nn.Module, batch: list[dict], draws: bool) -> dict[str, float]:
     with EventStorage():
-        return {name: loss.item() for name, loss in model.train()(batch).items()}
+        model.train()
+        if draws:
+            put_pictures(model, batch[:1])
+        return {name: loss.item() for name, loss in model(batch).items()}
 
 
 def test_pictures_do_not_change_the_training(make_gt) -> None:
-    drawing, plain = build("onenet_point_R18", "VIS_PERIOD", "1"), build("onenet_point_R18")
+    drawing, plain = build("onenet_point_R18"), build("onenet_point_R18")
     plain.load_state_dict(drawing.state_dict())
     image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
     batch = [{"image": image, "instances": make_gt(3, (64, 64), 10)}] * 2
     np.random.seed(0)
-    wanted, numbers = train_step(plain, batch), np.random.rand(3)
+    wanted, numbers = train_step(plain, batch, draws=False), np.random.rand(3)
     np.random.seed(0)
     state = torch.get_rng_state()
-    assert train_step(drawing, batch) == wanted
+    assert train_step(drawing, batch, draws=True) == wanted
     assert (np.random.rand(3) == numbers).all() and torch.equal(torch.get_rng_state(), state)
     means = [name for name in plain.state_dict() if name.endswith("running_mean")]
     assert means
@@ -256,11 +260,11 @@ def test_training_mode_survives_a_failing_picture(culprit, make_gt, monkeypatch)
     def fail(*args):
         raise RuntimeError("no picture")
 
-    monkeypatch.setattr(onenet.modeling.meta_arch, culprit, fail)
-    model = build("onenet_fcos_R18_FPN", "VIS_PERIOD", "1")
+    monkeypatch.setattr(onenet.engine.training_pictures, culprit, fail)
+    model = build("onenet_fcos_R18_FPN")
     image = torch.zeros(3, 64, 64, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match="no picture"):
-        train_step(model, [{"image": image, "instances": make_gt(2, (64, 64), 10)}])
+        train_step(model, [{"image": image, "instances": make_gt(2, (64, 64), 10)}], draws=True)
     assert all(module.training for module in model.modules())
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
 
-from onenet.inspection import Assignment, Move, Sample
-from onenet.inspection_pictures import draw_assignment, draw_moves
+from onenet.evaluation.inspection import Assignment, Move, Sample
+from onenet.evaluation.inspection_pictures import draw_assignment, draw_moves
 from onenet.utils.visualizer import draw_detections, enlarged_height, tile
 
 

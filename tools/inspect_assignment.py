@@ -32,7 +32,7 @@ from tabulate import tabulate
 from onenet.checkpoint import load_weights
 from onenet.config import load_config
 from onenet.data.mapper import OneNetDatasetMapper
-from onenet.inspection import (
+from onenet.evaluation.inspection import (
     Assignment,
     Move,
     compare_assignments,
@@ -40,7 +40,7 @@ from onenet.inspection import (
     summarize_assignments,
     summarize_moves,
 )
-from onenet.inspection_pictures import draw_assignment, draw_moves
+from onenet.evaluation.inspection_pictures import draw_assignment, draw_moves
 from onenet.modeling.meta_arch import OneNet
 from onenet.utils.errors import ConfigError, DataError, exit_with_one_sentence
 from onenet.utils.visualizer import tile

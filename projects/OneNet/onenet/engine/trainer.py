@@ -39,6 +39,7 @@ from ..evaluation import (
     without_nms,
 )
 from ..modeling.backbone.features import without_pretrained
+from ..modeling.meta_arch import OneNet
 from ..utils.errors import ConfigError, DataError, LimitError, WithoutTraceback
 from .accumulation import AccumulatingModel, accumulate_gradients
 from .ema import EMAHook
@@ -51,6 +52,7 @@ from .resume import (
     share_buffers,
 )
 from .solver import build_optimizer
+from .training_pictures import TrainingPictures
 
 __all__ = ["Trainer", "build_evaluator", "check_limits", "launch_workers", "setup"]
 
@@ -325,12 +327,14 @@ class Trainer(DefaultTrainer):
         """
         cfg = self.cfg
         evaluated, first = self.model, []
+        model = self.model
+        if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+            model = model.module
         if cfg.SOLVER.EMA_DECAY > 0:
-            model = self.model
-            if isinstance(model, torch.nn.parallel.DistributedDataParallel):
-                model = model.module
             self.ema = EMAHook(model, cfg.SOLVER.EMA_DECAY)
             evaluated, first = self.ema.average, [self.ema]
+        if cfg.VIS_PERIOD > 0 and isinstance(model, OneNet) and comm.is_main_process():
+            first.append(TrainingPictures(model, cfg.VIS_PERIOD))
         # Detectron2's trainer saves the hooks' state: there are the trained weights of an average.
         self._set_checkpointer(evaluated)
 

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import logging
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import ImageList, Instances
-from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from ..config import resolve_num_classes
-from ..inspection import inspect_assignment
-from ..inspection_pictures import draw_assignment
 from ..structures import DensePredictions
 from ..utils.errors import ConfigError
 from .criterion import Criterion
@@ -63,7 +58,6 @@ class OneNet(DenseDetector):
         pixel_mean: tuple[float, ...] = (123.675, 116.28, 103.53),
         pixel_std: tuple[float, ...] = (58.395, 57.12, 57.375),
         input_format: str = "RGB",
-        vis_period: int = 0,
         activation_checkpointing: bool = False,
         channels_last: bool = False,
     ) -> None:
@@ -78,7 +72,6 @@ class OneNet(DenseDetector):
             pixel_mean: subtracted from the image's channels, in the order of ``input_format``.
             pixel_std: what the result is divided by.
             input_format: "RGB" or "BGR", the channel order of the images.
-            vis_period: iterations between training pictures in TensorBoard; 0 for none.
             activation_checkpointing: see
                 :func:`onenet.modeling.ops.activation_checkpoint.checkpoint_activations`.
             channels_last: whether the weights lie in memory with the channels innermost, and so
@@ -92,8 +85,6 @@ class OneNet(DenseDetector):
         self.max_detections_per_image = max_detections_per_image
         self.nms_thresh = nms_thresh
         self.input_format = input_format
-        self.vis_period = vis_period
-        self._drawn = -1
         if activation_checkpointing:
             checkpoint_activations(self)
         if channels_last:
@@ -126,57 +117,16 @@ class OneNet(DenseDetector):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "input_format": cfg.INPUT.FORMAT,
-            "vis_period": cfg.VIS_PERIOD,
             # Speed and memory
             "activation_checkpointing": onenet.ACTIVATION_CHECKPOINTING,
             "channels_last": onenet.CHANNELS_LAST,
         }
 
-    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
-        """Losses in training mode, detections otherwise.
-
-        Args:
-            batched_inputs: one dict an image as Detectron2's DatasetMapper makes it: "image"
-                (C, H, W); in training "instances"; in inference "height" and "width" of the
-                wanted output, where that differs from the image.
-
-        Returns:
-            In training the weighted losses by name; else for each image {"instances": Instances}
-            with ``pred_boxes``, ``scores``, ``pred_classes``, best first.
-        """
-        if self.training and self.vis_period > 0:
-            iteration = get_event_storage().iter
-            if iteration % self.vis_period == 0 and iteration != self._drawn:
-                self._drawn = iteration  # an iteration may come in pieces
-                self._visualize(batched_inputs[:1])
-        return super().forward(batched_inputs)
-
-    @torch.no_grad()
-    def _visualize(self, batched_inputs: list[dict]) -> None:
-        """Puts pictures of the first image into the event storage.
-
-        Ground truth and best detections, and "assignment": where each object's positive sample
-        lies. The training goes on as if nothing had been drawn.
-        """
-        # Detectron2 draws in random colours; without workers the augmentation has this generator.
-        random_state = np.random.get_state()
-        self.eval()
-        try:
-            results = super().forward(batched_inputs)
-            assignments = inspect_assignment(self, batched_inputs[0])
-            self.visualize_training(batched_inputs, [result["instances"] for result in results])
-        finally:
-            self.train()
-            np.random.set_state(random_state)
-        image = convert_image_to_rgb(batched_inputs[0]["image"].permute(1, 2, 0), self.input_format)
-        picture = draw_assignment(assignments, image)
-        get_event_storage().put_image("assignment", picture.transpose(2, 0, 1))
-
     def num_objects(self, batched_inputs: list[dict]) -> int:
         """What the one-to-one losses of a batch are divided by.
 
         Args:
-            batched_inputs: see :meth:`forward`.
+            batched_inputs: what DenseDetector's ``forward`` takes.
         """
         return sum(len(inputs["instances"]) for inputs in batched_inputs)
 

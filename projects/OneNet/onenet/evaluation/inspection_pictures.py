@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ..utils.visualizer import COLORS, canvas
 from .inspection import Assignment, Move
-from .utils.visualizer import COLORS, canvas
 
 __all__ = ["draw_assignment", "draw_moves"]
 
@@ -25,7 +25,7 @@ def draw_assignment(
 
     Args:
         assignments: of the image's objects, see
-            :func:`onenet.inspection.inspect_assignment`.
+            :func:`onenet.evaluation.inspection.inspect_assignment`.
         image: (H, W, 3) uint8, RGB, of the size of the network's input.
         height: of the picture, in pixels.
         labels: one for each object; by default the stride of the positive's level.
@@ -60,7 +60,7 @@ def draw_moves(
     An object that kept its sample, or moved to one at the same place, has a dot instead.
 
     Args:
-        moves: of the image's objects, see :func:`onenet.inspection.compare_assignments`.
+        moves: of the image's objects, see :func:`onenet.evaluation.inspection.compare_assignments`.
         image: (H, W, 3) uint8, RGB, of the size of the network's input.
         height: of the picture, in pixels.
         labels: one for each object; by default the strides of its levels.

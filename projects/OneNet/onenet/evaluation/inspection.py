@@ -19,10 +19,10 @@ from detectron2.structures import Instances
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from .structures import DensePredictions
+from ..structures import DensePredictions
 
 if TYPE_CHECKING:  # the model draws its own assignments while it trains
-    from .modeling.meta_arch import OneNet
+    from ..modeling.meta_arch import OneNet
 
 __all__ = [
     "Assignment",
