@@ -20,9 +20,8 @@ from detectron2.data import detection_utils, get_detection_dataset_dicts
 from detectron2.data import transforms as T
 
 from onenet.benchmark import Quartiles, describe_machine, describe_ms, round_order
-from onenet.config import load_config
 from onenet.data.mapper import OneNetDatasetMapper
-from onenet.engine import Trainer
+from onenet.engine import Trainer, load_config
 
 WARM_UP = 5
 

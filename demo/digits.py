@@ -20,9 +20,8 @@ from detectron2.engine import HookBase
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
-from onenet.config import load_config
 from onenet.data.mapper import OneNetDatasetMapper
-from onenet.engine import Trainer
+from onenet.engine import Trainer, load_config
 from onenet.evaluation.inspection import inspect_assignment
 from onenet.evaluation.inspection_pictures import draw_assignment
 from onenet.utils.errors import exit_with_one_sentence

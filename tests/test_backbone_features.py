@@ -16,8 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
-from onenet.config import load_config
-from onenet.engine import setup
+from onenet.engine import load_config, setup
 from onenet.engine.ema import EMAHook
 from onenet.modeling.backbone import FeatureBackbone
 from onenet.modeling.backbone.mobilenetv3 import LayerOutputs

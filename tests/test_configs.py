@@ -12,7 +12,8 @@ from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from onenet.config import add_onenet_config, load_config
+from onenet.config import add_onenet_config
+from onenet.engine import load_config
 from onenet.engine.solver import build_optimizer
 from onenet.utils.errors import ConfigError, DataError
 

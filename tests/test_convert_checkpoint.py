@@ -34,8 +34,7 @@ from torch import Tensor, nn
 from onenet.checkpoint import OneNetCheckpointer, load_weights
 from onenet.checkpoint.convert import convert_foreign, convert_original, torchvision_url
 from onenet.checkpoint.convert.base import check_imagenet_input
-from onenet.config import load_config
-from onenet.engine import Trainer
+from onenet.engine import Trainer, load_config
 from onenet.modeling.backbone.resnet_deconv import ModulatedDeformConv
 from onenet.utils.errors import ConfigError
 

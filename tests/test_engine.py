@@ -19,9 +19,9 @@ from detectron2.config import get_cfg
 from detectron2.engine import default_argument_parser
 from PIL import Image
 
-from onenet.config import add_onenet_config, load_config
+from onenet.config import add_onenet_config
 from onenet.data.coco_json import register_coco_json
-from onenet.engine import Trainer, check_limits
+from onenet.engine import Trainer, check_limits, load_config
 from onenet.modeling.meta_arch import OneNet
 from onenet.utils.errors import LimitError
 

@@ -23,7 +23,7 @@ from PIL import Image
 
 import onenet.modeling.meta_arch
 from onenet.checkpoint import load_weights
-from onenet.config import load_config
+from onenet.engine import load_config
 from onenet.engine.training_pictures import put_pictures
 from onenet.evaluation.inspection import (
     compare_assignments,

@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from onenet.config import load_config
+from onenet.engine import load_config
 from onenet.engine.training_pictures import put_pictures
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "digits"

@@ -15,7 +15,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 
-from onenet.config import load_config
+from onenet.engine import load_config
 from onenet.engine.accumulation import AccumulatingModel
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "digits"

@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
-from onenet.config import load_config
+from onenet.engine import load_config
 from onenet.modeling.meta_arch import OneNet
 from onenet.utils.errors import exit_with_one_sentence
 

@@ -30,8 +30,8 @@ from PIL import Image
 from tabulate import tabulate
 
 from onenet.checkpoint import load_weights
-from onenet.config import load_config
 from onenet.data.mapper import OneNetDatasetMapper
+from onenet.engine import load_config
 from onenet.evaluation.inspection import (
     Assignment,
     Move,

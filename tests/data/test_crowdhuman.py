@@ -19,7 +19,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 from PIL import Image
 from pycocotools.coco import COCO
 
-from onenet.config import load_config
 from onenet.data import (
     CROWDED_DIGITS,
     convert_odgt,
@@ -30,6 +29,7 @@ from onenet.data import (
 )
 from onenet.data import crowdhuman as crowdhuman_module
 from onenet.data.mapper import OneNetDatasetMapper
+from onenet.engine import load_config
 from onenet.utils.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,8 +20,8 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils import comm
 
-from onenet.config import load_config
-from onenet.engine import _check_evaluator, build_evaluator
+from onenet.engine import build_evaluator, load_config
+from onenet.engine.evaluators import check_evaluator
 from onenet.evaluation import (
     CrowdHumanEvaluator,
     CrowdImage,
@@ -495,7 +495,7 @@ def kinds_of(cfg: CfgNode, name: str) -> list[type]:
 def test_several_classes_are_refused_at_the_start(register) -> None:
     name = register([[person(A)]], ("person", "dog"))
     with pytest.raises(DataError, match=rf"'{name}' has 2 classes.*evaluator_type 'coco'"):
-        _check_evaluator(name)
+        check_evaluator(name)
 
 
 def crowd(rng: np.random.Generator, num_objects: int, num_dets: int) -> CrowdImage:

@@ -17,8 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from onenet.config import load_config
-from onenet.engine import Trainer
+from onenet.engine import Trainer, load_config
 from onenet.evaluation import EndToEndEvaluator, record_weights
 from onenet.evaluation.thresholds import (
     best_threshold,

@@ -9,7 +9,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from onenet.config import load_config
+from onenet.engine import load_config
 from onenet.modeling.meta_arch import OneNet
 
 Built = tuple[CfgNode, OneNet]

@@ -28,11 +28,11 @@ from onenet.checkpoint import OneNetCheckpointer, load_weights, untrusted
 from onenet.comparison.pictures import draw_detections
 from onenet.comparison.plan import read_plan
 from onenet.comparison.results import _read_json as read_evaluation
-from onenet.config import load_config
 from onenet.data.bccd import load_voc_boxes
 from onenet.data.coco_json import register_coco_json
 from onenet.data.crowdhuman import convert_odgt
 from onenet.data.mapper import OneNetDatasetMapper
+from onenet.engine import load_config
 from onenet.evaluation.thresholds import read_thresholds
 from onenet.predictor import Predictor, load_predictor_config
 from onenet.utils.errors import ConfigError, DataError, exit_with_one_sentence

@@ -4,7 +4,8 @@ Importing the package registers its meta-architectures, heads, matchers, backbon
 """
 
 from . import data
-from .config import add_onenet_config, load_config
+from .config import add_onenet_config
+from .engine import load_config
 from .modeling import baselines
 from .modeling.backbone import ResNetDeconv
 from .modeling.criterion import Criterion

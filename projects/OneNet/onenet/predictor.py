@@ -24,7 +24,7 @@ from PIL import UnidentifiedImageError
 from torch import nn
 
 from .checkpoint import load_weights
-from .config import load_config
+from .engine import load_config
 from .evaluation.thresholds import (
     DEFAULT_THRESHOLD,
     find_thresholds,
@@ -95,7 +95,7 @@ class Predictor:
     def __init__(self, cfg: CfgNode, weights: str = "") -> None:
         """
         Args:
-            cfg: from :func:`load_predictor_config` or :func:`onenet.config.load_config`.
+            cfg: from :func:`load_predictor_config` or :func:`onenet.engine.load_config`.
             weights: path of a checkpoint; "" for MODEL.WEIGHTS.
 
         Raises:

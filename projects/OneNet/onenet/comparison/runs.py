@@ -26,7 +26,8 @@ from typing import IO, Any
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
-from ..config import add_onenet_config, load_config
+from ..config import add_onenet_config
+from ..engine import load_config
 from ..utils.errors import ConfigError
 from ..utils.files import write_json
 from .plan import Entry, Plan
@@ -89,7 +90,7 @@ def find_runs(plan: Plan) -> list[Run]:
     """The runs of a plan, entry by entry and seed by seed, each with its resolved config.
 
     Raises:
-        ConfigError, DataError: a config cannot be used (see :func:`onenet.config.load_config`), has
+        ConfigError, DataError: a config cannot be used (see :func:`onenet.engine.load_config`), has
             nothing to evaluate, or an earlier start used other settings for the same folder.
     """
     runs = []

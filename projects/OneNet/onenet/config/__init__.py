@@ -1,5 +1,6 @@
-"""The config keys that OneNet adds to Detectron2's, and how a config is loaded."""
+"""The config keys that OneNet adds to Detectron2's, and how a config file is read."""
 
-from .load import add_onenet_config, load_config, resolve_num_classes
+from .defaults import add_onenet_config
+from .load import check_keys, read_config
 
-__all__ = ["add_onenet_config", "load_config", "resolve_num_classes"]
+__all__ = ["add_onenet_config", "check_keys", "read_config"]

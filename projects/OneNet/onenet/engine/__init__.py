@@ -1,5 +1,8 @@
 """Training and evaluation: Detectron2's trainer with what OneNet needs besides."""
 
-from .trainer import Trainer, build_evaluator, check_limits, launch_workers, setup
+from .evaluators import build_evaluator, check_limits
+from .launch import launch_workers
+from .startup import load_config, setup
+from .trainer import Trainer
 
-__all__ = ["Trainer", "build_evaluator", "check_limits", "launch_workers", "setup"]
+__all__ = ["Trainer", "build_evaluator", "check_limits", "launch_workers", "load_config", "setup"]

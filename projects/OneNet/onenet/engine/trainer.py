@@ -1,49 +1,38 @@
-"""Set-up and trainer: Detectron2's own, with OneNet's config, data and optimiser."""
+"""Detectron2's trainer, with OneNet's data, optimiser and evaluators."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import logging
 import os
-import re
-import sys
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 from unittest import mock
-from urllib.parse import urlparse
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
-from detectron2.engine import DefaultTrainer, HookBase, default_setup, defaults, hooks, launch
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
+from detectron2.engine import DefaultTrainer, HookBase, defaults, hooks
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
-from detectron2.utils.logger import setup_logger
-from torch import multiprocessing
 
 from ..checkpoint import OneNetCheckpointer
-from ..checkpoint.convert import pip_weights, torchvision_url
-from ..config import load_config
 from ..data.loaders import TrainLoader, build_test_loader
 from ..evaluation import (
-    CrowdHumanEvaluator,
-    EndToEndEvaluator,
     carries_nms,
     record_weights,
     weights_digest,
     without_nms,
 )
-from ..modeling.backbone.features import without_pretrained
 from ..modeling.meta_arch import OneNet
-from ..utils.errors import ConfigError, DataError, LimitError, WithoutTraceback
+from ..utils.errors import DataError, WithoutTraceback
 from .accumulation import AccumulatingModel, accumulate_gradients
 from .ema import EMAHook
-from .faults import LossGuard, NamedWriter, naming_faults, tell_once_of_lost_logs
+from .evaluators import NMS_OFF, build_evaluator, by_dataset, check_limits, results_folder
+from .faults import LossGuard, NamedWriter, naming_faults
 from .resume import (
     ResumableData,
     ResumableEvalHook,
@@ -52,213 +41,10 @@ from .resume import (
     share_buffers,
 )
 from .solver import build_optimizer
+from .startup import last_checkpoint
 from .training_pictures import TrainingPictures
 
-__all__ = ["Trainer", "build_evaluator", "check_limits", "launch_workers", "setup"]
-
-
-def launch_workers(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
-    """Runs ``main(args)`` in as many workers as the command line asks for.
-
-    Args:
-        main: picklable; ends with ``sys.exit(sentence)`` on an error of the user's.
-        args: what ``detectron2.engine.default_argument_parser`` parsed.
-    """
-    try:
-        launch(
-            functools.partial(_run_worker, main),
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
-    except multiprocessing.ProcessExitedException as error:
-        if error.signal_name is None:
-            sys.exit(1)  # the worker has said why
-        sys.exit(
-            f"error: worker {error.error_index} was ended by {error.signal_name}, and the others"
-            " with it; the system does that where memory runs out. Start again with --resume."
-        )
-
-
-def _run_worker(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
-    main(args)
-    if comm.get_world_size() > 1:
-        # Else gloo's threads may abort the process as it ends
-        comm.synchronize()
-        torch.distributed.destroy_process_group()
-
-
-def setup(args: argparse.Namespace) -> CfgNode:
-    """Loads the config that the command line names, and starts the loggers.
-
-    Args:
-        args: what ``detectron2.engine.default_argument_parser`` parsed.
-
-    Returns:
-        The frozen config; of a run that is resumed, without pre-trained weights to download.
-
-    Raises:
-        ConfigError, DataError: see :func:`onenet.config.load_config`; or MODEL.WEIGHTS, or the
-            checkpoint to resume from, is no file; or OUTPUT_DIR cannot be made.
-    """
-    # What loading has to say goes to the terminal; the log file's place is known only afterwards.
-    setup_logger(distributed_rank=comm.get_rank(), name="onenet")
-    cfg = load_config(args.config_file, args.opts, eval_only=args.eval_only)
-    _check_weights(cfg, args.resume)
-    for name in cfg.DATASETS.TEST:
-        _check_evaluator(name)
-    try:
-        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"OUTPUT_DIR: the folder '{cfg.OUTPUT_DIR}' cannot be made ({error.strerror}); name"
-            " another one, or see to what is in its way."
-        ) from error
-    # A log file that cannot be written is told of below
-    quiet = mock.patch.object(logging, "raiseExceptions", False)
-    with naming_faults(cfg.OUTPUT_DIR), quiet:
-        default_setup(cfg, args)
-        setup_logger(
-            cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="onenet", configure_stdout=False
-        )
-    tell_once_of_lost_logs()
-    if not torch.cuda.is_available():
-        logging.getLogger(__name__).info("There is no GPU: running on the CPU.")
-    return without_pretrained(cfg) if args.resume and _last_checkpoint(cfg) else cfg
-
-
-def _last_checkpoint(cfg: CfgNode) -> str:
-    """The checkpoint that --resume goes on from; "" where there is none yet."""
-    note = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
-    if not os.path.isfile(note):
-        return ""
-    with open(note, encoding="utf-8", errors="replace") as file:
-        return os.path.join(cfg.OUTPUT_DIR, file.read().strip())
-
-
-def _check_weights(cfg: CfgNode, resume: bool) -> None:
-    weights = cfg.MODEL.WEIGHTS
-    if resume and (last := _last_checkpoint(cfg)):
-        if not os.path.isfile(last):
-            raise ConfigError(
-                f"--resume: {os.path.join(cfg.OUTPUT_DIR, 'last_checkpoint')} names '{last}', and"
-                " there is no such file; write the name of another checkpoint into it, or delete"
-                " it to start anew."
-            )
-        return  # MODEL.WEIGHTS is not used
-    if weights.startswith("torchvision://"):
-        torchvision_url(weights)  # raises where there is no such network
-    if weights.startswith("pip://"):
-        pip_weights(weights)  # raises where the package is not installed
-    if weights and not urlparse(weights).scheme and not os.path.isfile(weights):
-        raise ConfigError(
-            f"MODEL.WEIGHTS: there is no file '{weights}'; give a checkpoint's path, or '' to"
-            " start from random weights."
-        )
-
-
-def _check_evaluator(dataset_name: str) -> None:
-    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
-    if evaluator_type not in ("coco", "crowdhuman"):
-        raise DataError(
-            f"Dataset '{dataset_name}' has evaluator_type '{evaluator_type}', for which there is no"
-            " evaluator; 'coco' suits any dataset of boxes, 'crowdhuman' one of a single class."
-        )
-    if evaluator_type == "crowdhuman":
-        CrowdHumanEvaluator(dataset_name=dataset_name)  # it checks the number of classes
-
-
-_NMS_OFF = os.path.join("inference", "nms_off")
-
-
-def _results_folder(cfg: CfgNode, dataset_name: str, folder: str = "inference") -> str:
-    """Where the evaluators of a dataset write; see :func:`build_evaluator`."""
-    output_dir = os.path.join(cfg.OUTPUT_DIR, folder)
-    if len(set(cfg.DATASETS.TEST)) > 1:
-        # A json set's name is its path.
-        output_dir = os.path.join(output_dir, re.sub(r"[^\w.-]+", "_", dataset_name).strip("_"))
-    return output_dir
-
-
-def build_evaluator(cfg: CfgNode, dataset_name: str, folder: str = "inference") -> DatasetEvaluator:
-    """The evaluators for a dataset, by its metadata's ``evaluator_type``.
-
-    Args:
-        cfg: TEST.END_TO_END.ENABLED puts an :class:`onenet.evaluation.EndToEndEvaluator` beside
-            COCOEvaluator. The type "crowdhuman" adds a
-            :class:`onenet.evaluation.CrowdHumanEvaluator`.
-        dataset_name: a registered dataset.
-        folder: below OUTPUT_DIR, for what they write; with several datasets each has its own
-            folder in there.
-
-    Raises:
-        DataError: there is none for that type, or none for its number of classes.
-    """
-    _check_evaluator(dataset_name)
-    output_dir = _results_folder(cfg, dataset_name, folder)
-    # COCO's own limit is 100; crowds need more.
-    max_dets = max(cfg.TEST.DETECTIONS_PER_IMAGE, 100)
-    evaluators: list[DatasetEvaluator] = [
-        COCOEvaluator(
-            dataset_name, tasks=("bbox",), output_dir=output_dir, max_dets_per_image=max_dets
-        )
-    ]
-    if MetadataCatalog.get(dataset_name).evaluator_type == "crowdhuman":
-        evaluators.append(CrowdHumanEvaluator(dataset_name=dataset_name, output_dir=output_dir))
-    end_to_end = cfg.TEST.END_TO_END
-    if end_to_end.ENABLED:
-        evaluators.append(
-            EndToEndEvaluator(
-                dataset_name=dataset_name,
-                output_dir=output_dir,
-                nms_thresh=end_to_end.NMS_THRESH,
-                iou_thresh=end_to_end.IOU_THRESH,
-                max_dets_per_image=max_dets,
-                calibrates=folder != _NMS_OFF,  # thresholds are for the detector as configured
-            )
-        )
-    return DatasetEvaluators(evaluators)
-
-
-def _by_dataset(cfg: CfgNode, results: dict) -> dict[str, dict]:
-    """What ``Trainer.test`` returned, by dataset; for a single one it leaves that level out."""
-    names = list(dict.fromkeys(cfg.DATASETS.TEST))
-    return {names[0]: results} if len(names) == 1 else results
-
-
-def check_limits(cfg: CfgNode, results: dict) -> None:
-    """Checks the results against TEST.LIMITS, in the main process, which alone has them.
-
-    Args:
-        cfg: from :func:`setup` or :func:`onenet.config.load_config`.
-        results: what ``Trainer.test`` returned.
-
-    Raises:
-        ConfigError: a limit's task or metric is not among the results.
-        LimitError: a metric is beyond its limit, or nan; with one sentence for each.
-    """
-    if not comm.is_main_process():
-        return
-    broken = []
-    for dataset_name, tasks in _by_dataset(cfg, results).items():
-        for task, metric, direction, limit in cfg.TEST.LIMITS:
-            known, what = (tasks[task], "metric") if task in tasks else (tasks, "task")
-            if metric not in tasks.get(task, {}):
-                raise ConfigError(
-                    f"TEST.LIMITS names '{task}/{metric}', but the results on '{dataset_name}' have"
-                    f" no such {what}; there is {', '.join(known)}."
-                )
-            value = tasks[task][metric]
-            keeps = value <= limit if direction == "max" else value >= limit  # never for nan
-            if not keeps:
-                broken.append(
-                    f"TEST.LIMITS: {task}/{metric} on '{dataset_name}' is {value:.4f}; the"
-                    f" {direction}imum allowed is {limit}."
-                )
-    if broken:
-        raise LimitError("\n".join(broken))
+__all__ = ["Trainer"]
 
 
 @contextlib.contextmanager
@@ -283,7 +69,7 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode) -> None:
         """
         Args:
-            cfg: from :func:`setup` or :func:`onenet.config.load_config`.
+            cfg: from :func:`setup` or :func:`onenet.engine.load_config`.
         """
         logging.getLogger("detectron2.engine.train_loop").addFilter(_WITHOUT_TRACEBACK)
         create_ddp_model = defaults.create_ddp_model
@@ -440,16 +226,16 @@ class Trainer(DefaultTrainer):
         if wanted and comm.is_main_process():
             digest = weights_digest(model)
             for name in cfg.DATASETS.TEST:
-                record_weights(_results_folder(cfg, name), digest)
+                record_weights(results_folder(cfg, name), digest)
         if wanted and carries_nms(model):
             logging.getLogger(__name__).info(
                 "The detector carries NMS: once more, with NMS off. All that follows is without it."
             )
-            evaluators = [build_evaluator(cfg, name, _NMS_OFF) for name in cfg.DATASETS.TEST]
+            evaluators = [build_evaluator(cfg, name, NMS_OFF) for name in cfg.DATASETS.TEST]
             with without_nms(model):
                 nms_off = super().test(cfg, model, evaluators)
-            for name, tasks in _by_dataset(cfg, nms_off).items():
-                _by_dataset(cfg, results)[name].update(
+            for name, tasks in by_dataset(cfg, nms_off).items():
+                by_dataset(cfg, results)[name].update(
                     {f"{task}_nms_off": metrics for task, metrics in tasks.items()}
                 )
         return results
@@ -469,7 +255,7 @@ class Trainer(DefaultTrainer):
                 cut_metrics(self._metrics_file, self.start_iter)
             else:
                 end_half_row(self._metrics_file)
-        last = os.path.basename(_last_checkpoint(self.cfg))
+        last = os.path.basename(last_checkpoint(self.cfg))
         if self.start_iter >= self.max_iter and last != "model_final.pth":
             # Cut off between the last iteration's checkpoint and the final one, which is the same
             self.checkpointer.save("model_final", iteration=self.iter)

@@ -13,7 +13,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.modeling.meta_arch.fcos import FCOSHead as DetectronFCOSHead
 
-from ..config import resolve_num_classes
+from ..utils.registry import check_num_classes
 
 __all__ = ["FCOSBaseline"]
 
@@ -36,7 +36,7 @@ class FCOSBaseline(FCOS):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         """Reads ``cfg.MODEL.FCOS``."""
-        cfg = resolve_num_classes(cfg)
+        check_num_classes(cfg)
         fcos = cfg.MODEL.FCOS
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()

@@ -12,9 +12,9 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
-from ..config import resolve_num_classes
 from ..structures import DensePredictions
 from ..utils.errors import ConfigError
+from ..utils.registry import check_num_classes
 from .criterion import Criterion
 from .heads import build_head
 from .ops.activation_checkpoint import checkpoint_activations
@@ -93,7 +93,7 @@ class OneNet(DenseDetector):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         """Reads ``cfg.MODEL`` (its node ``ONENET`` above all), ``TEST``, ``INPUT``."""
-        cfg = resolve_num_classes(cfg)
+        check_num_classes(cfg)
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
         onenet = cfg.MODEL.ONENET

@@ -9,7 +9,7 @@ from detectron2.utils.registry import Registry
 
 from .errors import ConfigError
 
-__all__ = ["get_registered", "num_classes_node"]
+__all__ = ["check_num_classes", "get_registered", "num_classes_node"]
 
 
 def get_registered(registry: Registry, name: str, key: str) -> Any:
@@ -34,3 +34,17 @@ def num_classes_node(cfg: CfgNode) -> str | None:
     return {"OneNet": "ONENET", "FCOSBaseline": "FCOS", "RetinaNet": "RETINANET"}.get(
         cfg.MODEL.META_ARCHITECTURE
     )
+
+
+def check_num_classes(cfg: CfgNode) -> None:
+    """Raises where a model is to be built before its number of classes is known.
+
+    Raises:
+        ConfigError: says where to set it.
+    """
+    node = num_classes_node(cfg)
+    if node is not None and cfg.MODEL[node].NUM_CLASSES < 1:
+        raise ConfigError(
+            f"MODEL.{node}.NUM_CLASSES is {cfg.MODEL[node].NUM_CLASSES}; set it, or load the config"
+            " with onenet.engine.load_config, which takes it from the dataset."
+        )

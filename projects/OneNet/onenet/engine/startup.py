@@ -1,0 +1,231 @@
+"""From the command line to a checked config, loggers and an output folder."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import os
+from collections.abc import Sequence
+from unittest import mock
+from urllib.parse import urlparse
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import default_setup
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from ..checkpoint.convert import pip_weights, torchvision_url
+from ..config.load import check_keys, read_config
+from ..data.coco_json import check_same_classes, register_coco_json
+from ..modeling.backbone.features import without_pretrained
+from ..modeling.criterion import Criterion
+from ..modeling.heads import ONENET_HEAD_REGISTRY
+from ..modeling.matcher import ONENET_MATCHER_REGISTRY
+from ..modeling.rescoring import build_rescoring
+from ..utils.errors import ConfigError
+from ..utils.registry import get_registered, num_classes_node
+from .evaluators import check_evaluator
+from .faults import naming_faults, tell_once_of_lost_logs
+
+__all__ = ["last_checkpoint", "load_config", "resolve_num_classes", "setup"]
+
+
+def load_config(
+    config_file: str, opts: list[str] | None = None, eval_only: bool = False
+) -> CfgNode:
+    """Loads a yaml config with yaml's safe loader, applies overrides, and checks it.
+
+    Registers the COCO-format datasets that the config names, fills in a class count of 0 from the
+    data, and replaces the device by the CPU where it is a GPU and there is none.
+
+    Args:
+        config_file: path of a yaml file.
+        opts: overrides, ``["KEY", "value", ...]``.
+        eval_only: whether only DATASETS.TEST matters.
+
+    Returns:
+        The config, frozen.
+
+    Raises:
+        ConfigError: the file, a key or a value is wrong.
+        DataError: a dataset that the config names is missing, broken or contradicts the config.
+    """
+    cfg = read_config(config_file, opts)
+    # For an evaluation the training data need not be there, nor agree.
+    keys = ("TEST",) if eval_only else ("TRAIN", "TEST")
+    for key in keys:
+        _register_json_dataset(cfg, key)
+    if cfg.DATASETS.TRAIN_JSON and not cfg.DATASETS.TEST_JSON and not eval_only:
+        cfg.DATASETS.TEST = ()
+    for key in keys:
+        _check_registered(cfg, key)
+    if eval_only and not cfg.DATASETS.TEST:
+        raise ConfigError("--eval-only has nothing to evaluate: DATASETS.TEST is empty.")
+    check_keys(cfg)
+    get_registered(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
+    get_registered(BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME, "MODEL.BACKBONE.NAME")
+    _check_parts(cfg)
+    cfg = resolve_num_classes(cfg, keys)
+    _check_num_classes(cfg, keys)
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    if not cfg.MODEL.DEVICE.startswith("cuda") and cfg.SOLVER.AMP.ENABLED and not eval_only:
+        raise ConfigError("SOLVER.AMP.ENABLED needs a GPU in Detectron2; set it to False.")
+    cfg.freeze()
+    return cfg
+
+
+def resolve_num_classes(cfg: CfgNode, keys: Sequence[str] = ("TRAIN", "TEST")) -> CfgNode:
+    """Returns a copy of a config in which a class count of 0 is replaced by that of the data.
+
+    Args:
+        cfg: its NUM_CLASSES may be 0.
+        keys: of DATASETS, in this order; the first dataset that is known tells the number.
+
+    Raises:
+        ConfigError: the count is 0, and no dataset tells it.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    node = num_classes_node(cfg)
+    if node is None or cfg.MODEL[node].NUM_CLASSES > 0:
+        return cfg
+    datasets = _datasets_with_classes(cfg, keys)
+    if not datasets:
+        names = [name for key in keys for name in cfg.DATASETS[key]]
+        raise ConfigError(
+            f"MODEL.{node}.NUM_CLASSES is {cfg.MODEL[node].NUM_CLASSES}, and the datasets {names}"
+            " do not tell the number of classes; set it."
+        )
+    cfg.MODEL[node].NUM_CLASSES = len(MetadataCatalog.get(datasets[0]).thing_classes)
+    return cfg
+
+
+def _datasets_with_classes(cfg: CfgNode, keys: Sequence[str]) -> list[str]:
+    """Those of the config's datasets that are registered with their class names."""
+    names = [name for key in keys for name in cfg.DATASETS[key]]
+    return [n for n in names if n in DatasetCatalog and MetadataCatalog.get(n).get("thing_classes")]
+
+
+def _check_num_classes(cfg: CfgNode, keys: Sequence[str]) -> None:
+    """Raises where datasets have different classes, or not as many as the config says."""
+    datasets = _datasets_with_classes(cfg, keys)
+    for name in datasets:
+        check_same_classes(datasets[0], name)
+    node = num_classes_node(cfg)
+    if node is None or not datasets:
+        return
+    count = len(MetadataCatalog.get(datasets[0]).thing_classes)
+    if cfg.MODEL[node].NUM_CLASSES != count:
+        raise ConfigError(
+            f"MODEL.{node}.NUM_CLASSES is {cfg.MODEL[node].NUM_CLASSES}, but dataset"
+            f" '{datasets[0]}' has {count} classes; set it to {count}, or to 0 to take it from the"
+            " data."
+        )
+
+
+def _check_registered(cfg: CfgNode, key: str) -> None:
+    for name in cfg.DATASETS[key]:
+        if name not in DatasetCatalog:
+            close = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
+            hint = f" (did you mean '{close[0]}'?)" if close else ""
+            raise ConfigError(
+                f"DATASETS.{key} names '{name}', which is not registered{hint}; for a set in COCO"
+                f" format give DATASETS.{key}_JSON and DATASETS.{key}_IMAGE_ROOT instead."
+            )
+
+
+def _check_parts(cfg: CfgNode) -> None:
+    """Raises where a part that OneNet would be built of is not registered, or does not fit."""
+    if cfg.MODEL.META_ARCHITECTURE != "OneNet":
+        return
+    onenet = cfg.MODEL.ONENET
+    get_registered(ONENET_HEAD_REGISTRY, onenet.HEAD.NAME, "MODEL.ONENET.HEAD.NAME")
+    get_registered(ONENET_MATCHER_REGISTRY, onenet.MATCHER.NAME, "MODEL.ONENET.MATCHER.NAME")
+    Criterion(cfg)  # builds the matcher and its cost, too
+    build_rescoring(cfg)
+
+
+def _register_json_dataset(cfg: CfgNode, key: str) -> None:
+    """Registers the COCO-format dataset of DATASETS.<key>_JSON, if there is one."""
+    json_file, image_root = cfg.DATASETS[f"{key}_JSON"], cfg.DATASETS[f"{key}_IMAGE_ROOT"]
+    if bool(json_file) != bool(image_root):
+        raise ConfigError(
+            f"DATASETS.{key}_JSON is '{json_file}' and DATASETS.{key}_IMAGE_ROOT is"
+            f" '{image_root}'; a COCO-format dataset needs both."
+        )
+    if json_file:
+        cfg.DATASETS[key] = (register_coco_json(json_file, image_root),)
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Loads the config that the command line names, and starts the loggers.
+
+    Args:
+        args: what ``detectron2.engine.default_argument_parser`` parsed.
+
+    Returns:
+        The frozen config; of a run that is resumed, without pre-trained weights to download.
+
+    Raises:
+        ConfigError, DataError: see :func:`onenet.engine.load_config`; or MODEL.WEIGHTS, or the
+            checkpoint to resume from, is no file; or OUTPUT_DIR cannot be made.
+    """
+    # What loading has to say goes to the terminal; the log file's place is known only afterwards.
+    setup_logger(distributed_rank=comm.get_rank(), name="onenet")
+    cfg = load_config(args.config_file, args.opts, eval_only=args.eval_only)
+    _check_weights(cfg, args.resume)
+    for name in cfg.DATASETS.TEST:
+        check_evaluator(name)
+    try:
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"OUTPUT_DIR: the folder '{cfg.OUTPUT_DIR}' cannot be made ({error.strerror}); name"
+            " another one, or see to what is in its way."
+        ) from error
+    # A log file that cannot be written is told of below
+    quiet = mock.patch.object(logging, "raiseExceptions", False)
+    with naming_faults(cfg.OUTPUT_DIR), quiet:
+        default_setup(cfg, args)
+        setup_logger(
+            cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="onenet", configure_stdout=False
+        )
+    tell_once_of_lost_logs()
+    if not torch.cuda.is_available():
+        logging.getLogger(__name__).info("There is no GPU: running on the CPU.")
+    return without_pretrained(cfg) if args.resume and last_checkpoint(cfg) else cfg
+
+
+def last_checkpoint(cfg: CfgNode) -> str:
+    """The checkpoint that --resume goes on from; "" where there is none yet."""
+    note = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
+    if not os.path.isfile(note):
+        return ""
+    with open(note, encoding="utf-8", errors="replace") as file:
+        return os.path.join(cfg.OUTPUT_DIR, file.read().strip())
+
+
+def _check_weights(cfg: CfgNode, resume: bool) -> None:
+    weights = cfg.MODEL.WEIGHTS
+    if resume and (last := last_checkpoint(cfg)):
+        if not os.path.isfile(last):
+            raise ConfigError(
+                f"--resume: {os.path.join(cfg.OUTPUT_DIR, 'last_checkpoint')} names '{last}', and"
+                " there is no such file; write the name of another checkpoint into it, or delete"
+                " it to start anew."
+            )
+        return  # MODEL.WEIGHTS is not used
+    if weights.startswith("torchvision://"):
+        torchvision_url(weights)  # raises where there is no such network
+    if weights.startswith("pip://"):
+        pip_weights(weights)  # raises where the package is not installed
+    if weights and not urlparse(weights).scheme and not os.path.isfile(weights):
+        raise ConfigError(
+            f"MODEL.WEIGHTS: there is no file '{weights}'; give a checkpoint's path, or '' to"
+            " start from random weights."
+        )
