@@ -9,7 +9,8 @@ from torchvision.ops import generalized_box_iou_loss
 
 from onenet.modeling.criterion import Criterion, giou_loss
 from onenet.modeling.matcher import HungarianMatcher, MinCostMatcher
-from onenet.structures import DensePredictions
+from onenet.modeling.postprocess import select_candidates
+from onenet.structures import Candidates, DensePredictions
 from onenet.utils.errors import ConfigError
 
 
@@ -164,18 +165,19 @@ def test_rescored_logits_have_a_loss_of_their_own(radius: float) -> None:
     boxes = torch.tensor([[[0.0, 0, 9, 20], [0, 0, 62, 20], [0, 0, 62, 20], [60, 0, 80, 20]]])
     boxes = boxes.expand(2, 4, 4).clone().requires_grad_()
     logits = torch.tensor([0.0, 2, 0, 0]).expand(2, 4)[..., None].clone().requires_grad_()
-    rescored = torch.tensor([0.0, 0, 1, 0]).expand(2, 4)[..., None].clone().requires_grad_()
+    rescored = torch.tensor([0.0, 0, 1, 0]).expand(2, 4).clone().requires_grad_()
+    index = torch.tensor([[1, 0, 2, 3]] * 2)  # best logit first
+    candidates = Candidates(rescored.gather(1, index), index, torch.zeros_like(index), boxes)
     gts = [gt_of([[0, 0, 60, 20], [60, 0, 80, 20]], [0, 0]), gt_of([], [])]
     criterion = Criterion(matcher=MinCostMatcher(), class_weight=2, center_radius=radius)
     batch = row_of_locations(logits, boxes)
-    losses = criterion(batch, gts, rescored)
+    losses = criterion(batch, gts, candidates)
     loss = losses.pop("loss_cls_rescored")
     score = 1 / (1 + math.exp(-1))
-    positives = focal(score, True) + focal(0.5, True)
-    negatives = focal(score, False) + 5 * focal(0.5, False)
-    assert loss.item() == pytest.approx(2 * (positives + negatives) / 2)
+    cross_entropies = -math.log(score) - math.log(1 - score) - 6 * math.log(0.5)
+    assert loss.item() == pytest.approx(2 * cross_entropies / 8)
     loss.backward()
-    assert (rescored.grad[..., 0] < 0).tolist() == [[False, False, True, True], [False] * 4]
+    assert (rescored.grad < 0).tolist() == [[False, False, True, True], [False] * 4]
     assert logits.grad is None and boxes.grad is None
 
     rescored.grad = None
@@ -192,10 +194,11 @@ def test_rescored_logits_have_a_loss_of_their_own(radius: float) -> None:
 @pytest.mark.parametrize("counts", [[3, 0], [0, 0]])
 def test_one_to_many_and_rescored_on_empty_images(counts: list[int], make_gt) -> None:
     logits = torch.randn(2, 20, 5, requires_grad=True)
-    rescored = torch.randn(2, 20, 5, requires_grad=True)
+    rescored = torch.randn(2, 30, requires_grad=True)
     boxes = make_gt(40).gt_boxes.tensor.view(2, 20, 4).requires_grad_()
+    candidates = select_candidates(predictions(logits, boxes), 30)._replace(logits=rescored)
     criterion = Criterion(matcher=MinCostMatcher(), center_radius=1.5)
-    losses = criterion(predictions(logits, boxes), [make_gt(n) for n in counts], rescored)
+    losses = criterion(predictions(logits, boxes), [make_gt(n) for n in counts], candidates)
     assert len(losses) == 4 and all(loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
     assert logits.grad.abs().sum() > 0 and rescored.grad.abs().sum() > 0

@@ -116,7 +116,6 @@ def test_rescoring_that_starts_at_zero_and_stays_there(name: str, make_gt) -> No
     fixed = {name for name, p in zero.named_parameters() if not p.requires_grad}
     assert fixed == {name for name, _ in zero.named_parameters() if name.startswith("rescoring.")}
     losses = zero.train()([record((64, 96), make_gt(3, (64, 96), 10))])
-    torch.testing.assert_close(losses["loss_cls_rescored"], losses["loss_cls"])
     assert not losses["loss_cls_rescored"].requires_grad
     sum(losses.values()).backward()
     assert {n for n, p in zero.named_parameters() if p.grad is None} == fixed

@@ -140,8 +140,9 @@ def test_criterion(data: st.DataObject) -> None:
     leaves = [batch.pred_logits.requires_grad_(), batch.pred_boxes.requires_grad_()]
     rescored = None
     if data.draw(st.booleans()):
-        rescored = data.draw(arrays(batch.pred_logits.shape, finite["logits"])).requires_grad_()
-        leaves.append(rescored)
+        best = select_candidates(batch, data.draw(st.integers(1, 40)))
+        leaves.append(data.draw(arrays(best.logits.shape, finite["logits"])).requires_grad_())
+        rescored = best._replace(logits=leaves[-1])
     criterion = Criterion(
         matcher=data.draw(st.sampled_from([MinCostMatcher, HungarianMatcher]))(),
         soft_negatives=data.draw(st.booleans()),

@@ -12,8 +12,9 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ..structures import DensePredictions, Matches, Targets
+from ..structures import Candidates, DensePredictions, Matches, Targets
 from ..utils.errors import ConfigError
 from .focal_loss import focal_loss_sum
 from .matcher import Matcher, build_matcher, match_centers
@@ -35,9 +36,9 @@ class Criterion(nn.Module):
     (:func:`onenet.modeling.matcher.match_centers`), and the losses divided by the number of matched
     samples.
 
-    ``loss_cls_rescored`` is ``loss_cls`` of the rescored logits, where the model has
-    :class:`onenet.modeling.rescoring.Rescoring`. These are always matched one-to-one, by the
-    rescored scores.
+    ``loss_cls_rescored`` is the binary cross-entropy of the rescored candidates, where the model
+    has :class:`onenet.modeling.rescoring.Rescoring`. These are always matched one-to-one, by the
+    rescored scores; the loss is their mean.
 
     Collisions, where the matcher gives one sample to several objects: the sample is a positive of
     each of their classes, and its box is regressed to each of them. That depends on no order of
@@ -116,13 +117,13 @@ class Criterion(nn.Module):
         self,
         predictions: DensePredictions,
         gt_instances: list[Instances],
-        rescored_logits: Tensor | None = None,
+        rescored: Candidates | None = None,
     ) -> dict[str, Tensor]:
         """
         Args:
             predictions: of N images.
             gt_instances: N Instances with ``gt_boxes`` (pixels) and ``gt_classes`` in [0, K).
-            rescored_logits: (N, M, K), in place of the predictions' for ``loss_cls_rescored``.
+            rescored: the best predictions with their new logits, for ``loss_cls_rescored``.
 
         Returns:
             ``loss_cls``, ``loss_l1``, ``loss_giou`` and, of rescored logits,
@@ -138,11 +139,8 @@ class Criterion(nn.Module):
             else:
                 matches = self.matcher.match(predictions, targets)
                 losses = self._losses(predictions, targets, matches, len(targets.boxes))
-            if rescored_logits is not None:
-                rescored = predictions.detach()._replace(pred_logits=rescored_logits.float())
-                matches = self.matcher.match(rescored, targets)
-                count = _per_worker(len(targets.boxes), predictions)
-                losses["loss_cls_rescored"] = self._class_loss(rescored, targets, matches, count)
+            if rescored is not None:
+                losses["loss_cls_rescored"] = self._rescored_loss(predictions, rescored, targets)
             return losses
 
     def _losses(
@@ -183,6 +181,26 @@ class Criterion(nn.Module):
             logits, target, alpha=self.focal_alpha, gamma=self.focal_gamma, reduction="none"
         )
         return (loss * self._soft_weights(predictions, targets, matches)).sum() * weight
+
+    def _rescored_loss(
+        self, predictions: DensePredictions, rescored: Candidates, targets: Targets
+    ) -> Tensor:
+        """The weighted binary cross-entropy of candidates, their mean; objects are matched to one
+        sample each, by the rescored scores.
+
+        Not the focal loss: its best logits are shrunk ones, to which weights that only add to a
+        logit get by taking votes away.
+        """
+        logits = predictions.pred_logits.detach()
+        flat = logits.flatten(1).scatter(1, rescored.index, rescored.logits.detach())
+        predictions = predictions.detach()._replace(pred_logits=flat.view_as(logits))
+        matches = self.matcher.match(predictions, targets)
+        positives = torch.zeros_like(flat)
+        positives.view(-1)[_places(predictions, targets, matches)] = 1.0
+        loss = F.binary_cross_entropy_with_logits(
+            rescored.logits, positives.gather(1, rescored.index)
+        )
+        return loss * self.class_weight
 
     def _soft_weights(
         self, predictions: DensePredictions, targets: Targets, matches: Matches

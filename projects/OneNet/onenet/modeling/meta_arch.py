@@ -138,16 +138,12 @@ class OneNet(DenseDetector):
         gt_instances: list[Instances],
     ) -> dict[str, Tensor]:
         """Called by DenseDetector with the head's predictions."""
-        rescored = None if self.rescoring is None else self._rescored_logits(predictions)
+        rescored = None
+        if self.rescoring is not None:
+            k = self.max_detections_per_image
+            candidates = self.rescoring.candidates(predictions.detach(), k)
+            rescored = candidates._replace(logits=self.rescoring(candidates))
         return self.criterion(predictions, gt_instances, rescored)
-
-    def _rescored_logits(self, predictions: DensePredictions) -> Tensor:
-        """(N, M, K) logits with those of the best candidates rescored; gradients go there only."""
-        predictions = predictions.detach()
-        logits = predictions.pred_logits
-        candidates = self.rescoring.candidates(predictions, self.max_detections_per_image)
-        rescored = self.rescoring(candidates)
-        return logits.float().flatten(1).scatter(1, candidates.index, rescored).view_as(logits)
 
     def forward_inference(
         self, images: ImageList, features: list[Tensor], predictions: DensePredictions
