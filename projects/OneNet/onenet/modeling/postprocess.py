@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from detectron2.structures import Boxes, Instances
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from ..structures import Candidates, DensePredictions, take_samples
 from ..utils.tracing import in_graph, may_look
-
-if TYPE_CHECKING:
-    from .rescoring import Rescoring
 
 __all__ = [
     "best_pairs",
@@ -87,14 +83,15 @@ def select_candidates(predictions: DensePredictions, k: int) -> Candidates:
 
 
 def select_top_k(
-    predictions: DensePredictions, k: int, rescoring: Rescoring | None = None
+    predictions: DensePredictions, k: int, rescoring: nn.Module | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The k best-scoring (class, sample) pairs of each image, best first.
 
     Args:
         predictions: of N images.
         k: how many; with fewer than k pairs, all M x K.
-        rescoring: changes the logits of the best candidates before the k best of these are taken.
+        rescoring: a :class:`onenet.modeling.rescoring.Rescoring`, which changes the logits of the
+            best candidates before the k best of these are taken.
 
     Returns:
         scores (N, k) in [0, 1], classes (N, k) int64, boxes (N, k, 4) corners in pixels.
