@@ -108,16 +108,16 @@ def test_half_precision_input_gives_float32() -> None:
     torch.testing.assert_close(cost, MatchingCost()(logits.float(), boxes.float(), boxes, gt))
 
 
-def test_parts_add_up(make_gt) -> None:
+def test_terms_add_up(make_gt) -> None:
     gt, anchors = make_gt(4), make_gt(30).gt_boxes.tensor
     logits, boxes = torch.randn(30, 5), make_gt(30).gt_boxes.tensor
     costs = (MatchingCost(), AnchorCost(), PointCost(), SpatialPrior(AnchorCost()))
     for cost in costs:
-        parts = cost.parts(logits, boxes, anchors, gt)
-        assert {part.shape for part in parts.values()} == {(30, 4)}
-        torch.testing.assert_close(sum(parts.values()), cost(logits, boxes, anchors, gt))
-        if "class" in parts:
-            torch.testing.assert_close(parts["class"], 2 * focal_cost(logits, gt.gt_classes))
+        terms = cost.terms(logits, boxes, anchors, gt)
+        assert {term.shape for term in terms.values()} == {(30, 4)}
+        torch.testing.assert_close(sum(terms.values()), cost(logits, boxes, anchors, gt))
+        if "class" in terms:
+            torch.testing.assert_close(terms["class"], 2 * focal_cost(logits, gt.gt_classes))
 
 
 def test_anchor_cost_looks_at_anchors_only(make_gt) -> None:

@@ -100,12 +100,12 @@ def test_every_number_by_hand(predictions) -> None:
     assert first.relative_offset == (0, 1) and first.relative_distance == 1
     # At score 0.5 focal loss has 0.25^2 ln 2 for a positive and 0.75 * 0.25 ln 2 for a negative
     focal = 2 * (0.25 * 0.25 - 0.75 * 0.25) * LN2
-    assert positive.parts == pytest.approx({"class": focal, "l1": 0, "giou": -2})
+    assert positive.terms == pytest.approx({"class": focal, "l1": 0, "giou": -2})
     assert positive.cost == pytest.approx(focal - 2)
     assert (positive.score, positive.iou) == (0.5, 1)
     # Sample 1: one side is off by half of the image, IoU 1/2, and the hull is the larger box
     assert (runner_up.index, runner_up.location) == (1, (12, 4))
-    assert runner_up.parts == pytest.approx({"class": focal, "l1": 5 * 0.5, "giou": -2 * 0.5})
+    assert runner_up.terms == pytest.approx({"class": focal, "l1": 5 * 0.5, "giou": -2 * 0.5})
     assert runner_up.iou == 0.5
     assert first.margin == pytest.approx(2.5 + 1)
 
@@ -116,7 +116,7 @@ def test_every_number_by_hand(predictions) -> None:
     summary = summarize_assignments([first, second])
     assert summary["objects"] == 2 and summary["share_by_stride"] == {8: 0.5, 16: 0.5}
     assert summary["distance"] == 5 and summary["relative_distance"] == pytest.approx(7 / 12)
-    assert summary["parts"] == pytest.approx({"class": focal, "l1": 0, "giou": -2})
+    assert summary["terms"] == pytest.approx({"class": focal, "l1": 0, "giou": -2})
     assert summary["margin"] == pytest.approx((first.margin + second.margin) / 2)
 
 
@@ -149,7 +149,7 @@ def test_awkward_objects_and_predictions(predictions) -> None:
 
     model = hand_made(MinCostMatcher(cost=bare_cost), predictions)
     (plain,) = inspect_assignment(model, {"image": None, "instances": gt})
-    assert plain.positive.parts == {"cost": 0} and plain.runner_up.parts == {"cost": 1}
+    assert plain.positive.terms == {"cost": 0} and plain.runner_up.terms == {"cost": 1}
 
 
 @pytest.mark.parametrize(
@@ -183,8 +183,8 @@ def test_agrees_with_the_cost_matrix(name, cost, matcher, parts, make_gt) -> Non
         order = [i for i in column.argsort().tolist() if i != a.positive.index]
         assert a.runner_up.cost == pytest.approx(column[order[0]].item(), abs=1e-5)
         for sample in (a.positive, a.runner_up):
-            assert list(sample.parts) == parts
-            assert sum(sample.parts.values()) == pytest.approx(sample.cost, abs=1e-5)
+            assert list(sample.terms) == parts
+            assert sum(sample.terms.values()) == pytest.approx(sample.cost, abs=1e-5)
             assert sample.cost == pytest.approx(column[sample.index].item(), abs=1e-5)
             score = out.pred_logits[0, sample.index, gt.gt_classes[j]].sigmoid().item()
             assert sample.score == pytest.approx(score)
@@ -390,7 +390,7 @@ def test_tool_with_two_checkpoints(tool, tiny, tmp_path: Path, capsys) -> None:
         before[1]["box"] == [60, 20, 108, 80] and report["class_names"][before[1]["object_class"]]
     )
     for assignment in (*before, *after):
-        assert set(assignment["positive"]["parts"]) == {"class", "l1", "giou"}
+        assert set(assignment["positive"]["terms"]) == {"class", "l1", "giou"}
     for old, new, move in zip(before, after, first["moves"], strict=True):
         assert move["before"] == old["positive"] and move["after"] == new["positive"]
     assert report["moves_summary"]["objects"] == 4

@@ -133,7 +133,7 @@ def print_assignments(
                 "x, y": point(best.location),
                 "distance": number(a.distance, 1),
                 "dx/w, dy/h": point(a.relative_offset, 2),
-                **{f"{name} cost": number(value) for name, value in best.parts.items()},
+                **{f"{name} cost": number(value) for name, value in best.terms.items()},
                 "sum": number(best.cost),
                 "score": number(best.score),
                 "IoU": number(best.iou),
@@ -173,7 +173,7 @@ def summary_lines(summary: dict[str, Any]) -> dict[str, str]:
         "mean distance from the centre": f"{summary['distance']:.1f} pixels,"
         f" {summary['relative_distance']:.2f} of the box",
         "mean cost": f"{summary['cost']:.2f} ("
-        + " + ".join(f"{name} {value:.2f}" for name, value in summary["parts"].items())
+        + " + ".join(f"{name} {value:.2f}" for name, value in summary["terms"].items())
         + ")",
         "mean margin to the runner-up": number(summary["margin"], 3),
         "mean score, IoU": f"{summary['score']:.2f}, {summary['iou']:.2f}",

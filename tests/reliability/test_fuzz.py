@@ -26,8 +26,9 @@ from PIL import Image
 from onenet.data.bccd import load_voc_boxes
 from onenet.data.coco_json import register_coco_json
 from onenet.data.crowdhuman import convert_odgt
+from onenet.modeling.center_sampling import match_centers
 from onenet.modeling.criterion import Criterion
-from onenet.modeling.matcher import HungarianMatcher, MinCostMatcher, match_centers
+from onenet.modeling.matcher import HungarianMatcher, MinCostMatcher
 from onenet.modeling.postprocess import best_pairs, select_candidates, select_top_k, to_instances
 from onenet.modeling.rescoring import Rescoring
 from onenet.structures import DensePredictions, Targets

@@ -1,6 +1,6 @@
 """Which sample stands for each object, why, and how that changes between two checkpoints.
 
-The samples' places, the parts of their costs and the runners-up, as plain numbers; pictures of them
+The samples' places, the terms of their costs and the runners-up, as plain numbers; pictures of them
 are in :mod:`onenet.utils.visualizer`.
 """
 
@@ -44,9 +44,9 @@ class Sample:
         level: 0 for the finest.
         stride: of the level, in pixels.
         location: x, y of the anchor's centre, in pixels.
-        parts: the matching cost's weighted parts by name, see
-            :meth:`onenet.modeling.costs.MatchingCost.parts`; a cost that is a mere function is one
-            part, "cost".
+        terms: the matching cost's weighted terms by name, see
+            :meth:`onenet.modeling.costs.MatchingCost.terms`; a cost that is a mere function is one
+            term, "cost".
         cost: their sum; not finite where the prediction is not.
         score: of the object's class, in [0, 1].
         iou: of the predicted box, not clipped to the image, with the object's box; nan for two
@@ -57,7 +57,7 @@ class Sample:
     level: int
     stride: int
     location: tuple[float, float]
-    parts: dict[str, float]
+    terms: dict[str, float]
     cost: float
     score: float
     iou: float
@@ -162,11 +162,11 @@ def _assignment(
     """The assignment of one object of the (only) image to a sample."""
     one = gt[index]
     arguments = (predictions.pred_logits[0], predictions.pred_boxes[0], predictions.anchors, one)
-    if hasattr(cost_function, "parts"):
-        parts = cost_function.parts(*arguments)
+    if hasattr(cost_function, "terms"):
+        terms = cost_function.terms(*arguments)
     else:
-        parts = {"cost": cost_function(*arguments)}
-    cost = sum(parts.values())[:, 0]  # (M,)
+        terms = {"cost": cost_function(*arguments)}
+    cost = sum(terms.values())[:, 0]  # (M,)
 
     def sample_at(sample: int) -> Sample:
         anchor = predictions.anchors[sample]
@@ -177,7 +177,7 @@ def _assignment(
             level=level,
             stride=strides[level],
             location=tuple(((anchor[:2] + anchor[2:]) / 2).tolist()),
-            parts={name: part[sample, 0].item() for name, part in parts.items()},
+            terms={name: term[sample, 0].item() for name, term in terms.items()},
             cost=cost[sample].item(),
             score=predictions.pred_logits[0, sample, one.gt_classes].sigmoid().item(),
             iou=box_iou(box[None], one.gt_boxes.tensor).item(),
@@ -257,18 +257,18 @@ def summarize_assignments(assignments: Sequence[Assignment]) -> dict[str, Any]:
 
     Returns:
         "objects", their number; "share_by_stride", stride -> share of the positives, finest first;
-        the means "distance" (pixels), "relative_distance", "parts" (by name), "cost", "score",
+        the means "distance" (pixels), "relative_distance", "terms" (by name), "cost", "score",
         "iou" and "margin", nan where there is nothing to average.
     """
     positives = [assignment.positive for assignment in assignments]
     strides = [positive.stride for positive in positives]
-    names = list(dict.fromkeys(name for positive in positives for name in positive.parts))
+    names = list(dict.fromkeys(name for positive in positives for name in positive.terms))
     return {
         "objects": len(positives),
         "share_by_stride": {s: strides.count(s) / len(strides) for s in sorted(set(strides))},
         "distance": _mean(a.distance for a in assignments),
         "relative_distance": _mean(a.relative_distance for a in assignments),
-        "parts": {name: _mean(p.parts[name] for p in positives) for name in names},
+        "terms": {name: _mean(p.terms[name] for p in positives) for name in names},
         "cost": _mean(p.cost for p in positives),
         "score": _mean(p.score for p in positives),
         "iou": _mean(p.iou for p in positives),

@@ -1,7 +1,8 @@
-"""What it costs to assign an object to a sample (paper, section 3.1): the parts and their sum.
+"""What it costs to assign an object to a sample (paper, section 3.1): cost terms and their sum.
 
 Shape legend, here and in :mod:`onenet.modeling.matcher`: ``M`` samples (locations or anchors),
-``n`` objects, ``K`` classes. Every cost is a float32 matrix of shape (M, n); lower is better.
+``n`` objects, ``K`` classes. Every cost is a float32 matrix of shape (M, n), the transpose of one
+with a row an object, as the search for an object's best sample runs; lower is better.
 """
 
 from __future__ import annotations
@@ -13,12 +14,10 @@ from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from detectron2.utils.registry import Registry
 from torch import Tensor
-from torchvision.ops import generalized_box_iou
 
-from ..structures import DensePredictions, Targets
 from ..utils.errors import ConfigError
 from ..utils.registry import get_registered
-from .ops.fused_cost import batched_matching_cost, fused_matching_cost
+from .ops.kernels import run_kernel
 
 __all__ = [
     "ONENET_COST_REGISTRY",
@@ -39,9 +38,7 @@ ONENET_COST_REGISTRY.__doc__ = """
 Registry for matching costs: what it costs to assign an object to a sample.
 
 The registered class has `from_config(cfg)`, which returns an object with two methods of
-:class:`WeightedCost`: `parts(...)` and the call, which gives their sum. If its attribute `batched`
-is True it has `of_batch(...)` too, as :class:`MatchingCost` has, which is then used on a GPU and
-for small batches.
+:class:`WeightedCost`: `terms(...)` and the call, which gives their sum.
 """
 
 
@@ -64,10 +61,16 @@ def focal_cost(
     Returns:
         (M, n) float32.
     """
-    p = pred_logits[:, gt_classes].float().sigmoid()
-    positive = alpha * (1 - p) ** gamma * -(p + 1e-8).log()
-    negative = (1 - alpha) * p**gamma * -(1 - p + 1e-8).log()
-    return positive - negative
+    if pred_logits.shape[1] <= len(gt_classes):
+        return _focal(pred_logits.t(), alpha, gamma)[gt_classes].t()  # each class once
+    return _focal(pred_logits.t()[gt_classes], alpha, gamma).t()
+
+
+def _focal(logits: Tensor, alpha: float, gamma: float) -> Tensor:
+    p = logits.float().sigmoid()
+    q = 1 - p
+    negative = (q + 1e-8).log_().mul_(p**gamma).mul_(1 - alpha)
+    return negative.sub_((p + 1e-8).log_().mul_(q.pow_(gamma)), alpha=alpha)
 
 
 def image_scale(image_size: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
@@ -96,7 +99,7 @@ def l1_cost(pred_boxes: Tensor, gt_boxes: Tensor, image_size: tuple[int, int]) -
         (M, n) float32.
     """
     scale = image_scale(image_size, pred_boxes.device)
-    return torch.cdist(pred_boxes.float() / scale, gt_boxes.float() / scale, p=1)
+    return torch.cdist(gt_boxes.float() / scale, pred_boxes.float() / scale, p=1).t()
 
 
 def giou_cost(pred_boxes: Tensor, gt_boxes: Tensor) -> Tensor:
@@ -112,20 +115,32 @@ def giou_cost(pred_boxes: Tensor, gt_boxes: Tensor) -> Tensor:
     Returns:
         (M, n) float32 in [-1, 1].
     """
-    return -generalized_box_iou(pred_boxes.float(), gt_boxes.float())
+    # A coordinate at a time, each operator along memory
+    x1, y1, x2, y2 = pred_boxes.float().t().contiguous()[:, None]  # (1, M)
+    gt_x1, gt_y1, gt_x2, gt_y2 = gt_boxes.float().t()[..., None]  # (n, 1)
+    width, height, gt_width, gt_height = x2 - x1, y2 - y1, gt_x2 - gt_x1, gt_y2 - gt_y1
+    overlap_x = torch.minimum(x2, gt_x2).sub_(torch.maximum(x1, gt_x1))
+    overlap_y = torch.minimum(y2, gt_y2).sub_(torch.maximum(y1, gt_y1))
+    # What encloses two intervals is as long as both together, but for their (signed) overlap
+    around_x, around_y = (width + gt_width).sub_(overlap_x), (height + gt_height).sub_(overlap_y)
+    enclosing = around_x.mul_(around_y)
+    intersection = overlap_x.clamp_(min=0).mul_(overlap_y.clamp_(min=0))
+    union = (width * height + gt_width * gt_height).sub_(intersection)
+    # -GIoU = -(intersection / union - (enclosing - union) / enclosing)
+    return intersection.div_(union).add_(union.div_(enclosing)).neg_().add_(1).t()
 
 
 @dataclass(frozen=True)
 class WeightedCost:
-    """Base of the costs: a weighted sum of parts.
+    """Base of the costs: a sum of weighted terms.
 
-    A subclass has :meth:`parts`.
+    A subclass has :meth:`terms`.
 
     Attributes:
         class_weight: weight of :func:`focal_cost`; 0 gives the paper's assignment by location
             alone.
-        l1_weight: weight of the L1 part.
-        giou_weight: weight of the GIoU part.
+        l1_weight: weight of the L1 term.
+        giou_weight: weight of the GIoU term.
         focal_alpha: alpha of the classification cost.
         focal_gamma: gamma of the classification cost.
     """
@@ -135,12 +150,6 @@ class WeightedCost:
     giou_weight: float = 2.0
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
-
-    batched = False  # whether there is an of_batch
-
-    def __init_subclass__(cls) -> None:
-        if "__call__" in vars(cls) and "of_batch" not in vars(cls):
-            cls.batched = False  # what is inherited would not be what the call gives
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> WeightedCost:
@@ -154,10 +163,10 @@ class WeightedCost:
             focal_gamma=onenet.FOCAL_GAMMA,
         )
 
-    def parts(
+    def terms(
         self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
     ) -> dict[str, Tensor]:
-        """The weighted parts of the cost, by name; they add up to it.
+        """The weighted terms of the cost, by name; they add up to it.
 
         Args:
             pred_logits: (M, K), before the sigmoid.
@@ -174,10 +183,10 @@ class WeightedCost:
     def __call__(
         self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
     ) -> Tensor:
-        """Cost of every pair in one image, (M, n): the sum of :meth:`parts`."""
-        return sum(self.parts(pred_logits, pred_boxes, anchors, gt).values())
+        """Cost of every pair in one image, (M, n): the sum of :meth:`terms`."""
+        return sum(self.terms(pred_logits, pred_boxes, anchors, gt).values())
 
-    def _class_part(self, pred_logits: Tensor, gt: Instances) -> Tensor:
+    def _class_term(self, pred_logits: Tensor, gt: Instances) -> Tensor:
         return self.class_weight * focal_cost(
             pred_logits, gt.gt_classes, self.focal_alpha, self.focal_gamma
         )
@@ -188,15 +197,13 @@ class WeightedCost:
 class MatchingCost(WeightedCost):
     """The weighted sum of classification, L1 and GIoU cost of the predicted boxes (equation 1)."""
 
-    batched = True
-
-    def parts(
+    def terms(
         self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
     ) -> dict[str, Tensor]:
-        """See :meth:`WeightedCost.parts`; "class", "l1" and "giou"."""
+        """See :meth:`WeightedCost.terms`; "class", "l1" and "giou"."""
         boxes, gt_boxes = self._located(pred_boxes, anchors), gt.gt_boxes.tensor
         return {
-            "class": self._class_part(pred_logits, gt),
+            "class": self._class_term(pred_logits, gt),
             "l1": self.l1_weight * l1_cost(boxes, gt_boxes, gt.image_size),
             "giou": self.giou_weight * giou_cost(boxes, gt_boxes),
         }
@@ -204,27 +211,20 @@ class MatchingCost(WeightedCost):
     def __call__(
         self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
     ) -> Tensor:
-        """Cost of every pair in one image, (M, n): the sum of :meth:`parts`, computed faster."""
-        boxes = self._located(pred_boxes, anchors)
-        return fused_matching_cost(pred_logits, boxes, gt, self)
-
-    def of_batch(self, predictions: DensePredictions, targets: Targets, rows: slice) -> Tensor:
-        """Costs of some of a batch's objects, the same numbers in as few steps as for one image.
-
-        Args:
-            predictions: of N images.
-            targets: their T objects.
-            rows: which of these.
-
-        Returns:
-            (t, M) float32: one row an object.
-        """
-        boxes = predictions.pred_boxes
-        boxes = self._located(boxes, predictions.anchors.expand_as(boxes))
-        return batched_matching_cost(predictions.pred_logits, boxes, targets, rows, self)
+        """See :meth:`WeightedCost.__call__`; a single kernel on a GPU, where Triton works."""
+        if type(self).terms is MatchingCost.terms:  # a subclass with others is not the kernel's
+            weights = (self.class_weight, self.l1_weight, self.giou_weight, self.focal_alpha)
+            boxes = self._located(pred_boxes, anchors)
+            arguments = (pred_logits, boxes, gt, *weights)
+            cost = run_kernel(
+                "triton_matching_cost", pred_logits.device, self.focal_gamma, *arguments
+            )
+            if cost is not None:
+                return cost
+        return super().__call__(pred_logits, pred_boxes, anchors, gt)
 
     def _located(self, pred_boxes: Tensor, anchors: Tensor) -> Tensor:
-        """The boxes that the location parts are of, in the shape of both."""
+        """The boxes that L1 and GIoU are of."""
         return pred_boxes
 
 
@@ -246,7 +246,7 @@ class AnchorCost(MatchingCost):
 class PointCost(WeightedCost):
     """Distance of the location from the object's centre (paper, section 4.2).
 
-    The predefined location cost of point heads. The part "l1" is the L1 distance of the two points,
+    The predefined location cost of point heads. The term "l1" is the L1 distance of the two points,
     x and y divided by the image's own width and height; there is no "giou". On several levels, told
     apart by the size of their anchors, an object has the locations of one level alone, by FCOS's
     rule (arXiv 1904.01355, section 3.2): that of stride s serves objects whose longer half side is
@@ -254,15 +254,15 @@ class PointCost(WeightedCost):
     +inf.
     """
 
-    def parts(
+    def terms(
         self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
     ) -> dict[str, Tensor]:
-        """See :meth:`WeightedCost.parts`; "class" and "l1" only."""
+        """See :meth:`WeightedCost.terms`; "class" and "l1" only."""
         locations = (anchors[:, :2] + anchors[:, 2:]).float() / 2  # (M, 2)
         scale = image_scale(gt.image_size, anchors.device)[:2]
         distance = torch.cdist(locations / scale, gt.gt_boxes.get_centers().float() / scale, p=1)
         distance = distance.masked_fill(~level_serves(anchors, gt.gt_boxes.tensor), float("inf"))
-        return {"class": self._class_part(pred_logits, gt), "l1": self.l1_weight * distance}
+        return {"class": self._class_term(pred_logits, gt), "l1": self.l1_weight * distance}
 
 
 @dataclass(frozen=True)
@@ -279,14 +279,14 @@ class SpatialPrior:
 
     cost: WeightedCost
 
-    def parts(
+    def terms(
         self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
     ) -> dict[str, Tensor]:
         """The cost's own, and "prior": 0 for candidates, else +inf."""
         candidates = self.candidates(anchors, gt.gt_boxes.tensor)
         prior = torch.zeros(candidates.shape, device=anchors.device)
         prior.masked_fill_(~candidates, float("inf"))
-        return {**self.cost.parts(pred_logits, pred_boxes, anchors, gt), "prior": prior}
+        return {**self.cost.terms(pred_logits, pred_boxes, anchors, gt), "prior": prior}
 
     def __call__(
         self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
@@ -295,17 +295,6 @@ class SpatialPrior:
         candidates = self.candidates(anchors, gt.gt_boxes.tensor)
         cost = self.cost(pred_logits, pred_boxes, anchors, gt)
         return cost.masked_fill(~candidates, float("inf"))
-
-    @property
-    def batched(self) -> bool:
-        """Whether there is an :meth:`of_batch`, as the cost has."""
-        return getattr(self.cost, "batched", False)
-
-    def of_batch(self, predictions: DensePredictions, targets: Targets, rows: slice) -> Tensor:
-        """See :meth:`MatchingCost.of_batch`."""
-        costs = self.cost.of_batch(predictions, targets, rows)
-        candidates = self.candidates(predictions.anchors, targets.boxes[rows])
-        return costs.masked_fill_(~candidates.t(), float("inf"))
 
     def candidates(self, anchors: Tensor, gt_boxes: Tensor) -> Tensor:
         """Which samples an object may have.

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from ..structures import Candidates, DensePredictions, Matches, Targets
 from ..utils.errors import ConfigError
+from .center_sampling import match_centers
 from .focal_loss import focal_loss_sum
-from .matcher import Matcher, build_matcher, match_centers
+from .matcher import Matcher, build_matcher
 from .soft_negatives import negative_weights
 
 __all__ = ["Criterion", "giou_loss"]
@@ -33,8 +34,8 @@ class Criterion(nn.Module):
     Each is summed and divided by the number of objects over all workers (at least 1), so that
     several workers give the losses and, averaged by DDP, the gradients of one process on the
     joined batch. With ``center_radius`` objects are matched one-to-many
-    (:func:`onenet.modeling.matcher.match_centers`), and the losses divided by the number of matched
-    samples.
+    (:func:`onenet.modeling.center_sampling.match_centers`), and the losses divided by the number of
+    matched samples.
 
     ``loss_cls_rescored`` is the binary cross-entropy of the rescored candidates, where the model
     has :class:`onenet.modeling.rescoring.Rescoring`. These are always matched one-to-one, by the

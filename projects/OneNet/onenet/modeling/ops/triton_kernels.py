@@ -1,23 +1,16 @@
 """Matching cost and focal loss in one GPU kernel each.
 
 What they replace is their oracle, and their fallback where Triton does not work:
-:func:`onenet.modeling.ops.fused_cost.batched_matching_cost` and
-:func:`onenet.modeling.focal_loss.focal_loss_sum`.
+:class:`onenet.modeling.costs.MatchingCost` and :func:`onenet.modeling.focal_loss.focal_loss_sum`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import triton
 import triton.language as tl
+from detectron2.structures import Instances
 from torch import Tensor
-
-from ...structures import Targets
-
-if TYPE_CHECKING:
-    from ..costs import WeightedCost
 
 __all__ = ["triton_focal_loss", "triton_matching_cost"]
 
@@ -28,13 +21,13 @@ BLOCK = 1024
 def _cost_kernel(
     logits,
     boxes,
-    images,
     classes,
     gt_boxes,
-    scales,
     costs,
     num_samples,
     num_classes,
+    image_width,
+    image_height,
     class_weight,
     l1_weight,
     giou_weight,
@@ -45,18 +38,17 @@ def _cost_kernel(
     row = tl.program_id(0).to(tl.int64)
     sample = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     valid = sample < num_samples
-    place = tl.load(images + row) * num_samples + sample
-    x1 = tl.load(boxes + place * 4, mask=valid, other=0.0)
-    y1 = tl.load(boxes + place * 4 + 1, mask=valid, other=0.0)
-    x2 = tl.load(boxes + place * 4 + 2, mask=valid, other=0.0)
-    y2 = tl.load(boxes + place * 4 + 3, mask=valid, other=0.0)
+    x1 = tl.load(boxes + sample * 4, mask=valid, other=0.0)
+    y1 = tl.load(boxes + sample * 4 + 1, mask=valid, other=0.0)
+    x2 = tl.load(boxes + sample * 4 + 2, mask=valid, other=0.0)
+    y2 = tl.load(boxes + sample * 4 + 3, mask=valid, other=0.0)
     gt_x1 = tl.load(gt_boxes + row * 4)
     gt_y1 = tl.load(gt_boxes + row * 4 + 1)
     gt_x2 = tl.load(gt_boxes + row * 4 + 2)
     gt_y2 = tl.load(gt_boxes + row * 4 + 3)
 
-    l1 = (tl.abs(x1 - gt_x1) + tl.abs(x2 - gt_x2)) / tl.load(scales + row * 4)
-    l1 += (tl.abs(y1 - gt_y1) + tl.abs(y2 - gt_y2)) / tl.load(scales + row * 4 + 1)
+    l1 = (tl.abs(x1 - gt_x1) + tl.abs(x2 - gt_x2)) / image_width
+    l1 += (tl.abs(y1 - gt_y1) + tl.abs(y2 - gt_y2)) / image_height
 
     # The two overlaps without minimum and maximum, which would lose a NaN
     width, height = x2 - x1, y2 - y1
@@ -70,7 +62,8 @@ def _cost_kernel(
     enclosing = around_x * around_y
     giou = intersection / union - (enclosing - union) / enclosing
 
-    logit = tl.load(logits + place * num_classes + tl.load(classes + row), mask=valid, other=0.0)
+    place = sample.to(tl.int64) * num_classes + tl.load(classes + row)
+    logit = tl.load(logits + place, mask=valid, other=0.0)
     p = 1 / (1 + tl.exp(-logit))
     q = 1 - p
     positive = alpha * q * q * -tl.log(p + 1e-8)
@@ -81,35 +74,48 @@ def _cost_kernel(
 
 @torch.no_grad()
 def triton_matching_cost(
-    pred_logits: Tensor, pred_boxes: Tensor, targets: Targets, rows: slice, weights: WeightedCost
+    pred_logits: Tensor,
+    pred_boxes: Tensor,
+    gt: Instances,
+    class_weight: float,
+    l1_weight: float,
+    giou_weight: float,
+    focal_alpha: float,
 ) -> Tensor:
-    """See :func:`onenet.modeling.ops.fused_cost.batched_matching_cost`.
+    """See :class:`onenet.modeling.costs.MatchingCost`; with a gamma of 2.
 
     Args:
-        weights: with a ``focal_gamma`` of 2, the only one that the kernel has.
+        pred_logits: (M, K), before the sigmoid.
+        pred_boxes: (M, 4) corners in pixels.
+        gt: n objects with ``gt_boxes`` and ``gt_classes``.
+        class_weight, l1_weight, giou_weight, focal_alpha: the cost's.
+
+    Returns:
+        (M, n) float32, the transpose of a contiguous matrix.
     """
-    assert weights.focal_gamma == 2
-    gt_boxes = targets.boxes[rows].contiguous()
-    num_rows, num_samples, num_classes = len(gt_boxes), *pred_logits.shape[1:]
-    costs = pred_boxes.new_empty((num_rows, num_samples), dtype=torch.float32)
-    with torch.cuda.device_of(costs):
-        _cost_kernel[(num_rows, triton.cdiv(num_samples, BLOCK))](
-            pred_logits.float().contiguous(),
-            pred_boxes.float().contiguous(),
-            targets.images[rows].contiguous(),
-            targets.classes[rows].contiguous(),
-            gt_boxes,
-            targets.scales[rows].contiguous(),
-            costs,
-            num_samples,
-            num_classes,
-            weights.class_weight,
-            weights.l1_weight,
-            weights.giou_weight,
-            weights.focal_alpha,
-            BLOCK=BLOCK,
-        )
-    return costs
+    gt_boxes = gt.gt_boxes.tensor.float().contiguous()
+    height, width = gt.image_size
+    num_gt, (num_samples, num_classes) = len(gt_boxes), pred_logits.shape
+    costs = pred_boxes.new_empty((num_gt, num_samples), dtype=torch.float32)
+    if costs.numel():
+        with torch.cuda.device_of(costs):
+            _cost_kernel[(num_gt, triton.cdiv(num_samples, BLOCK))](
+                pred_logits.float().contiguous(),
+                pred_boxes.float().contiguous(),
+                gt.gt_classes.contiguous(),
+                gt_boxes,
+                costs,
+                num_samples,
+                num_classes,
+                float(width),
+                float(height),
+                class_weight,
+                l1_weight,
+                giou_weight,
+                focal_alpha,
+                BLOCK=BLOCK,
+            )
+    return costs.t()
 
 
 @triton.jit
