@@ -114,13 +114,15 @@ class Matcher:
         step = max(1, elements // max(1, num_samples))
         for i, gt in enumerate(targets.instances):
             k = min(len(gt) if at_most is None else at_most, num_samples)
-            found = [(torch.zeros(0, k, device=device), torch.zeros(0, k, device=device).long())]
+            # To be filled: pieces that are kept until the end would lie between those freed
+            costs = torch.empty(len(gt), k, device=device)
+            samples = torch.empty(len(gt), k, dtype=torch.int64, device=device)
             for start in range(0, len(gt), step):
-                objects = gt if step >= len(gt) else gt[start : start + step]
+                part = slice(start, start + step)
+                objects = gt if step >= len(gt) else gt[part]
                 cost = self.cost(logits[i], boxes[i], predictions.anchors, objects)
-                found.append(_lowest(cost.t(), k))
-            costs, samples = zip(*found, strict=True)
-            yield torch.cat(costs), torch.cat(samples)
+                costs[part], samples[part] = _lowest(cost.t(), k)
+            yield costs, samples
 
 
 def check_samples(predictions: DensePredictions, targets: Targets) -> None:
