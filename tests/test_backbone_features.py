@@ -1,4 +1,4 @@
-"""MobileNetV3 and timm's networks as backbones, under each neck and head."""
+"""timm's networks as backbones, under each neck and head."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from detectron2.engine import default_argument_parser
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone, build_model
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.models import get_model, get_model_weights
 
 from onenet.engine import load_config, setup
 from onenet.engine.ema import EMAHook
 from onenet.modeling.backbone import FeatureBackbone
-from onenet.modeling.backbone.mobilenetv3 import LayerOutputs
 from onenet.predictor import Predictor
 from onenet.utils.errors import ConfigError
 
@@ -27,7 +26,6 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "digits"
 MOBILENET, TIMM = "onenet_fcos_MobileNetV3_FPN", "onenet_fcos_timm_FPN"
 BOTH = [MOBILENET, TIMM]
-PARTS = {MOBILENET: "mobilenetv3", TIMM: "timm"}
 P3_TO_P7 = [
     "MODEL.FPN.IN_FEATURES", "['res3', 'res4', 'res5']",
     "MODEL.ONENET.IN_FEATURES", "['p3', 'p4', 'p5', 'p6', 'p7']",
@@ -97,30 +95,30 @@ def test_unknown_feature() -> None:
 
 
 @pytest.mark.parametrize("size", ["small", "large"])
-def test_mobilenet_gives_torchvisions_maps(size: str) -> None:
-    """The last map of each stride; the coarsest is that of torchvision's whole trunk."""
-    cfg = config(MOBILENET, "MODEL.MOBILENET.NAME", f"mobilenet_v3_{size}")
+def test_mobilenet_gives_timms_maps(size: str) -> None:
+    """The last map of each stride, under its name."""
+    name = f"mobilenetv3_{size}_100"
+    cfg = config(MOBILENET, "MODEL.TIMM.NAME", name)
     cfg.defrost()
-    cfg.MODEL.BACKBONE.NAME = "build_mobilenetv3_backbone"
+    cfg.MODEL.BACKBONE.NAME = "build_timm_backbone"
     backbone = build_backbone(cfg, ShapeSpec(channels=3)).eval()
     shapes = backbone.output_shape()
     channels = {"small": (16, 24, 48, 576), "large": (24, 40, 112, 960)}[size]
     assert [(s.channels, s.stride) for s in shapes.values()] == list(
         zip(channels, (4, 8, 16, 32), strict=True)
     )
-    network = get_model(f"mobilenet_v3_{size}", weights=None).eval()
-    network.features.load_state_dict(
-        {k.removeprefix("body.layers."): v for k, v in backbone.state_dict().items()}
-    )
+    network = timm.create_model(name, features_only=True, pretrained=False).eval()
+    network.load_state_dict(backbone.body.state_dict())
     x = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
-        assert torch.equal(backbone(x)["res5"], network.features(x))
+        found, expected = backbone(x), network(x)[1:]  # the first has stride 2
+    for key, feature in zip(("res2", "res3", "res4", "res5"), expected, strict=True):
+        assert torch.equal(found[key], feature)
 
 
 @pytest.mark.parametrize("name", BOTH)
 def test_what_nobody_needs_is_not_built(name: str) -> None:
-    node = {MOBILENET: "MOBILENET", TIMM: "TIMM"}[name]
-    cut = [f"MODEL.{node}.OUT_FEATURES", "['res2', 'res3']"]
+    cut = ["MODEL.TIMM.OUT_FEATURES", "['res2', 'res3']"]
     backbone = build(name, "MODEL.FPN.IN_FEATURES", "['res2', 'res3']", *cut)
     assert set(backbone.bottom_up.output_shape()) == {"res2", "res3"}
     maps = backbone(torch.randn(2, 3, 64, 64))
@@ -133,17 +131,17 @@ def test_what_nobody_needs_is_not_built(name: str) -> None:
 @pytest.mark.parametrize(
     ("neck", "opts", "features"),
     [
-        ("build_retinanet_{}_fpn_backbone", P3_TO_P7, {f"p{i}": 2**i for i in range(3, 8)}),
-        ("build_{}_deconv_backbone", POINT, {"deconv": 4}),
+        ("build_retinanet_timm_fpn_backbone", P3_TO_P7, {f"p{i}": 2**i for i in range(3, 8)}),
+        ("build_timm_deconv_backbone", POINT, {"deconv": 4}),
         (
-            "build_{}_fpn_backbone",
+            "build_timm_fpn_backbone",
             ["MODEL.ONENET.HEAD.NAME", "RetinaNetHead", "MODEL.ANCHOR_GENERATOR.SIZES", "[[16]]"],
             {f"p{i}": 2**i for i in range(2, 7)},
         ),
     ],
 )
 def test_each_neck_and_head(name: str, neck: str, opts: list[str], features, make_gt) -> None:
-    cfg = config(name, "MODEL.BACKBONE.NAME", neck.format(PARTS[name]), *opts)
+    cfg = config(name, "MODEL.BACKBONE.NAME", neck, *opts)
     model = build_model(cfg)
     shapes = model.backbone.output_shape()
     assert {k: v.stride for k, v in shapes.items()} == features
@@ -182,14 +180,13 @@ def test_average_of_the_weights_is_a_working_copy(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "opts", "message"),
     [
-        (MOBILENET, ["MODEL.MOBILENET.NAME", "mobilenet_v2"], "choose one of mobilenet_v3_large"),
         (MOBILENET, ["MODEL.BACKBONE.FREEZE_AT", "2"], "FREEZE_AT is 2, but .*; set it to 0"),
         (
             MOBILENET,
-            ["MODEL.MOBILENET.OUT_FEATURES", "['res2', 'res3']"],
+            ["MODEL.TIMM.OUT_FEATURES", "['res2', 'res3']"],
             r"FPN.IN_FEATURES names \['res4', 'res5'\]; .* \['res2', 'res3'\]",
         ),
-        (MOBILENET, ["MODEL.MOBILENET.OUT_FEATURES", "['p2']"], r"choose from \['res1', 'res2'"),
+        (MOBILENET, ["MODEL.TIMM.OUT_FEATURES", "['p2']"], r"_small_100 has \['res1', 'res2'"),
         (MOBILENET, ["MODEL.FPN.IN_FEATURES", "[]"], r"MODEL.FPN.IN_FEATURES is \[\]; name neigh"),
         (
             MOBILENET,
@@ -204,8 +201,8 @@ def test_average_of_the_weights_is_a_working_copy(name: str) -> None:
         ),
         (
             MOBILENET,
-            ["MODEL.MOBILENET.PRETRAINED", "True", "INPUT.FORMAT", "BGR"],
-            "torchvision's weights want RGB images",
+            ["MODEL.TIMM.PRETRAINED", "True", "INPUT.FORMAT", "BGR"],
+            "timm's weights of mobilenetv3_small_100 want RGB images",
         ),
         (TIMM, ["MODEL.TIMM.NAME", "resnet10x"], "which timm .* does not know"),
         (
@@ -232,10 +229,10 @@ def test_errors_name_key_and_cure(name: str, opts: list[str], message: str) -> N
 
 
 def test_deconvolution_and_p7_say_what_they_need() -> None:
-    cut = ["MODEL.MOBILENET.OUT_FEATURES", "['res3', 'res4']"]
+    cut = ["MODEL.TIMM.OUT_FEATURES", "['res3', 'res4']"]
     for neck, message in (
-        ("build_mobilenetv3_deconv_backbone", r"neck needs \['res2', 'res5'\]"),
-        ("build_retinanet_mobilenetv3_fpn_backbone", r"p6 and p7 need \['res5'\]"),
+        ("build_timm_deconv_backbone", r"neck needs \['res2', 'res5'\]"),
+        ("build_retinanet_timm_fpn_backbone", r"p6 and p7 need \['res5'\]"),
     ):
         with pytest.raises(ConfigError, match=message):
             build(MOBILENET, "MODEL.BACKBONE.NAME", neck, *cut)
@@ -249,43 +246,26 @@ def test_without_timm_only_building_fails(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_pretrained_weights_are_for_the_start_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With MODEL.WEIGHTS nothing is downloaded; without a connection the cure is told."""
+    """With MODEL.WEIGHTS nothing is downloaded; without a connection the network is named."""
     calls = []
 
     def no_connection(*args: object, **kwargs: object) -> None:
         calls.append(args)
         raise OSError("no route to host")
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_connection)
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_connection)
-    wanted = ["MODEL.MOBILENET.PRETRAINED", "True"]
+    monkeypatch.setattr("timm.models._builder.load_pretrained", no_connection)
+    wanted = ["MODEL.TIMM.PRETRAINED", "True"]
     build(MOBILENET, *wanted, "MODEL.WEIGHTS", "model_final.pth")
     assert not calls
-    with pytest.raises(ConfigError, match="no route to host.*download .*mobilenet_v3_small.*pth"):
+    with pytest.raises(ConfigError, match="'mobilenetv3_small_100' and its weights .no route to"):
         build(MOBILENET, *wanted)
     assert calls
 
 
 def test_pyramid_to_p7_names_neighbours_too() -> None:
-    opts = ["MODEL.BACKBONE.NAME", "build_retinanet_mobilenetv3_fpn_backbone"]
+    opts = ["MODEL.BACKBONE.NAME", "build_retinanet_timm_fpn_backbone"]
     with pytest.raises(ConfigError, match=r"MODEL.FPN.IN_FEATURES is \[\]; name neighbouring"):
         build(MOBILENET, *opts, "MODEL.FPN.IN_FEATURES", "[]")
-
-
-def test_pretrained_file_in_the_hubs_folder(tmp_path: Path, monkeypatch) -> None:
-    """It is taken; a broken one is told as such."""
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    url = get_model_weights("mobilenet_v3_small")["IMAGENET1K_V1"].url
-    path = tmp_path / "checkpoints" / url.rsplit("/", 1)[1]
-    path.parent.mkdir()
-    network = get_model("mobilenet_v3_small", weights=None)
-    torch.save(network.state_dict(), path)
-    wanted = ["MODEL.MOBILENET.PRETRAINED", "True"]
-    body = build(MOBILENET, *wanted).bottom_up.body
-    assert torch.equal(body.layers[0][0].weight, network.features[0][0].weight)
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ConfigError, match=f"{path.name} is no checkpoint that torch can read"):
-        build(MOBILENET, *wanted)
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -295,20 +275,15 @@ def test_trained_models_need_no_download(name: str, tmp_path: Path, monkeypatch)
     def no_connection(*args: object, **kwargs: object) -> None:
         raise OSError("no route to host")
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_connection)
-    if name == TIMM:
-        monkeypatch.setattr("timm.models._builder.load_pretrained", no_connection)
-    node = {MOBILENET: "MOBILENET", TIMM: "TIMM"}[name]
+    monkeypatch.setattr("timm.models._builder.load_pretrained", no_connection)
     weights = tmp_path / "model_final.pth"
     torch.save({"model": build_model(config(name)).state_dict()}, weights)
-    wanted = [f"MODEL.{node}.PRETRAINED", "True", "INPUT.FORMAT", "RGB"]
-    if name == TIMM:
-        wanted += ["MODEL.TIMM.NAME", "resnet10t"]
+    wanted = ["MODEL.TIMM.PRETRAINED", "True", "INPUT.FORMAT", "RGB"]
     cfg = config(name, *wanted)
     with pytest.raises(ConfigError, match="no route to host"):
         build_model(cfg)
     Predictor(cfg, str(weights))
-    assert cfg.MODEL[node].PRETRAINED
+    assert cfg.MODEL.TIMM.PRETRAINED
 
     words = [
         "--config-file", str(CONFIGS / f"{name}.yaml"), "--resume", *wanted, "MODEL.DEVICE", "cpu",
@@ -316,18 +291,10 @@ def test_trained_models_need_no_download(name: str, tmp_path: Path, monkeypatch)
         "OUTPUT_DIR", str(tmp_path),
     ]  # fmt: skip
     args = default_argument_parser().parse_args(words)
-    assert setup(args).MODEL[node].PRETRAINED  # nothing to resume
+    assert setup(args).MODEL.TIMM.PRETRAINED  # nothing to resume
     (tmp_path / "last_checkpoint").write_text(weights.name)
     build_model(setup(args))
     assert "PRETRAINED: true" in (tmp_path / "config.yaml").read_text()
-
-
-def test_layer_outputs_stop_at_the_last_one() -> None:
-    layers = nn.Sequential(nn.Identity(), nn.ReLU(), nn.Sigmoid())
-    outputs = LayerOutputs(layers, [0, 1])
-    assert len(outputs.layers) == 2
-    x = torch.tensor([-1.0, 2.0])
-    assert [y.tolist() for y in outputs(x)] == [[-1.0, 2.0], [0.0, 2.0]]
 
 
 # From training to export

@@ -33,8 +33,8 @@ from torch import Tensor, nn
 
 from onenet.checkpoint import OneNetCheckpointer, load_weights
 from onenet.checkpoint.convert import convert_foreign, convert_original, torchvision_url
-from onenet.checkpoint.convert.base import check_imagenet_input
 from onenet.engine import Trainer, load_config
+from onenet.modeling.backbone.features import check_imagenet_input
 from onenet.modeling.backbone.resnet_deconv import ModulatedDeformConv
 from onenet.utils.errors import ConfigError
 
@@ -477,7 +477,7 @@ def test_imagenet_pickle_for_another_network(tmp_path: Path) -> None:
     }
     path = tmp_path / "R-18.pkl"
     path.write_bytes(pickle.dumps(content))
-    opts = ["MODEL.BACKBONE.NAME", "build_mobilenetv3_fpn_backbone"]
+    opts = ["MODEL.BACKBONE.NAME", "build_timm_fpn_backbone"]
     for more in (opts, depth(50)):  # another shape is no match either
         model = digits_model(*more, "MODEL.RESNETS.STEM_OUT_CHANNELS", "32")
         with pytest.raises(ConfigError, match="R-18.pkl are not of the model .*none of its 1 tens"):
@@ -729,7 +729,7 @@ def test_what_stays_random_is_said(resnet18_state, tmp_path: Path, caplog) -> No
         (depth(34), "it lacks backbone.bottom_up.res2.2"),
         (depth(50), "in another shape|lacks"),
         (["MODEL.RESNETS.NORM", "GN"], "does not, backbone.bottom_up.stem.conv1.norm.running_mean"),
-        (["MODEL.BACKBONE.NAME", "build_mobilenetv3_fpn_backbone"], "the model has 0"),
+        (["MODEL.BACKBONE.NAME", "build_timm_fpn_backbone"], "the model has 0"),
     ],
 )
 def test_settings_that_would_ruin_it(resnet18_state, tmp_path: Path, opts, message: str) -> None:

@@ -39,23 +39,15 @@ def add_onenet_config(cfg: CfgNode) -> None:
     cfg.MODEL.ONENET.DECONV.DEFORM = True
     cfg.MODEL.ONENET.DECONV.NORM = "BN"
 
-    # The networks of build_mobilenetv3_backbone and build_timm_backbone, and of those that put a
-    # pyramid ("..._fpn_") or the neck above ("..._deconv_") on top. Their maps are named as a
-    # ResNet's, by stride: res2 (4), res3 (8), res4 (16), res5 (32). MODEL.BACKBONE.FREEZE_AT has to
-    # be 0 with them.
-    cfg.MODEL.MOBILENET = CfgNode()
-    # "mobilenet_v3_large" or "mobilenet_v3_small".
-    cfg.MODEL.MOBILENET.NAME = "mobilenet_v3_large"
-    # Whether a model without MODEL.WEIGHTS starts from torchvision's ImageNet weights.
-    cfg.MODEL.MOBILENET.PRETRAINED = False
-    # What lies behind the coarsest of these is not built.
-    cfg.MODEL.MOBILENET.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    # The package timm has to be installed.
+    # The network of build_timm_backbone, and of those that put a pyramid ("..._fpn_") or the neck
+    # above ("..._deconv_") on top. Its maps are named as a ResNet's, by stride: res2 (4), res3 (8),
+    # res4 (16), res5 (32). MODEL.BACKBONE.FREEZE_AT has to be 0 with it.
     cfg.MODEL.TIMM = CfgNode()
     # Any of timm.list_models() that gives feature maps of these strides, with or without ".tag".
     cfg.MODEL.TIMM.NAME = "resnet10t"
     # Whether a model without MODEL.WEIGHTS starts from timm's weights of that name.
     cfg.MODEL.TIMM.PRETRAINED = False
+    # What lies behind the coarsest of these is not built.
     cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
 
     # The matcher: a name in ONENET_MATCHER_REGISTRY (MinCostMatcher, HungarianMatcher).

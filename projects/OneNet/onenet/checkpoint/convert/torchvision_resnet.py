@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+from urllib.parse import urlparse
 
+import torch
 from detectron2.modeling.backbone.resnet import ResNet
 from detectron2.utils.file_io import PathHandler, PathManager
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from ...utils.errors import ConfigError
-from .base import Conversion, check_trained_input, download_cure, hub_file
+from .base import Conversion, check_trained_input
 
 __all__ = ["convert_torchvision_resnet", "is_torchvision_resnet", "torchvision_url"]
 
@@ -111,13 +114,21 @@ class _TorchvisionHandler(PathHandler):
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
         """Downloads the file into torch.hub's folder, unless it is there."""
         url = torchvision_url(path)
+        folder = os.path.join(torch.hub.get_dir(), "checkpoints")
+        file = os.path.join(folder, os.path.basename(urlparse(url).path))
+        if os.path.isfile(file):  # whether it can be read, is seen when it is
+            return file
         try:
-            return hub_file(url)
+            torch.hub.load_state_dict_from_url(
+                url, map_location="cpu", check_hash=True, weights_only=True
+            )
         except (OSError, RuntimeError) as error:  # no connection; another hash
             raise ConfigError(
-                f"MODEL.WEIGHTS: {path} {download_cure(url, error)}, or give its path as"
-                " MODEL.WEIGHTS."
+                f"MODEL.WEIGHTS: {path} cannot be downloaded ({getattr(error, 'reason', error)});"
+                f" download {url} on a machine that can, and put the file into {folder}, or give"
+                " its path as MODEL.WEIGHTS."
             ) from error
+        return file
 
 
 PathManager.register_handler(_TorchvisionHandler())

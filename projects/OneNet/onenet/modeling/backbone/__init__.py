@@ -1,12 +1,6 @@
 """Backbones beyond Detectron2's own."""
 
 from .features import FeatureBackbone
-from .mobilenetv3 import (
-    build_mobilenetv3_backbone,
-    build_mobilenetv3_deconv_backbone,
-    build_mobilenetv3_fpn_backbone,
-    build_retinanet_mobilenetv3_fpn_backbone,
-)
 from .resnet_deconv import DeconvNeck, ResNetDeconv, build_resnet_deconv_backbone
 from .timm_features import (
     build_retinanet_timm_fpn_backbone,
@@ -19,11 +13,7 @@ __all__ = [
     "DeconvNeck",
     "FeatureBackbone",
     "ResNetDeconv",
-    "build_mobilenetv3_backbone",
-    "build_mobilenetv3_deconv_backbone",
-    "build_mobilenetv3_fpn_backbone",
     "build_resnet_deconv_backbone",
-    "build_retinanet_mobilenetv3_fpn_backbone",
     "build_retinanet_timm_fpn_backbone",
     "build_timm_backbone",
     "build_timm_deconv_backbone",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import Backbone
@@ -15,7 +16,10 @@ from ...utils.errors import ConfigError
 from .resnet_deconv import ResNetDeconv
 
 __all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
     "FeatureBackbone",
+    "check_imagenet_input",
     "check_nothing_frozen",
     "feature_name",
     "measure",
@@ -25,6 +29,7 @@ __all__ = [
     "without_pretrained",
 ]
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB in 0..1
 _PROBE = 128  # pixels; four of them at stride 32
 
 
@@ -125,11 +130,51 @@ def check_nothing_frozen(cfg: CfgNode) -> None:
         )
 
 
+def check_imagenet_input(
+    what: str,
+    input_format: str,
+    pixel_mean: Sequence[float],
+    pixel_std: Sequence[float],
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> None:
+    """Checks that images reach pre-trained weights as they did when these were trained.
+
+    Nothing else would tell: with other channels or scales the weights load, and are worth little.
+
+    Args:
+        what: whose weights, for the message.
+        input_format: INPUT.FORMAT.
+        pixel_mean, pixel_std: MODEL.PIXEL_MEAN and PIXEL_STD, in 0..255.
+        mean, std: what the weights were trained with, RGB in 0..1.
+
+    Raises:
+        ConfigError: the config differs by more than half a grey level.
+    """
+    wanted_mean = [round(255 * value, 3) for value in mean]
+    wanted_std = [round(255 * value, 3) for value in std]
+    if (
+        input_format == "RGB"
+        and np.allclose(pixel_mean, wanted_mean, rtol=0, atol=0.5)
+        and np.allclose(pixel_std, wanted_std, rtol=0, atol=0.5)
+    ):
+        return
+    raise ConfigError(
+        f"{what} want RGB images with their own mean and deviation, but the config has INPUT.FORMAT"
+        f" {input_format}, MODEL.PIXEL_MEAN {_rounded(pixel_mean)} and MODEL.PIXEL_STD"
+        f" {_rounded(pixel_std)}; set them to RGB, {wanted_mean} and {wanted_std}."
+    )
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(float(value), 3) for value in values]
+
+
 def without_pretrained(cfg: CfgNode) -> CfgNode:
     """A frozen copy for a model that a checkpoint fills, and that needs no download before."""
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.MOBILENET.PRETRAINED = cfg.MODEL.TIMM.PRETRAINED = False
+    cfg.MODEL.TIMM.PRETRAINED = False
     cfg.freeze()
     return cfg
 

@@ -11,10 +11,10 @@ from detectron2.modeling.backbone.fpn import FPN
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...checkpoint.convert.base import check_imagenet_input
 from ...utils.errors import ConfigError
 from .features import (
     FeatureBackbone,
+    check_imagenet_input,
     check_nothing_frozen,
     feature_name,
     with_deconv,
@@ -83,7 +83,14 @@ def _body(timm: ModuleType, name: str, out_features: list[str], pretrained: bool
         raise ConfigError(f"MODEL.TIMM.OUT_FEATURES is {out_features}; {name} has {names}.")
     if wanted[-1] == len(names) - 1:
         return body
-    return _create(timm, name, pretrained, list(range(wanted[-1] + 1)))
+    body = _create(timm, name, pretrained, list(range(wanted[-1] + 1)))
+    models = timm.models
+    if isinstance(
+        body, models.efficientnet.EfficientNetFeatures | models.mobilenetv3.MobileNetV3Features
+    ):
+        # timm builds and runs all stages of these
+        body.blocks = body.blocks[: body.feature_info.info[wanted[-1]]["stage"]]
+    return body
 
 
 class SamePadConv2d(nn.Conv2d):
