@@ -144,6 +144,15 @@ def test_page_and_markdown(make_run, tmp_path: Path) -> None:
     assert "-0.0" not in page.text.replace("+0.0", "")
 
 
+def test_what_users_write_is_escaped(make_run, tmp_path: Path) -> None:
+    name, title = "a<i>&\"b'", "</title><script>alert(1)</script>"
+    page, text, _, _ = report(tmp_path, [make_run(name)], title=title)
+    html = (tmp_path / "out" / "comparison.html").read_text()
+    assert "<script" not in html and "<i>" not in html and "<script" not in text
+    assert title in page.text and name in page.text
+    assert f"Image 1, {name}: 1 found, 1 duplicate, 1 other" in page.values("alt")
+
+
 def test_pictures_show_duplicates(make_run, tmp_path: Path) -> None:
     folders = [make_run("onenet"), make_run("fcos", "fcos")]
     page, _, _, _ = report(tmp_path, folders, options=ReportOptions(images=2, speed_rounds=0))

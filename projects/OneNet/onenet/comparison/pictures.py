@@ -19,7 +19,15 @@ from PIL import Image, ImageDraw
 from ..evaluation import Status, match_detections
 from ..utils.files import read_json
 
-__all__ = ["COLORS", "Picture", "draw", "draw_detections", "draw_truth", "pick_records"]
+__all__ = [
+    "COLORS",
+    "LEGEND",
+    "Picture",
+    "draw",
+    "draw_detections",
+    "draw_truth",
+    "pick_records",
+]
 
 # Colour and line width in pixels. Width tells a duplicate from a found object without colour too.
 TRUTH, FOUND, DUPLICATE, OTHER = "ground truth", "found", "duplicate", "other"
@@ -28,6 +36,12 @@ COLORS = {
     FOUND: ((0, 190, 90), 2),
     DUPLICATE: ((230, 0, 30), 5),
     OTHER: ((255, 165, 0), 2),
+}
+LEGEND = {
+    TRUTH: "blue: object (ground truth)",
+    FOUND: "green: finds an object",
+    DUPLICATE: "red, thick: duplicate of a found object",
+    OTHER: "orange: on no object of its class",
 }
 _LONG_SIDE = 360  # pixels
 

@@ -19,6 +19,7 @@ __all__ = [
     "speed_note",
     "speed_table",
     "summary_table",
+    "test_sets",
 ]
 
 DASH = "–"
@@ -143,6 +144,18 @@ def _threshold(comparison: dict[str, Any], key: str) -> str:
     return (" or ".join(map(str, values)) or DASH) + differ
 
 
+def test_sets(comparison: dict[str, Any]) -> str:
+    """The test sets, each with its numbers of images and objects; empty if none is known."""
+    found = dict.fromkeys(
+        f"{evaluation.get('dataset') or DASH}, {_or_dash(evaluation.get('num_images'))} images,"
+        f" {_or_dash(evaluation.get('num_objects'))} objects"
+        for detector in comparison["detectors"]
+        for seed in detector["seeds"]
+        for evaluation in seed["evaluations"].values()
+    )
+    return "; ".join(found)
+
+
 def machine_sentence(machine: dict[str, Any]) -> str:
     """The machine in one line."""
     gpu = f", {machine['gpu']}" if machine["gpu"] else ", no GPU"
@@ -165,12 +178,11 @@ def speed_note(comparison: dict[str, Any]) -> str:
 
 def markdown(comparison: dict[str, Any]) -> str:
     """The content of comparison.md."""
-    first = _first_evaluation(comparison)
+    tested = test_sets(comparison)
     parts = [
         f"# {_plain(comparison['title'])}",
-        f"{comparison['date']}; {machine_sentence(comparison['machine'])}. Tested on"
-        f" {_plain(str(first.get('dataset') or DASH))},"
-        f" {_or_dash(first.get('num_images'))} images.",
+        f"{comparison['date']}; {machine_sentence(comparison['machine'])}."
+        + (f" Tested on {_plain(tested)}." if tested else ""),
         f"    {comparison['command']}",
         *(f"**Not equal:** {_plain(sentence)}" for sentence in comparison["not_equal"]),
         _markdown_table(summary_table(comparison)),
@@ -232,11 +244,3 @@ def _seed(seed: int) -> str:
 
 def _or_dash(value: Any) -> str:
     return DASH if value is None else str(value)
-
-
-def _first_evaluation(comparison: dict[str, Any]) -> dict[str, Any]:
-    for detector in comparison["detectors"]:
-        for seed in detector["seeds"]:
-            for evaluation in seed["evaluations"].values():
-                return evaluation
-    return {}
