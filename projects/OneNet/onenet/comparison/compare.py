@@ -12,6 +12,7 @@ from typing import Any
 from ..utils.errors import ConfigError, DataError
 from ..utils.files import read_json, write_json, write_whole
 from . import plots
+from .completion import complete_runs, locked
 from .page import Gallery, html_page
 from .pictures import draw_detections, draw_truth, pick_records
 from .plan import Plan
@@ -26,7 +27,7 @@ from .results import (
     read_losses,
     variants,
 )
-from .runs import Run, complete_runs, find_runs, locked
+from .runs import Run, by_name, find_runs
 from .speed import time_runs
 from .tables import markdown
 
@@ -85,7 +86,7 @@ def compare(
 
     Raises:
         ConfigError, DataError: see :func:`onenet.comparison.runs.find_runs` and
-            :func:`onenet.comparison.runs.locked`; or ``jobs`` is below 1.
+            :func:`onenet.comparison.completion.locked`; or ``jobs`` is below 1.
         RunFailed: some runs failed; there is no report then.
     """
     if jobs < 1:
@@ -128,7 +129,7 @@ def write_report(
         mark: from :func:`onenet.comparison.results.fingerprint`.
     """
     detectors = collect(runs)
-    firsts = list({run.name: run for run in reversed(runs)}.values())[::-1]
+    firsts = [seeds[0] for seeds in by_name(runs).values()]
     dataset, records, missing = _pick_records(firsts[0], detectors[0], options.images)
     speed = []
     if options.speed_rounds and records:
@@ -205,9 +206,7 @@ def _gallery(
 
 def _plots(comparison: dict[str, Any], runs: Sequence[Run]) -> list[tuple[str, str]]:
     detectors = comparison["detectors"]
-    losses: dict[str, list] = {}
-    for run in runs:
-        losses.setdefault(run.name, []).append(read_losses(run))
+    losses = {name: [read_losses(run) for run in seeds] for name, seeds in by_name(runs).items()}
     found = [
         (
             "AP without and with NMS. Bars are means, dots the seeds. For a detector that carries"

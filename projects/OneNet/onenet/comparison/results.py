@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import platform
 import statistics
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,8 @@ import torch
 
 from ..utils.errors import ConfigError, DataError
 from ..utils.files import read_json
-from .runs import Run, flat
+from .completion import num_cores
+from .runs import Run, by_name, flat
 
 __all__ = [
     "PROGRESS",
@@ -105,11 +105,8 @@ def collect(runs: Sequence[Run]) -> list[dict[str, Any]]:
     Raises:
         ConfigError: a result cannot be read.
     """
-    by_name: dict[str, list[Run]] = {}
-    for run in runs:
-        by_name.setdefault(run.name, []).append(run)
     detectors = []
-    for name, members in by_name.items():
+    for name, members in by_name(runs).items():
         first = members[0]
         seeds = [
             {
@@ -323,10 +320,9 @@ def describe_machine() -> dict[str, Any]:
         if line.startswith("model name"):
             cpu = line.split(":", 1)[1].strip()
             break
-    has_affinity = hasattr(os, "sched_getaffinity")
     return {
         "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count(),
+        "cores": num_cores(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,
