@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,14 +29,13 @@ class Gallery:
     note: str = ""  # why there are none, or fewer
 
 
-def html_page(
-    comparison: dict[str, Any], plots: Sequence[tuple[str, str]], gallery: Gallery
-) -> str:
+def html_page(comparison: dict[str, Any], plots: dict[str, str], gallery: Gallery) -> str:
     """The whole page; needs no other file and no network.
 
     Args:
         comparison: the content of comparison.json.
-        plots: title with explanation, and the ``<svg>`` element, of each plot.
+        plots: the ``<svg>`` elements "ap", "duplicates", "precision", "losses" and, possibly empty,
+            "speed".
         gallery: the pictures.
     """
     return _TEMPLATES.get_template("page.html.jinja").render(
