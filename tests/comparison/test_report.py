@@ -18,9 +18,10 @@ from PIL import Image
 
 from onenet import ConfigError
 from onenet.comparison import ReportOptions, compare, plan_from_paths
+from onenet.comparison.differences import differences
 from onenet.comparison.pictures import COLORS, DUPLICATE, OTHER, draw, pick_records
 from onenet.comparison.plots import _lines, plot_ap, plot_losses, plot_speed, smoothed, style
-from onenet.comparison.results import aggregate, collect, differences, mean_curve, read_losses
+from onenet.comparison.results import aggregate, collect, mean_curve, read_losses
 from onenet.comparison.runs import find_runs
 from onenet.comparison.speed import WARM_UP, build, time_models
 
@@ -141,7 +142,22 @@ def test_page_and_markdown(make_run, tmp_path: Path) -> None:
         assert reference[1:] in ids
     assert "A <b>&</b> B" in page.text and "compare <x>" in page.text
     assert ("meta", "name", "viewport") in page.attributes
+    assert page.values("aria-label") == [
+        "AP without and with NMS",
+        "Duplicates against the score threshold",
+        "Precision and recall at IoU 0.5",
+        "Training loss",
+    ]
     assert "-0.0" not in page.text.replace("+0.0", "")
+
+
+def test_what_users_write_is_escaped(make_run, tmp_path: Path) -> None:
+    name, title = "a<i>&\"b'", "</title><script>alert(1)</script>"
+    page, text, _, _ = report(tmp_path, [make_run(name)], title=title)
+    html = (tmp_path / "out" / "comparison.html").read_text()
+    assert "<script" not in html and "<i>" not in html and "<script" not in text
+    assert title in page.text and name in page.text
+    assert f"Image 1, {name}: 1 found, 1 duplicate, 1 other" in page.values("alt")
 
 
 def test_pictures_show_duplicates(make_run, tmp_path: Path) -> None:

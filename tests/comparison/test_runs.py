@@ -8,16 +8,17 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-import onenet.comparison.runs as runs_module
 from onenet import ConfigError
-from onenet.comparison import Plan, RunFailed, compare, plan_from_paths
-from onenet.comparison.runs import complete_runs, find_runs, is_done, locked
+from onenet.comparison import Plan, ReportOptions, RunFailed, compare, plan_from_paths
+from onenet.comparison.completion import complete_runs, locked
+from onenet.comparison.runs import find_runs, is_done
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = [
@@ -168,7 +169,7 @@ def test_several_runs_at_the_same_time(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if threads:
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
-    monkeypatch.setattr(runs_module, "_num_cores", lambda: 7)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(7)), raising=False)
     plan = plan_from_paths([CONFIGS[0]], output=str(tmp_path / "out"), seeds=(1, 2, 3))
     complete(plan, [sys.executable, str(together), "3"], lambda line: None, jobs=3)
     assert all(map(is_done, find_runs(plan)))
@@ -200,27 +201,34 @@ time.sleep(99)
 """
 
 
+def interrupt_when_started(folder: Path) -> None:
+    """Sends SIGINT to this process once two runs are under way."""
+    while len(list(folder.glob("pids?"))) < 2:
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_ctrl_c_ends_all(tmp_path: Path, fake: list[str], monkeypatch) -> None:
+def test_ctrl_c_ends_all(tmp_path: Path) -> None:
     script = tmp_path / "hang.py"
     script.write_text(WITH_CHILD)
-    sleep = time.sleep
-
-    def interrupt(seconds: float) -> None:
-        if len(list(tmp_path.glob("pids?"))) == 2:
-            raise KeyboardInterrupt
-        sleep(seconds)
-
-    monkeypatch.setattr(runs_module.time, "sleep", interrupt)
-    plan = plan_from_paths([CONFIGS[0]], output=str(tmp_path / "out"), seeds=(1, 2))
-    with pytest.raises(KeyboardInterrupt):
-        complete(plan, [sys.executable, str(script)], lambda line: None, jobs=2)
+    waiter = threading.Thread(target=interrupt_when_started, args=(tmp_path,), daemon=True)
+    plan = plan_from_paths([CONFIGS[0]], output=str(tmp_path / "out"), seeds=(1, 2, 3))
+    said: list[str] = []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        waiter.start()
+        with pytest.raises(KeyboardInterrupt):
+            complete(plan, [sys.executable, str(script)], said.append, jobs=2)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(said) == 2 and not any("failed" in line for line in said)
     pids = [int(pid) for path in tmp_path.glob("pids?") for pid in path.read_text().split()]
     assert len(pids) == 4
     deadline = time.monotonic() + 10
     while any(map(alive, pids)):  # the grandchildren have nobody to wait for them
         assert time.monotonic() < deadline
-        sleep(0.05)
+        time.sleep(0.05)
     assert not any(map(is_done, find_runs(plan)))
 
 
@@ -281,7 +289,8 @@ import signal, sys
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from onenet.comparison import plan_from_paths
-from onenet.comparison.runs import complete_runs, find_runs, locked
+from onenet.comparison.completion import complete_runs, locked
+from onenet.comparison.runs import find_runs
 plan = plan_from_paths([sys.argv[1]], output=sys.argv[2])
 wait = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(99)"
 with locked(plan.output) as lock:
@@ -317,21 +326,25 @@ def test_the_child_ends_with_its_parent(tmp_path: Path, fake: list[str], how: in
     complete(plan, fake, lambda line: None)
 
 
-def test_two_starts_at_once(make_run, tmp_path: Path, fake: list[str], monkeypatch) -> None:
+def test_two_starts_at_once(make_run, tmp_path: Path, fake: list[str]) -> None:
     out = tmp_path / "out"
+    during: list[str] = []
     said: list[str] = []
 
-    def second_start(*args) -> None:
+    def second_start(line: str) -> None:
+        during.append(line)
         with pytest.raises(ConfigError, match="is in use"):
             with locked(out, said.append, patience=0.0):
                 pass
 
-    monkeypatch.setattr(runs_module, "_finish", second_start)
-    monkeypatch.setattr(sys.modules["onenet.comparison.compare"], "write_report", second_start)
     bare = make_run("bare")
     (Path(bare) / "inference" / "end_to_end.json").unlink()
-    compare(plan_from_paths([bare], output=str(out)), fake, command="", say=print)
-    # While it evaluated, and while it timed and wrote
-    assert len(said) == 2 and all("in use by another start: waiting" in line for line in said)
+    plan, options = plan_from_paths([bare], output=str(out)), ReportOptions(speed_rounds=0)
+    compare(plan, fake, command="", options=options, say=second_start)
+    # While it evaluates, and while it times and writes
+    assert "evaluation in" in during[0] and "Measuring speed and writing" in during[2]
+    assert len(said) == len(during) == 4 and all(
+        "in use by another start: waiting" in line for line in said
+    )
     with locked(out, said.append, patience=0.0):
-        assert len(said) == 2
+        assert len(said) == 4

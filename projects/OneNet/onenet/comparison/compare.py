@@ -12,25 +12,25 @@ from typing import Any
 from ..utils.errors import ConfigError, DataError
 from ..utils.files import read_json, write_json, write_whole
 from . import plots
+from .completion import complete_runs, locked
+from .differences import differences
 from .page import Gallery, html_page
 from .pictures import draw_detections, draw_truth, pick_records
 from .plan import Plan
 from .results import (
     AS_CONFIGURED,
-    NMS_OFF,
     collect,
     describe_machine,
-    differences,
     fingerprint,
-    has_nms,
     read_losses,
+    variant_name,
     variants,
 )
-from .runs import Run, complete_runs, find_runs, locked
+from .runs import Run, by_name, find_runs
 from .speed import time_runs
 from .tables import markdown
 
-__all__ = ["ReportOptions", "compare", "write_report"]
+__all__ = ["ReportOptions", "compare"]
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def compare(
 
     Raises:
         ConfigError, DataError: see :func:`onenet.comparison.runs.find_runs` and
-            :func:`onenet.comparison.runs.locked`; or ``jobs`` is below 1.
+            :func:`onenet.comparison.completion.locked`; or ``jobs`` is below 1.
         RunFailed: some runs failed; there is no report then.
     """
     if jobs < 1:
@@ -100,7 +100,7 @@ def compare(
             say(f"Nothing to do: {page} is up to date.")
             return
         say(f"Measuring speed and writing {page} ...")
-        write_report(plan, runs, options, command, mark)
+        _write_report(plan, runs, options, command, mark)
         say(f"Done: {page}, and beside it comparison.md and comparison.json.")
 
 
@@ -113,26 +113,23 @@ def _is_up_to_date(output: Path, mark: str) -> bool:
         return False
 
 
-def write_report(
+def _write_report(
     plan: Plan, runs: Sequence[Run], options: ReportOptions, command: str, mark: str
 ) -> None:
-    """Writes comparison.html, comparison.md and, last, comparison.json with its fingerprint.
-
-    The caller holds the folder's lock.
-
-    Args:
-        plan: for title and output folder.
-        runs: finished ones.
-        options: of the page.
-        command: how the comparison was started.
-        mark: from :func:`onenet.comparison.results.fingerprint`.
-    """
+    """Writes comparison.html, comparison.md and, last, comparison.json with its fingerprint."""
     detectors = collect(runs)
-    firsts = list({run.name: run for run in reversed(runs)}.values())[::-1]
-    dataset, records, missing = _pick_records(firsts[0], detectors[0], options.images)
-    speed = []
-    if options.speed_rounds and records:
-        speed = time_runs(firsts, records, options.speed_rounds)
+    firsts = [seeds[0] for seeds in by_name(runs).values()]
+    dataset = _dataset(detectors[0]) or firsts[0].cfg.DATASETS.TEST[0]
+    records, note = [], ""
+    try:
+        # Speed needs an image even where no pictures are wanted
+        records = pick_records(dataset, max(options.images, 1))
+    except (DataError, OSError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        logger.warning(f"There are no pictures and no speed: {reason}")
+        note = f"No pictures: the test set '{dataset}' is not there ({reason})."
+    timed = options.speed_rounds and records
+    speed = time_runs(firsts, records, options.speed_rounds) if timed else []
     comparison = {
         "title": plan.title,
         "date": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
@@ -146,26 +143,19 @@ def write_report(
         "fingerprint": mark,
     }
     pictured = records[: options.images]
-    gallery = _gallery(firsts, detectors, dataset, pictured, options.min_score, missing)
-    plan.output.mkdir(parents=True, exist_ok=True)
-    page = html_page(comparison, _plots(comparison, runs), gallery)
-    write_whole(str(plan.output / "comparison.html"), page.encode())
+    gallery = _gallery(firsts, detectors, dataset, pictured, options.min_score, note)
+    losses = {name: [read_losses(run) for run in seeds] for name, seeds in by_name(runs).items()}
+    drawn = {
+        "ap": plots.plot_ap(detectors),
+        "duplicates": plots.plot_duplicates(detectors),
+        "precision": plots.plot_precision(detectors),
+        "losses": plots.plot_losses(losses),
+        "speed": plots.plot_speed(speed) if speed else "",
+    }
+    html = html_page(comparison, drawn, gallery)
+    write_whole(str(plan.output / "comparison.html"), html.encode())
     write_whole(str(plan.output / "comparison.md"), markdown(comparison).encode())
     write_json(str(plan.output / "comparison.json"), comparison)
-
-
-def _pick_records(
-    run: Run, detector: dict[str, Any], count: int
-) -> tuple[str, list[dict[str, Any]], str]:
-    """Test set and images for speed and pictures; and why there are none, if so."""
-    dataset = _dataset(detector) or run.cfg.DATASETS.TEST[0]
-    try:
-        # Speed needs an image even where no pictures are wanted
-        return dataset, pick_records(dataset, max(count, 1)), ""
-    except (DataError, OSError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        logger.warning(f"There are no pictures and no speed: {reason}")
-        return dataset, [], f"No pictures: the test set '{dataset}' is not there ({reason})."
 
 
 def _dataset(detector: dict[str, Any]) -> str | None:
@@ -179,7 +169,7 @@ def _gallery(
     dataset: str,
     records: Sequence[dict[str, Any]],
     min_score: float,
-    missing: str,
+    note: str,
 ) -> Gallery:
     """The images under ground truth and each detector that was tested on them."""
     columns = [[draw_truth(record) for record in records]] if records else []
@@ -187,53 +177,14 @@ def _gallery(
     for run, detector in zip(firsts, detectors, strict=True):
         drawn = []
         for variant, folder in variants(run).items() if _dataset(detector) == dataset else ():
-            label = run.name
-            if has_nms(run.settings):
-                label += ", NMS off" if variant == NMS_OFF else ", with NMS"
+            label = variant_name(detector, variant)
             iou = detector["seeds"][0]["evaluations"][variant].get("iou_thresh") or 0.5
             drawn.append(draw_detections(records, dataset, folder, label, min_score, iou))
         columns += [column for column in drawn if column]
         if not any(drawn):
             left_out.append(run.name)
-    note = missing
     if records and left_out:
         note = (
             f"Without pictures, since there are no detections on {dataset}: {', '.join(left_out)}."
         )
     return Gallery([list(row) for row in zip(*columns, strict=True)], min_score, note)
-
-
-def _plots(comparison: dict[str, Any], runs: Sequence[Run]) -> list[tuple[str, str]]:
-    detectors = comparison["detectors"]
-    losses: dict[str, list] = {}
-    for run in runs:
-        losses.setdefault(run.name, []).append(read_losses(run))
-    found = [
-        (
-            "AP without and with NMS. Bars are means, dots the seeds. For a detector that carries"
-            " NMS it is switched off or on; for one that does not it is put behind.",
-            plots.plot_ap(detectors),
-        ),
-        (
-            "Duplicates against the score threshold. Boxes an image with at least that score that"
-            " repeat a found object; a line ends where none is left.",
-            plots.plot_duplicates(detectors),
-        ),
-        (
-            "Precision and recall at IoU 0.5. Means over classes and seeds.",
-            plots.plot_precision(detectors),
-        ),
-        (
-            "Training loss. Smoothed, a line a seed; detectors have different losses, so compare"
-            " the shape and not the height.",
-            plots.plot_losses(losses),
-        ),
-    ]
-    if comparison["speed"]:
-        found.append(
-            (
-                "Speed. Of one image, in brackets the ratio to the first detector.",
-                plots.plot_speed(comparison["speed"]),
-            )
-        )
-    return found

@@ -21,13 +21,14 @@ from ..utils.files import read_json
 
 __all__ = ["COLORS", "Picture", "draw", "draw_detections", "draw_truth", "pick_records"]
 
-# Colour and line width in pixels. Width tells a duplicate from a found object without colour too.
+# Colour, line width in pixels, words of the legend. Width tells a duplicate from a found object
+# without colour too.
 TRUTH, FOUND, DUPLICATE, OTHER = "ground truth", "found", "duplicate", "other"
 COLORS = {
-    TRUTH: ((30, 144, 255), 2),
-    FOUND: ((0, 190, 90), 2),
-    DUPLICATE: ((230, 0, 30), 5),
-    OTHER: ((255, 165, 0), 2),
+    TRUTH: ((30, 144, 255), 2, "blue: object (ground truth)"),
+    FOUND: ((0, 190, 90), 2, "green: finds an object"),
+    DUPLICATE: ((230, 0, 30), 5, "red, thick: duplicate of a found object"),
+    OTHER: ((255, 165, 0), 2, "orange: on no object of its class"),
 }
 _LONG_SIDE = 360  # pixels
 
@@ -148,7 +149,7 @@ def draw(
     image = image.resize(size, Image.Resampling.BICUBIC)
     canvas = ImageDraw.Draw(image)
     for kind in sorted(order, key=lambda kind: kind == DUPLICATE):
-        color, width = COLORS[kind]
+        color, width, _ = COLORS[kind]
         for box, box_kind in zip(boxes * scale, kinds, strict=True):
             if box_kind == kind:
                 _draw_box(canvas, box, color, width)

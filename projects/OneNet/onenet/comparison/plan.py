@@ -95,11 +95,11 @@ def plan_from_paths(
     """
     entries = []
     for path in paths:
-        is_folder = Path(path).is_dir()
-        name = Path(path).resolve().name if is_folder else Path(path).stem
-        entry = Entry(name, folder=path) if is_folder else Entry(name, config=path)
-        _check_exists(entry, "the command line")
-        entries.append(entry)
+        if Path(path).is_dir():
+            entries.append(Entry(Path(path).resolve().name, folder=path))
+        else:
+            entries.append(Entry(Path(path).stem, config=path))
+        _check_exists(entries[-1], "the command line")
     _check_names(entries, "the command line")
     plan = Plan("Detectors compared", Path(output), (1,), tuple(entries))
     return plan.changed(title=title, seeds=seeds, overrides=overrides)
@@ -154,13 +154,12 @@ def _entry(run: Any, common: tuple[str, ...], where: str) -> Entry:
         raise ConfigError(
             f"{where}: 'overrides' change nothing in the finished run {folder}; remove them."
         )
+    overrides = common + _overrides(run.get("overrides"), f"{where}, 'overrides'")
     entry = Entry(
         name=_text(run, "name", where) or (Path(config).stem if config else Path(folder).name),
         config=config,
         folder=folder,
-        overrides=(common + _overrides(run.get("overrides"), f"{where}, 'overrides'"))
-        if config
-        else (),
+        overrides=overrides if config else (),
         note=_text(run, "note", where),
     )
     _check_exists(entry, where)

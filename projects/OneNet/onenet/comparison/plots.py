@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from .results import AS_CONFIGURED, NMS_OFF, mean_curve
+from .results import AS_CONFIGURED, NMS_OFF, mean_curve, variant_name
 
 __all__ = ["plot_ap", "plot_duplicates", "plot_losses", "plot_precision", "plot_speed", "style"]
 
@@ -40,7 +40,7 @@ _STYLE = {
 }
 
 
-def _svg(prefix: str, draw: Callable[[Axes], None], height: float = 3.3) -> str:
+def _svg(prefix: str, draw: Callable[[Axes], None], height: float) -> str:
     """Draws into a figure of 4.5 inches' width, and returns it as an ``<svg>`` element.
 
     Args:
@@ -56,15 +56,11 @@ def _svg(prefix: str, draw: Callable[[Axes], None], height: float = 3.3) -> str:
         figure.savefig(buffer, format="svg", metadata=nothing, bbox_inches="tight", pad_inches=0.05)
         plt.close(figure)
     text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", text)
     # The page sets the size; the viewBox keeps the proportions.
-    return re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", _without_height(text), count=1)
-
-
-def _without_height(text: str) -> str:
-    return re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    tag, rest = text.split(">", 1)
+    return re.sub(r' (width|height)="[^"]*"', "", tag) + ">" + rest
 
 
 def style(index: int) -> dict[str, Any]:
@@ -75,18 +71,13 @@ def style(index: int) -> dict[str, Any]:
     }
 
 
-def _lines(detectors: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], str, str, dict]]:
-    """Each detector's variants: detector, variant, label, and the line's colour and dashes."""
-    lines = []
-    for index, detector in enumerate(detectors):
-        for variant in detector["aggregate"]:
-            off = variant == NMS_OFF
-            label = detector["name"]
-            if detector["has_nms"]:
-                label += ", NMS off" if off else ", with NMS"
-            look = {**style(index), "linestyle": _DOTTED} if off else style(index)
-            lines.append((detector, variant, label, look))
-    return lines
+def _lines(detectors: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], str, dict]]:
+    """Each detector's variants: detector, variant, and the line's colour and dashes."""
+    return [
+        (detector, variant, style(i) | ({"linestyle": _DOTTED} if variant == NMS_OFF else {}))
+        for i, detector in enumerate(detectors)
+        for variant in detector["aggregate"]
+    ]
 
 
 def _legend(axes: Axes) -> None:
@@ -97,6 +88,29 @@ def _legend(axes: Axes) -> None:
 
 def _line_height(count: int) -> float:
     return 2.9 + 0.17 * count
+
+
+def _bar_axes(axes: Axes, names: Sequence[str], label: str, margin: float) -> None:
+    """Axes for horizontal bars, the first on top; ``margin`` is for the numbers beside them."""
+    axes.set_yticks(range(len(names)), [_wrapped(name) for name in names])
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.margins(x=margin)
+    axes.set(xlim=(0, None), xlabel=label)
+
+
+def _number_beside(axes: Axes, text: str, x: float, y: float) -> None:
+    axes.annotate(text, (x, y), (4, 0), textcoords="offset points", va="center", fontsize=8)
+
+
+def _wrapped(name: str, width: int = 16) -> str:
+    """A long name in lines, broken behind '_', '-' and spaces."""
+    lines = [""]
+    for part in re.findall(r"[^_\- ]*[_\- ]?", name):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def plot_ap(detectors: Sequence[dict[str, Any]]) -> str:
@@ -120,16 +134,8 @@ def plot_ap(detectors: Sequence[dict[str, Any]]) -> str:
                 ]
                 values = [value for value in values if value is not None]
                 axes.plot(values, [y] * len(values), "ko", markersize=3.5, zorder=3)
-                axes.annotate(
-                    f"{mean['mean']:.1f}", (mean["max"], y), (4, 0), textcoords="offset points",
-                    va="center", fontsize=8,
-                )  # fmt: skip
-        axes.set_yticks(range(len(detectors)), [_wrapped(d["name"]) for d in detectors])
-        axes.invert_yaxis()
-        axes.grid(axis="y", visible=False)
-        axes.margins(x=0.12)
-        axes.set_xlim(left=0)
-        axes.set_xlabel("AP")
+                _number_beside(axes, f"{mean['mean']:.1f}", mean["max"], y)
+        _bar_axes(axes, [detector["name"] for detector in detectors], "AP", margin=0.12)
         patches = [Patch(facecolor="#777777", edgecolor="white", hatch=hatch) for hatch in hatches]
         axes.figure.legend(
             patches, ("without NMS", "with NMS"), loc="outside lower center", ncols=2
@@ -145,53 +151,40 @@ def _without_and_with_nms(detector: dict[str, Any]) -> tuple[tuple[str, str], tu
     return (AS_CONFIGURED, "AP"), (AS_CONFIGURED, "AP_after_NMS")
 
 
-def _wrapped(name: str, width: int = 16) -> str:
-    """A long name in lines, broken behind '_', '-' and spaces."""
-    lines = [""]
-    for part in re.findall(r"[^_\- ]*[_\- ]?", name):
-        if lines[-1] and len(lines[-1]) + len(part) > width:
-            lines.append("")
-        lines[-1] += part
-    return "\n".join(lines)
-
-
 def plot_duplicates(detectors: Sequence[dict[str, Any]]) -> str:
     """Duplicates an image against the score threshold, logarithmic; the means over the seeds."""
-    lines = _lines(detectors)
-
-    def draw(axes: Axes) -> None:
-        for detector, variant, label, style in lines:
-            scores = mean_curve(detector, variant, "score")
-            counts = np.array(mean_curve(detector, variant, "duplicates_per_image"), dtype=float)
-            if len(scores) == len(counts) > 0:
-                counts[counts <= 0] = np.nan  # has no logarithm
-                axes.plot(scores, counts, label=label, **style)
-        axes.set_yscale("log")
-        axes.set_xlim(0, 1)
-        axes.set_xlabel("score threshold")
-        axes.set_ylabel("duplicates an image")
-        _legend(axes)
-
-    return _svg("duplicates", draw, height=_line_height(len(lines)))
+    labels = {"xlabel": "score threshold", "ylabel": "duplicates an image"}
+    return _plot_curves("duplicates", detectors, "score", "duplicates_per_image", labels, log=True)
 
 
 def plot_precision(detectors: Sequence[dict[str, Any]]) -> str:
     """Precision against recall at IoU 0.5; the means over the seeds."""
+    look = {"xlabel": "recall", "ylabel": "precision", "ylim": (0, 1.02)}
+    return _plot_curves("precision", detectors, "recall", "precision", look)
+
+
+def _plot_curves(
+    prefix: str,
+    detectors: Sequence[dict[str, Any]],
+    x: str,
+    y: str,
+    look: dict[str, Any],
+    log: bool = False,
+) -> str:
+    """One of the evaluation's curves, ``y``, against another; of the axes ``look`` is set."""
     lines = _lines(detectors)
 
     def draw(axes: Axes) -> None:
-        for detector, variant, label, style in lines:
-            recall = mean_curve(detector, variant, "recall")
-            precision = mean_curve(detector, variant, "precision")
-            if len(recall) == len(precision) > 0:
-                axes.plot(recall, precision, label=label, **style)
-        axes.set_xlim(0, 1)
-        axes.set_ylim(0, 1.02)
-        axes.set_xlabel("recall")
-        axes.set_ylabel("precision")
+        for detector, variant, line_style in lines:
+            xs, ys = (mean_curve(detector, variant, name) for name in (x, y))
+            if len(xs) == len(ys) > 0:
+                axes.plot(xs, ys, label=variant_name(detector, variant), **line_style)
+        if log:
+            axes.set_yscale("log", nonpositive="mask")
+        axes.set(xlim=(0, 1), **look)
         _legend(axes)
 
-    return _svg("precision", draw, height=_line_height(len(lines)))
+    return _svg(prefix, draw, _line_height(len(lines)))
 
 
 def plot_losses(losses: dict[str, list[tuple[list[int], list[float]]]]) -> str:
@@ -211,13 +204,10 @@ def plot_losses(losses: dict[str, list[tuple[list[int], list[float]]]]) -> str:
                         label=label,
                     )  # fmt: skip
                     label = None
-        axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel("iteration")
-        axes.set_ylabel("total loss")
+        axes.set(xlim=(0, None), ylim=(0, None), xlabel="iteration", ylabel="total loss")
         _legend(axes)
 
-    return _svg("losses", draw, height=_line_height(len(losses)))
+    return _svg("losses", draw, _line_height(len(losses)))
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
@@ -232,18 +222,10 @@ def plot_speed(speed: Sequence[dict[str, Any]]) -> str:
 
     def draw(axes: Axes) -> None:
         for row, entry in enumerate(speed):
-            color = style(row)["color"]
-            axes.barh(row, entry["milliseconds"], height=0.5, color=color, alpha=0.75)
-            axes.annotate(
-                f"{entry['milliseconds']:.1f} ({entry['ratio']:.2f}x)",
-                (entry["milliseconds"], row), (4, 0), textcoords="offset points",
-                va="center", fontsize=8,
-            )  # fmt: skip
-        axes.set_yticks(range(len(speed)), [_wrapped(entry["name"]) for entry in speed])
-        axes.invert_yaxis()
-        axes.grid(axis="y", visible=False)
-        axes.margins(x=0.3)
-        axes.set_xlim(left=0)
-        axes.set_xlabel("milliseconds an image (median)")
+            time = entry["milliseconds"]
+            axes.barh(row, time, height=0.5, color=style(row)["color"], alpha=0.75)
+            _number_beside(axes, f"{time:.1f} ({entry['ratio']:.2f}x)", time, row)
+        names = [entry["name"] for entry in speed]
+        _bar_axes(axes, names, "milliseconds an image (median)", margin=0.3)
 
     return _svg("speed", draw, height=1.0 + 0.5 * len(speed))

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .results import AS_CONFIGURED, NMS_OFF, PROGRESS, evaluated_values
+from .differences import evaluated_values
+from .results import AS_CONFIGURED, PROGRESS, nms_words
 
 __all__ = [
     "Table",
@@ -19,6 +20,7 @@ __all__ = [
     "speed_note",
     "speed_table",
     "summary_table",
+    "test_sets",
 ]
 
 DASH = "–"
@@ -56,34 +58,41 @@ def summary_table(comparison: dict[str, Any]) -> Table:
     """One row a detector; of those with NMS a second one with NMS off."""
     rows = []
     for detector in comparison["detectors"]:
-        for variant, results in _variants(detector, "aggregate"):
-            cells = [_cell(results.get(key), d, key) for key, _, d in _RESULT_COLUMNS]
-            seeds = ", ".join(_seed(seed["seed"]) for seed in detector["seeds"])
-            rows.append([detector["name"], _nms_words(detector, variant), *cells, seeds])
+        seeds = [str(s["seed"]) if s["seed"] >= 0 else "random" for s in detector["seeds"]]
+        for row in _result_rows(detector, detector["aggregate"], _RESULT_COLUMNS):
+            rows.append([*row, ", ".join(seeds)])
     return Table(["detector", "NMS", *(title for _, title, _ in _RESULT_COLUMNS), "seeds"], rows)
 
 
 def crowding_table(comparison: dict[str, Any]) -> Table:
     """For each bin of crowding a heading, and the rows of the summary."""
     rows: list[list[str]] = []
-    names = dict.fromkeys(
-        name
-        for detector in comparison["detectors"]
-        for bins in detector["crowding"].values()
-        for name in bins
-    )
-    for name in names:
-        counts: list[str] = []
+    detectors = comparison["detectors"]
+    for name in dict.fromkeys(
+        n for d in detectors for bins in d["crowding"].values() for n in bins
+    ):
+        counts: dict[str, None] = {}
         part = []
-        for detector in comparison["detectors"]:
-            for variant, bins in _variants(detector, "crowding"):
-                results = bins.get(name, {})
-                counts.append(_cell(results.get("num_objects"), 0))
-                cells = [_cell(results.get(key), d, key) for key, _, d in _CROWDING_COLUMNS]
-                part.append([detector["name"], _nms_words(detector, variant), *cells])
-        objects = " or ".join(dict.fromkeys(counts))
-        rows += [[f"{_BIN_NAMES.get(name, name)}: {objects} objects"], *part]
+        for detector in detectors:
+            crowding = detector["crowding"] or {AS_CONFIGURED: {}}
+            bins = {variant: bins.get(name, {}) for variant, bins in crowding.items()}
+            counts |= dict.fromkeys(_cell(b.get("num_objects"), 0) for b in bins.values())
+            part += _result_rows(detector, bins, _CROWDING_COLUMNS)
+        rows += [[f"{_BIN_NAMES.get(name, name)}: {' or '.join(counts)} objects"], *part]
     return Table(["detector", "NMS", *(title for _, title, _ in _CROWDING_COLUMNS)], rows)
+
+
+def _result_rows(
+    detector: dict[str, Any], results: dict[str, Any], columns: Sequence[tuple[str, str, int]]
+) -> list[list[str]]:
+    """A row for each variant of a detector; without any, one row of dashes."""
+    return [
+        [
+            *(detector["name"], nms_words(detector, variant) or "none"),
+            *(_cell(values.get(key), decimals, key) for key, _, decimals in columns),
+        ]
+        for variant, values in (results or {AS_CONFIGURED: {}}).items()
+    ]
 
 
 def progress_table(comparison: dict[str, Any]) -> Table:
@@ -122,18 +131,14 @@ def definitions(comparison: dict[str, Any]) -> str:
     """What the columns mean, in sentences."""
     nms, iou = _threshold(comparison, "nms_thresh"), _threshold(comparison, "iou_thresh")
     several = any(len(detector["seeds"]) > 1 for detector in comparison["detectors"])
-    spread = (
-        " Numbers are means over the seeds; where those differ, their range is given too."
-        if several
-        else ""
-    )
+    spread = " Numbers are means over the seeds; where those differ, their range is given too."
     return (
         "AP and AP50 are COCO's, from 0 to 100; NMS gap is what class-wise NMS at IoU"
         f" {nms} behind the detector adds to its AP (“AP after NMS” minus AP) or to its AP50: 0"
         " means that NMS is not needed. Duplicates @t are boxes with a score of t or more, counted"
         f" per image, that lie (IoU {iou} or more, same class) only on objects which better scored"
         " boxes have found already. Score gap is how far the box that finds an object is above its"
-        " best duplicate in score, on average; 1 is best." + spread
+        " best duplicate in score, on average; 1 is best." + (spread if several else "")
     )
 
 
@@ -143,12 +148,23 @@ def _threshold(comparison: dict[str, Any], key: str) -> str:
     return (" or ".join(map(str, values)) or DASH) + differ
 
 
+def test_sets(comparison: dict[str, Any]) -> str:
+    """The test sets, each with its numbers of images and objects; empty if none is known."""
+    found = dict.fromkeys(
+        f"{evaluation.get('dataset', DASH)}, {evaluation.get('num_images', DASH)} images,"
+        f" {evaluation.get('num_objects', DASH)} objects"
+        for detector in comparison["detectors"]
+        for seed in detector["seeds"]
+        for evaluation in seed["evaluations"].values()
+    )
+    return "; ".join(found)
+
+
 def machine_sentence(machine: dict[str, Any]) -> str:
     """The machine in one line."""
-    gpu = f", {machine['gpu']}" if machine["gpu"] else ", no GPU"
     return (
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} PyTorch threads{gpu},"
-        f" torch {machine['torch']}"
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} PyTorch threads,"
+        f" {machine['gpu'] or 'no GPU'}, torch {machine['torch']}"
     )
 
 
@@ -165,12 +181,11 @@ def speed_note(comparison: dict[str, Any]) -> str:
 
 def markdown(comparison: dict[str, Any]) -> str:
     """The content of comparison.md."""
-    first = _first_evaluation(comparison)
+    tested = test_sets(comparison)
     parts = [
         f"# {_plain(comparison['title'])}",
-        f"{comparison['date']}; {machine_sentence(comparison['machine'])}. Tested on"
-        f" {_plain(str(first.get('dataset') or DASH))},"
-        f" {_or_dash(first.get('num_images'))} images.",
+        f"{comparison['date']}; {machine_sentence(comparison['machine'])}."
+        + (f" Tested on {_plain(tested)}." if tested else ""),
         f"    {comparison['command']}",
         *(f"**Not equal:** {_plain(sentence)}" for sentence in comparison["not_equal"]),
         _markdown_table(summary_table(comparison)),
@@ -204,16 +219,6 @@ def _plain(text: str) -> str:
     return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
 
 
-def _variants(detector: dict[str, Any], key: str) -> list[tuple[str, dict[str, Any]]]:
-    return list(detector[key].items()) or [(AS_CONFIGURED, {})]
-
-
-def _nms_words(detector: dict[str, Any], variant: str) -> str:
-    if not detector["has_nms"]:
-        return "none"
-    return "NMS off" if variant == NMS_OFF else "with NMS"
-
-
 def _cell(value: dict[str, float] | None, decimals: int, key: str = "") -> str:
     if value is None:
         return DASH
@@ -224,19 +229,3 @@ def _cell(value: dict[str, float] | None, decimals: int, key: str = "") -> str:
         for name in ("min", "mean", "max")
     )
     return mean if low == high else f"{mean} ({low} to {high})"
-
-
-def _seed(seed: int) -> str:
-    return str(seed) if seed >= 0 else "random"
-
-
-def _or_dash(value: Any) -> str:
-    return DASH if value is None else str(value)
-
-
-def _first_evaluation(comparison: dict[str, Any]) -> dict[str, Any]:
-    for detector in comparison["detectors"]:
-        for seed in detector["seeds"]:
-            for evaluation in seed["evaluations"].values():
-                return evaluation
-    return {}

@@ -1,0 +1,124 @@
+"""What is not equal between compared detectors though it matters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .runs import flat
+
+__all__ = ["differences", "evaluated_values", "settings_that_matter"]
+
+# What a fair comparison keeps equal: these, named, and all other keys of _EQUAL_GROUPS. The test's
+# dataset and thresholds are compared as the evaluation has them.
+_EQUAL_KEYS = {
+    "DATASETS.TRAIN": "training data",
+    "SOLVER.MAX_ITER": "iterations",
+    "SOLVER.IMS_PER_BATCH": "images a batch",
+    "SOLVER.OPTIMIZER": "optimiser",
+    "SOLVER.BASE_LR": "learning rate",
+    "SOLVER.LR_SCHEDULER_NAME": "schedule",
+    "MODEL.WEIGHTS": "initial weights",
+    "MODEL.BACKBONE.NAME": "backbone",
+    "MODEL.RESNETS.DEPTH": "backbone's depth",
+    "INPUT.MIN_SIZE_TRAIN": "training size",
+    "INPUT.MIN_SIZE_TEST": "test size",
+    "INPUT.MAX_SIZE_TEST": "largest test size",
+    "TEST.DETECTIONS_PER_IMAGE": "detections an image",
+}
+_EQUAL_GROUPS = (
+    *("SOLVER.", "INPUT.", "TEST.END_TO_END."),
+    *("MODEL.BACKBONE.", "MODEL.RESNETS.", "MODEL.FPN."),
+)
+_FREE_KEYS = {
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.REFERENCE_BATCH",  # has had its effect on the learning rate
+    "INPUT.MASK_FORMAT",  # of masks, which no detector here uses
+    "TEST.END_TO_END.ENABLED",  # the results are there
+}
+_MOST_SENTENCES = 10  # on other keys; the rest is named in one
+_THRESHOLDS = {
+    "nms_thresh": ("TEST.END_TO_END.NMS_THRESH", "IoU of the NMS put behind"),
+    "iou_thresh": ("TEST.END_TO_END.IOU_THRESH", "IoU of duplicates"),
+}
+
+
+def differences(detectors: Sequence[dict[str, Any]]) -> list[str]:
+    """What is not equal between the detectors though it matters: a sentence each.
+
+    Args:
+        detectors: from :func:`onenet.comparison.results.collect`.
+    """
+
+    def configured(key: str) -> list[Any]:
+        return [detector["settings"].get(key) for detector in detectors]
+
+    def evaluated(key: str) -> list[list[Any]]:
+        return [evaluated_values([detector], key) for detector in detectors]
+
+    names = [detector["name"] for detector in detectors]
+    named = [("test dataset", evaluated("dataset")), ("test images", evaluated("num_images"))]
+    for name, (key, what) in _THRESHOLDS.items():
+        pairs = zip(evaluated(name), configured(key), strict=True)
+        named.append((what, [values or [setting] for values, setting in pairs]))
+    named += [(what, configured(key)) for key, what in _EQUAL_KEYS.items()]
+    sentences = [_sentence(what, names, values) for what, values in named]
+
+    # A key that only some have belongs to their backbone, which is compared above.
+    common = set.intersection(*(set(detector["settings"]) for detector in detectors))
+    treated = {*_EQUAL_KEYS, *(key for key, _ in _THRESHOLDS.values())}
+    others = {
+        key: sentence
+        for key in sorted(filter(_is_equal_key, common - treated))
+        if (sentence := _sentence(key, names, configured(key)))
+    }
+    sentences += [*others.values()][:_MOST_SENTENCES]
+    if len(others) > _MOST_SENTENCES:
+        sentences.append(f"Also different: {', '.join([*others][_MOST_SENTENCES:])}.")
+    return [sentence for sentence in sentences if sentence]
+
+
+def _sentence(what: str, names: Sequence[str], values: Sequence[Any]) -> str:
+    """Which detectors have which value; empty if all have the same."""
+    groups: dict[str, list[str]] = {}
+    for name, value in zip(names, values, strict=True):
+        groups.setdefault(_shown(value), []).append(name)
+    if len(groups) == 1:
+        return ""
+    largest = max(groups, key=lambda value: len(groups[value]))
+    rest = groups.pop(largest) if len(groups[largest]) > 3 else []
+    parts = [f"{value} for {', '.join(group)}" for value, group in groups.items()]
+    parts += [f"{largest} for the {len(rest)} others"] if rest else []
+    return f"{what}: {'; '.join(parts)}."
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value in (None, "") else str(value)
+
+
+def evaluated_values(detectors: Sequence[dict[str, Any]], key: str) -> list[Any]:
+    """The different values, of all seeds and variants, that the evaluations have for a key."""
+    found = dict.fromkeys(
+        evaluation.get(key)
+        for detector in detectors
+        for seed in detector["seeds"]
+        for evaluation in seed["evaluations"].values()
+    )
+    return [value for value in found if value is not None]
+
+
+def settings_that_matter(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those settings that :func:`differences` compares or a table shows, with flat keys."""
+    without_fpn = "fpn" not in settings["MODEL"]["BACKBONE"]["NAME"]
+    named = {"MODEL.META_ARCHITECTURE", "DATASETS.TEST", *_EQUAL_KEYS}
+    return {
+        k: v
+        for k, v in flat(settings)
+        if k in named or (_is_equal_key(k) and not (without_fpn and k.startswith("MODEL.FPN.")))
+    }
+
+
+def _is_equal_key(key: str) -> bool:
+    return key.startswith(_EQUAL_GROUPS) and key not in _FREE_KEYS
