@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import batched_nms, box_iou
 
 from onenet.modeling.postprocess import select_top_k
@@ -30,7 +30,7 @@ def without(candidates: Candidates, place: int) -> Candidates:
 
 def random_rescoring() -> Rescoring:
     module = Rescoring(100)
-    nn.init.uniform_(module.weights, 0.1, 2.0)
+    module.weights.data = torch.rand(3) * torch.tensor([0.1, 0.2, 0.2]) + 0.01
     return module
 
 
@@ -49,7 +49,7 @@ def by_loop(module: Rescoring, candidates: Candidates) -> Tensor:
         for i, kind in enumerate(kinds):
             votes = [float(o * s) for o, s in zip(overlaps[i], scores, strict=True)]
             own = sum(vote for vote, other in zip(votes, kinds, strict=True) if other == kind)
-            numbers = (-50 * suppressed[i], math.log(own), math.log(own / sum(votes)))
+            numbers = (-500 * suppressed[i], 10 * math.log(own), 10 * math.log(own / sum(votes)))
             result[n, i] += sum(w * x for w, x in zip(module.weights, numbers, strict=True))
     return result
 

@@ -12,10 +12,11 @@ from .postprocess import select_candidates
 
 __all__ = ["Rescoring", "build_rescoring", "pairwise_iou"]
 
-STARTS = {"voting": (0.2, 1.0, 1.0), "soft_nms": (0.2, 0.0, 0.0), "zero": (0.0, 0.0, 0.0)}
-"""What the weights may start as: of suppression, votes and share."""
-SUPPRESSION_SCALE = 50.0
-"""What the first weight is multiplied by, so that training's steps are large enough for it."""
+STARTS = {"voting": (10.0, 1.0, 1.0), "soft_nms": (10.0, 0.0, 0.0), "zero": (0.0, 0.0, 0.0)}
+"""What the weights of suppression, votes and share may start as."""
+UNITS = (500.0, 10.0, 10.0)
+"""In which the weights are kept, so that steps of the network's learning rate are large enough for
+three numbers: they have to follow what the head becomes."""
 MAX_LOGIT = 30.0
 """Clamp what others see of a logit to +-30: the logarithm of its score stays finite."""
 MAX_COORDINATE = 1e6
@@ -66,7 +67,8 @@ class Rescoring(nn.Module):
                 f"MODEL.ONENET.RESCORING.INIT is '{init}'; choose one of: {', '.join(STARTS)}."
             )
         self.num_candidates = num_candidates
-        self.weights = nn.Parameter(torch.tensor(STARTS[init]), requires_grad=not frozen)
+        start = torch.tensor(STARTS[init]) / torch.tensor(UNITS)
+        self.weights = nn.Parameter(start, requires_grad=not frozen)
 
     def candidates(self, predictions: DensePredictions, k: int) -> Candidates:
         """What is rescored where k detections are wanted: the T best pairs, or k, if that is more.
@@ -98,8 +100,9 @@ class Rescoring(nn.Module):
         # counts where the box has no area, too.
         votes = torch.maximum((of_class * scores[:, None]).sum(dim=2), scores).log()
         all_votes = torch.maximum((overlaps * scores[:, None]).sum(dim=2), scores).log()
-        numbers = (-SUPPRESSION_SCALE * suppression(of_class), votes, votes - all_votes)
-        return raw + sum(w * x for w, x in zip(self.weights.float(), numbers, strict=True))
+        numbers = (-suppression(of_class), votes, votes - all_votes)
+        terms = zip(self.weights.float(), UNITS, numbers, strict=True)
+        return raw + sum(weight * unit * number for weight, unit, number in terms)
 
 
 def suppression(overlaps: Tensor) -> Tensor:
