@@ -377,7 +377,7 @@ def test_tools_and_trainer_convert_on_the_fly(
     model = build_model(config(SMALLEST))
     with caplog.at_level(logging.INFO, logger="onenet"):
         load_weights(model, small_file)
-    (line,) = [r.getMessage() for r in caplog.records if r.name == "onenet.checkpoint"]
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "onenet.checkpoint.checkpointer"]
     assert f"authors' code, {len(small)} tensors: " in line and "; 0 of the model" in line
     assert has_all(model, small)
     # What is saved then is a checkpoint of this project
@@ -419,7 +419,7 @@ def test_parts_that_the_authors_lack_are_for_the_trainer_only(
     checkpointer.load(small_file)
     assert has_all(checkpointer.model, small)
     assert torch.equal(checkpointer.model.rescoring.weights, start)
-    (record,) = [r for r in caplog.records if r.name == "onenet.checkpoint"]
+    (record,) = [r for r in caplog.records if r.name == "onenet.checkpoint.checkpointer"]
     assert record.levelno == logging.WARNING and "stay as initialised" in record.getMessage()
 
 
@@ -714,7 +714,7 @@ def test_what_stays_random_is_said(resnet18_state, tmp_path: Path, caplog) -> No
     with caplog.at_level(logging.INFO, logger="onenet"):
         OneNetCheckpointer(model).load(str(path))
     rest = [n for n in model.state_dict() if not n.startswith("backbone.bottom_up.")]
-    lines = [r.getMessage() for r in caplog.records if r.name == "onenet.checkpoint"]
+    lines = [r.getMessage() for r in caplog.records if r.name == "onenet.checkpoint.checkpointer"]
     assert lines and "from torchvision's ResNet, 122 tensors: 120 renamed, 2 dropped" in lines[0]
     assert f"; {len(rest)} of the model's tensors stay as initialised." in lines[0]
     with pytest.raises(ConfigError, match=r"it lacks backbone\.fpn_"):

@@ -12,7 +12,6 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.utils import comm
 
-from onenet.engine import _check_weights
 from onenet.engine.resume import (
     ResumableData,
     ResumableEvalHook,
@@ -20,6 +19,7 @@ from onenet.engine.resume import (
     end_half_row,
     share_buffers,
 )
+from onenet.engine.startup import _check_weights
 from onenet.utils.errors import ConfigError
 
 

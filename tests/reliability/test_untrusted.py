@@ -24,7 +24,7 @@ from detectron2.data.detection_utils import read_image
 from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_model
 
-from onenet.checkpoint import OneNetCheckpointer, load_weights, untrusted
+from onenet.checkpoint import OneNetCheckpointer, load_weights, unpickler
 from onenet.comparison.pictures import draw_detections
 from onenet.comparison.plan import read_plan
 from onenet.comparison.results import _read_json as read_evaluation
@@ -36,6 +36,7 @@ from onenet.engine import load_config
 from onenet.evaluation.thresholds import read_thresholds
 from onenet.predictor import Predictor, load_predictor_config
 from onenet.utils.errors import ConfigError, DataError, exit_with_one_sentence
+from onenet.utils.files import MAX_JSON_BYTES, read_json, read_yaml
 
 DIGITS = "configs/digits/onenet_point_R18.yaml"
 DEPTH = 100_000
@@ -118,7 +119,7 @@ def test_modest_aliases_are_read(tmp_path: Path) -> None:
     path = tmp_path / "aliases.yaml"
     path.write_text("a: &a {x: 1}\nb: [*a, *a]\nc: {<<: *a, y: 2}\n")
     one = {"x": 1}
-    assert untrusted.read_yaml(path) == {"a": one, "b": [one, one], "c": {"x": 1, "y": 2}}
+    assert read_yaml(path) == {"a": one, "b": [one, one], "c": {"x": 1, "y": 2}}
 
 
 @pytest.mark.parametrize("base", ["a.yaml", "./a.yaml", "[a.yaml, a.yaml]"])
@@ -189,7 +190,7 @@ def test_checkpoints_run_no_code(tmp_path: Path, model, kind: str, suffix: str) 
     assert path.name in sentence(load_weights, model, str(path))
     assert path.name in sentence(OneNetCheckpointer(model).load, str(path))
     if suffix == ".pkl":
-        text = sentence(untrusted.read_pickled_checkpoint, str(path))
+        text = sentence(unpickler.read_pickled_checkpoint, str(path))
         assert path.name in text and ("asks for" in text or "torch" in kind)
     assert not trace.exists()
 
@@ -203,7 +204,7 @@ def test_a_key_whose_hash_would_take_ages_is_refused(tmp_path: Path) -> None:
         # To make such a dict here would hash the key: an empty one, the key, 1, SETITEM
         body = pickle.dumps(deep, protocol=protocol)[:-1]
         path.write_bytes(b"}" + body.removeprefix(b"\x80\x02") + b"K\x01s.")
-        assert "tuples in tuples" in sentence(untrusted.read_pickled_checkpoint, str(path))
+        assert "tuples in tuples" in sentence(unpickler.read_pickled_checkpoint, str(path))
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
@@ -222,7 +223,7 @@ def test_pickled_arrays_are_read(tmp_path: Path, protocol: int, form: str) -> No
     }[form]
     path = tmp_path / "model.pkl"
     path.write_bytes(pickle.dumps(content, protocol))
-    checkpoint = untrusted.read_pickled_checkpoint(str(path))
+    checkpoint = unpickler.read_pickled_checkpoint(str(path))
     assert checkpoint["model"].keys() == arrays.keys()
     for name, array in arrays.items():
         np.testing.assert_array_equal(checkpoint["model"][name], array)
@@ -332,7 +333,7 @@ def test_all_kinds_of_arrays_are_read(tmp_path: Path, protocol: int) -> None:
     path = tmp_path / "model.pkl"
     content = {"model": OrderedDict(arrays), "__author__": "me", "beside": [(np.int64(3),), b"x"]}
     path.write_bytes(pickle.dumps(content, protocol))
-    checkpoint = untrusted.read_pickled_checkpoint(str(path))
+    checkpoint = unpickler.read_pickled_checkpoint(str(path))
     for name, array in arrays.items():
         found = checkpoint["model"][name]
         np.testing.assert_array_equal(found, array)
@@ -351,7 +352,7 @@ def test_pickles_of_python_2_are_read(tmp_path: Path) -> None:
     state = b"(K\x01K\x02\x85" + dtype + b"\x89U\x08" + values.tobytes() + b"tb"
     path = tmp_path / "R-50.pkl"
     path.write_bytes(header + state + b"s.")
-    checkpoint = untrusted.read_pickled_checkpoint(str(path))
+    checkpoint = unpickler.read_pickled_checkpoint(str(path))
     np.testing.assert_array_equal(checkpoint["model"]["a"], values)
 
 
@@ -372,7 +373,7 @@ def test_pickles_of_python_2_are_read(tmp_path: Path) -> None:
 def test_pickles_of_other_things_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.pkl"
     path.write_bytes(content)
-    assert "broken.pkl" in sentence(untrusted.read_pickled_checkpoint, str(path))
+    assert "broken.pkl" in sentence(unpickler.read_pickled_checkpoint, str(path))
 
 
 # Json
@@ -421,7 +422,7 @@ def test_bad_json_is_refused(tmp_path: Path, reader: str, text: str | bytes) -> 
 
 @pytest.mark.parametrize("reader", [name for name in READERS if name != "odgt"])
 def test_large_json_is_refused(tmp_path: Path, monkeypatch, reader: str) -> None:
-    monkeypatch.setattr(untrusted.read_json, "__defaults__", (2**26,))
+    monkeypatch.setattr(read_json, "__defaults__", (2**26,))
     path = tmp_path / "coco_instances_results.json"
     with path.open("wb") as file:
         file.truncate(2**26 + 1)  # takes no room on the disk
@@ -431,7 +432,7 @@ def test_large_json_is_refused(tmp_path: Path, monkeypatch, reader: str) -> None
 
 
 def test_the_largest_json_is_above_objects365s() -> None:
-    assert 3_500_000_000 < untrusted.MAX_JSON_BYTES <= 2**33  # Objects365's has about 3 GB
+    assert 3_500_000_000 < MAX_JSON_BYTES <= 2**33  # Objects365's has about 3 GB
 
 
 def test_small_json_takes_little_memory(tmp_path: Path) -> None:
@@ -439,7 +440,7 @@ def test_small_json_takes_little_memory(tmp_path: Path) -> None:
     path.write_text('{"a": 1}')
     code = f"""
 import resource
-from onenet.checkpoint.unpickler import read_json
+from onenet.utils.files import read_json
 pages = int(open("/proc/self/statm").read().split()[0])
 limit = pages * resource.getpagesize() + 2**26
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -450,7 +451,7 @@ print(read_json({str(path)!r}))
 
 def test_what_has_no_size_is_bounded() -> None:
     """A pipe, or a device that has no end."""
-    text = sentence(untrusted.read_json, "/dev/zero", 2**22)
+    text = sentence(read_json, "/dev/zero", 2**22)
     assert text.startswith("/dev/zero is larger than 4,194,304 bytes")
 
 
