@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou, generalized_box_iou_loss
 
-from onenet.benchmark import (
+from common import (
     copy_bandwidth,
     describe_machine,
     describe_ms,

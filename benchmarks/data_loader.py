@@ -19,7 +19,7 @@ from collections.abc import Callable
 from detectron2.data import detection_utils, get_detection_dataset_dicts
 from detectron2.data import transforms as T
 
-from onenet.benchmark import Quartiles, describe_machine, describe_ms, round_order
+from common import Quartiles, describe_machine, describe_ms, round_order
 from onenet.data.mapper import OneNetDatasetMapper
 from onenet.engine import Trainer, load_config
 

@@ -17,7 +17,7 @@ from unittest import mock
 
 import numpy as np
 
-from onenet.benchmark import describe_machine, describe_ms, ratios, time_in_turn
+from common import describe_machine, describe_ms, ratios, time_in_turn
 from onenet.evaluation.ap import Scene, precision_table
 from onenet.evaluation.coco_api import coco_api
 

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onenet.benchmark import (
+from common import (
     RUNTIMES,
     Detector,
     Setting,
@@ -208,7 +208,7 @@ def count_all(
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Builds, prepares and times all; see onenet.benchmark.report."""
+    """Builds, prepares and times all; see common.report."""
     torch.set_num_threads(args.threads or torch.get_num_threads())
     threads = torch.get_num_threads()
     sizes = [parse_size(text) for text in args.sizes]

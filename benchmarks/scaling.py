@@ -26,7 +26,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import assignment
 import torch
 from detectron2.engine import launch
 from detectron2.engine.defaults import create_ddp_model
@@ -35,7 +34,8 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from torch import nn
 
-from onenet.benchmark import describe_machine, describe_ms, peak_memory, ratios, time_in_turn
+import assignment
+from common import describe_machine, describe_ms, peak_memory, ratios, time_in_turn
 from onenet.engine.accumulation import AccumulatingModel
 from onenet.engine.solver import build_optimizer
 from onenet.predictor import load_predictor_config

@@ -28,7 +28,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from onenet.benchmark import describe_machine, describe_ms, describe_ratio, ratios, time_in_turn
+from common import describe_machine, describe_ms, describe_ratio, ratios, time_in_turn
 from onenet.engine.solver import build_optimizer
 from onenet.predictor import load_predictor_config
 from onenet.structures import DensePredictions

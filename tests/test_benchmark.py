@@ -20,7 +20,7 @@ import torch
 from detectron2.modeling.postprocessing import detector_postprocess
 from PIL import Image
 
-from onenet.benchmark import (
+from common import (
     COMPLETE,
     EVERY_CANDIDATE,
     NETWORK,

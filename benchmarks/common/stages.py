@@ -20,12 +20,12 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
-from ..checkpoint import load_weights
-from ..data.sample_images import load_sample_images
-from ..modeling.heads.parts import DenseHead
-from ..modeling.meta_arch import OneNet
-from ..predictor import load_predictor_config
-from ..utils.errors import ConfigError
+from onenet.checkpoint import load_weights
+from onenet.data.sample_images import load_sample_images
+from onenet.modeling.heads.parts import DenseHead
+from onenet.modeling.meta_arch import OneNet
+from onenet.predictor import load_predictor_config
+from onenet.utils.errors import ConfigError
 
 __all__ = [
     "Detector",

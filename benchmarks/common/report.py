@@ -142,7 +142,7 @@ def results(
         setting: size and batch.
         reference: name of the detector that ratios refer to.
         candidates: boxes that enter NMS, for each image, by what the report is to call it.
-        parts: of :func:`onenet.benchmark.time_parts`, by the detectors' names.
+        parts: of :func:`common.time_parts`, by the detectors' names.
     """
     rows = []
     for key in order:

@@ -12,7 +12,8 @@ import torch
 from detectron2.modeling.meta_arch import fcos, retinanet
 from torch import Tensor, nn
 
-from ..modeling import meta_arch, postprocess
+from onenet.modeling import meta_arch, postprocess
+
 from .timing import round_order
 
 __all__ = ["PARTS", "Stopwatch", "time_parts"]
@@ -68,7 +69,7 @@ def time_parts(
     synchronize: Callable[[], object] = lambda: None,
     pause: float = 0.01,
 ) -> dict[str, list[dict[str, float]]]:
-    """Times the parts of every detector once a round, as :func:`onenet.benchmark.measure` does.
+    """Times the parts of every detector once a round, as :func:`common.measure` does.
 
     Each is waited for: on a GPU they take longer together than the call alone.
 

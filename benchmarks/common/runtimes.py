@@ -14,7 +14,8 @@ import torch
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from ..export import ExportableOneNet, Metadata, write_exported
+from onenet.export import ExportableOneNet, Metadata, write_exported
+
 from .stages import Detector, Postprocess, without_threshold
 from .timing import Subject
 
@@ -271,7 +272,7 @@ def _open_openvino() -> _Opener:
 
 
 def _export_network(detector: Detector, file: Path) -> None:
-    """Writes :class:`onenet.benchmark.stages.Network` as ONNX, for any batch and size."""
+    """Writes :class:`common.stages.Network` as ONNX, for any batch and size."""
     import onnxscript  # noqa: F401  (torch's exporter needs it, and would not say so plainly)
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
