@@ -10,7 +10,7 @@ from detectron2.layers import ShapeSpec
 from torch._subclasses import FakeTensorMode
 
 from onenet.config import add_onenet_config
-from onenet.modeling.heads import ONENET_HEAD_REGISTRY, build_head, parts
+from onenet.modeling.heads import ONENET_HEAD_REGISTRY, build_head, dense_head
 from onenet.utils.errors import ConfigError
 
 HEADS = sorted(name for name, _ in ONENET_HEAD_REGISTRY)
@@ -160,7 +160,7 @@ def test_boxes_are_float32_under_autocast() -> None:
 
 @pytest.mark.parametrize("name", HEADS)
 def test_anchors_are_kept_by_size(name: str, monkeypatch) -> None:
-    monkeypatch.setattr(parts, "_MAX_SIZES", 2)
+    monkeypatch.setattr(dense_head, "_MAX_SIZES", 2)
     head, features = tiny_head(name)
     sizes = [
         features,

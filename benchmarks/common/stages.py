@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from onenet.checkpoint import load_weights
 from onenet.data.sample_images import load_sample_images
-from onenet.modeling.heads.parts import DenseHead
+from onenet.modeling.heads.dense_head import DenseHead
 from onenet.modeling.meta_arch import OneNet
 from onenet.predictor import load_predictor_config
 from onenet.utils.errors import ConfigError

@@ -7,7 +7,6 @@ import difflib
 import logging
 import os
 from collections.abc import Sequence
-from unittest import mock
 from urllib.parse import urlparse
 
 import torch
@@ -189,12 +188,18 @@ def setup(args: argparse.Namespace) -> CfgNode:
             " another one, or see to what is in its way."
         ) from error
     # A log file that cannot be written is told of below
-    quiet = mock.patch.object(logging, "raiseExceptions", False)
-    with naming_faults(cfg.OUTPUT_DIR), quiet:
-        default_setup(cfg, args)
-        setup_logger(
-            cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="onenet", configure_stdout=False
-        )
+    before, logging.raiseExceptions = logging.raiseExceptions, False
+    try:
+        with naming_faults(cfg.OUTPUT_DIR):
+            default_setup(cfg, args)
+            setup_logger(
+                cfg.OUTPUT_DIR,
+                distributed_rank=comm.get_rank(),
+                name="onenet",
+                configure_stdout=False,
+            )
+    finally:
+        logging.raiseExceptions = before
     tell_once_of_lost_logs()
     if not torch.cuda.is_available():
         logging.getLogger(__name__).info("There is no GPU: running on the CPU.")

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
-from unittest import mock
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, HookBase, defaults, hooks
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultTrainer,
+    HookBase,
+    SimpleTrainer,
+    TrainerBase,
+    create_ddp_model,
+    hooks,
+)
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
+from detectron2.utils.logger import setup_logger
 
 from ..checkpoint import OneNetCheckpointer
 from ..data.loaders import TrainLoader, build_test_loader
@@ -71,17 +78,26 @@ class Trainer(DefaultTrainer):
         Args:
             cfg: from :func:`setup` or :func:`onenet.engine.load_config`.
         """
+        # Not DefaultTrainer's: that names the worker's GPU to DDP, which refuses that on a CPU
+        TrainerBase.__init__(self)
         logging.getLogger("detectron2.engine.train_loop").addFilter(_WITHOUT_TRACEBACK)
-        create_ddp_model = defaults.create_ddp_model
-        if cfg.MODEL.DEVICE == "cpu":
-            # Detectron2 names the worker's GPU to DDP, which refuses that for a model on the CPU.
-            create_ddp_model = functools.partial(create_ddp_model, device_ids=None)
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()
+        self.cfg = cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self._is_resumed = False
-        self.ema: EMAHook | None = None  # build_hooks, which Detectron2 calls, sets it
-        with mock.patch.object(defaults, "create_ddp_model", create_ddp_model):
-            super().__init__(cfg)
-        accumulate_gradients(self._trainer, self.cfg)
-        loader = self.data_loader
+        self.ema: EMAHook | None = None  # build_hooks sets it
+
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        devices = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
+        model = create_ddp_model(model, broadcast_buffers=False, **devices)
+        inner = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = inner(model, loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.register_hooks(self.build_hooks())
+        accumulate_gradients(self._trainer, cfg)
         if isinstance(loader, TrainLoader):  # a subclass may have another
             # Behind the average, which copies the model with the hooks it has
             guard = LossGuard(self._trainer.model, loader, cfg.OUTPUT_DIR)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ...structures import DenseBoxes, DensePredictions
 from .build import ONENET_HEAD_REGISTRY
-from .parts import TowerHead, init_head, ltrb_to_corners
+from .dense_head import TowerHead, init_head, ltrb_to_corners
 
 __all__ = ["FCOSHead"]
 
@@ -40,9 +40,10 @@ class FCOSHead(TowerHead):
         """
         Args:
             input_shape, num_classes, num_convs, conv_dim, norm: see
-                :class:`onenet.modeling.heads.parts.TowerHead`.
+                :class:`onenet.modeling.heads.dense_head.TowerHead`.
             prior_prob: around which every class score starts.
-            init_std: of the initial weights; see :func:`onenet.modeling.heads.parts.init_head`.
+            init_std: of the initial weights; see
+                :func:`onenet.modeling.heads.dense_head.init_head`.
         """
         super().__init__(
             input_shape=input_shape,
@@ -77,7 +78,7 @@ class FCOSHead(TowerHead):
         }
 
     def flatten(self, logits: list[Tensor], boxes: list[Tensor]) -> DensePredictions:
-        """See :meth:`onenet.modeling.heads.parts.DenseHead.flatten`."""
+        """See :meth:`onenet.modeling.heads.dense_head.DenseHead.flatten`."""
         flat_logits = [permute_to_N_HWA_K(level, self.num_classes) for level in logits]
         distances = [  # in strides
             scale * permute_to_N_HWA_K(level, 4).float()

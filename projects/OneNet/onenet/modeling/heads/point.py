@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ...structures import DenseBoxes, DensePredictions
 from ...utils.errors import ConfigError
 from .build import ONENET_HEAD_REGISTRY
-from .parts import DenseHead, init_head, ltrb_to_corners
+from .dense_head import DenseHead, init_head, ltrb_to_corners
 
 __all__ = ["PointHead"]
 
@@ -40,7 +40,8 @@ class PointHead(DenseHead):
             num_classes: K.
             conv_dim: channels of the shared convolution.
             prior_prob: around which every class score starts.
-            init_std: of the initial weights; see :func:`onenet.modeling.heads.parts.init_head`.
+            init_std: of the initial weights; see
+                :func:`onenet.modeling.heads.dense_head.init_head`.
         """
         super().__init__()
         if len(input_shape) != 1:
@@ -70,13 +71,13 @@ class PointHead(DenseHead):
         }
 
     def towers(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """See :meth:`onenet.modeling.heads.parts.DenseHead.towers`; takes one feature map."""
+        """See :meth:`onenet.modeling.heads.dense_head.DenseHead.towers`; takes one feature map."""
         (feature,) = features
         shared = [self.conv(feature)]
         return shared, shared
 
     def flatten(self, logits: list[Tensor], boxes: list[Tensor]) -> DensePredictions:
-        """See :meth:`onenet.modeling.heads.parts.DenseHead.flatten`."""
+        """See :meth:`onenet.modeling.heads.dense_head.DenseHead.flatten`."""
         distances = permute_to_N_HWA_K(boxes[0], 4)
         anchors = self.anchors(logits)
         return DensePredictions(

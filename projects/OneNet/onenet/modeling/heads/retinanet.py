@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...structures import DenseBoxes, DensePredictions
 from .build import ONENET_HEAD_REGISTRY
-from .parts import TowerHead, init_head
+from .dense_head import TowerHead, init_head
 
 __all__ = ["RetinaNetHead"]
 
@@ -40,10 +40,11 @@ class RetinaNetHead(TowerHead):
         """
         Args:
             input_shape, num_classes, num_convs, conv_dim, norm: see
-                :class:`onenet.modeling.heads.parts.TowerHead`.
+                :class:`onenet.modeling.heads.dense_head.TowerHead`.
             anchor_generator: gives every level the same number of anchors a location.
             prior_prob: around which every class score starts.
-            init_std: of the initial weights; see :func:`onenet.modeling.heads.parts.init_head`.
+            init_std: of the initial weights; see
+                :func:`onenet.modeling.heads.dense_head.init_head`.
         """
         (num_anchors,) = set(anchor_generator.num_anchors)
         super().__init__(
@@ -76,7 +77,7 @@ class RetinaNetHead(TowerHead):
         }
 
     def flatten(self, logits: list[Tensor], boxes: list[Tensor]) -> DensePredictions:
-        """See :meth:`onenet.modeling.heads.parts.DenseHead.flatten`."""
+        """See :meth:`onenet.modeling.heads.dense_head.DenseHead.flatten`."""
         flat_logits = [permute_to_N_HWA_K(level, self.num_classes) for level in logits]
         deltas = [permute_to_N_HWA_K(level, 4) for level in boxes]
         dense = DenseBoxes(torch.cat(deltas, dim=1), self.anchors(logits), self._decode)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from ..heads.parts import TowerHead
+from ..heads.dense_head import TowerHead
 
 __all__ = ["checkpoint_activations"]
 
