@@ -161,12 +161,12 @@ def test_one_to_many_by_hand() -> None:
 def test_rescored_logits_have_a_loss_of_their_own(radius: float) -> None:
     """One-to-one in any case, with positives chosen by the rescored scores; only they learn."""
     # Samples 1 and 2 have one box, near the first object. By the logits sample 1 is taken, by the
-    # rescored ones sample 2; those are 0 but for its 1. The second object takes sample 3.
+    # rescored ones sample 2, since 1 is no candidate. The second object takes sample 3.
     boxes = torch.tensor([[[0.0, 0, 9, 20], [0, 0, 62, 20], [0, 0, 62, 20], [60, 0, 80, 20]]])
     boxes = boxes.expand(2, 4, 4).clone().requires_grad_()
     logits = torch.tensor([0.0, 2, 0, 0]).expand(2, 4)[..., None].clone().requires_grad_()
     rescored = torch.tensor([0.0, 0, 1, 0]).expand(2, 4).clone().requires_grad_()
-    index = torch.tensor([[1, 0, 2, 3]] * 2)  # best logit first
+    index = torch.tensor([[0, 2, 3]] * 2)
     candidates = Candidates(rescored.gather(1, index), index, torch.zeros_like(index), boxes)
     gts = [gt_of([[0, 0, 60, 20], [60, 0, 80, 20]], [0, 0]), gt_of([], [])]
     criterion = Criterion(matcher=MinCostMatcher(), class_weight=2, center_radius=radius)
@@ -174,8 +174,8 @@ def test_rescored_logits_have_a_loss_of_their_own(radius: float) -> None:
     losses = criterion(batch, gts, candidates)
     loss = losses.pop("loss_cls_rescored")
     score = 1 / (1 + math.exp(-1))
-    cross_entropies = -math.log(score) - math.log(1 - score) - 6 * math.log(0.5)
-    assert loss.item() == pytest.approx(2 * cross_entropies / 8)
+    cross_entropies = -math.log(score) - math.log(1 - score) - 4 * math.log(0.5)
+    assert loss.item() == pytest.approx(2 * cross_entropies / 6)
     loss.backward()
     assert (rescored.grad < 0).tolist() == [[False, False, True, True], [False] * 4]
     assert logits.grad is None and boxes.grad is None

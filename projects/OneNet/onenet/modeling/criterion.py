@@ -23,6 +23,9 @@ from .soft_negatives import negative_weights
 
 __all__ = ["Criterion", "giou_loss"]
 
+_NO_CANDIDATE = -100.0
+"""The logit of what rescoring leaves out: a score of 0."""
+
 
 class Criterion(nn.Module):
     """Matches objects to samples and computes the weighted losses, in float32.
@@ -193,7 +196,9 @@ class Criterion(nn.Module):
         logit get by taking votes away.
         """
         logits = predictions.pred_logits.detach()
-        flat = logits.flatten(1).scatter(1, rescored.index, rescored.logits.detach())
+        # What is no candidate cannot be a detection: an object that took it would have no positive
+        flat = torch.full_like(logits, _NO_CANDIDATE).flatten(1)
+        flat.scatter_(1, rescored.index, rescored.logits.detach())
         predictions = predictions.detach()._replace(pred_logits=flat.view_as(logits))
         matches = self.matcher.match(predictions, targets)
         positives = torch.zeros_like(flat)
