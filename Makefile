@@ -20,7 +20,7 @@ help:
 	@echo "make demo       train OneNet on handwritten digits, evaluate it and draw what it sees"
 	@echo "make test       run the tests that take seconds"
 	@echo "make test-slow  run the tests that take minutes"
-	@echo "make lint       check style and formatting"
+	@echo "make lint       check style, formatting, and which package imports which"
 	@echo "make format     format the code"
 	@echo "make clean      remove $(VENV), caches and build leftovers; data and outputs stay"
 	@echo
@@ -37,7 +37,8 @@ test-slow: $(READY)
 	@$(BIN) -m pytest -m "slow and not gpu" $(ARGS)
 
 lint: $(HAS_REQUIREMENTS)
-	@$(BIN) -m ruff check . && $(BIN) -m ruff format --check .
+	@$(BIN) -m ruff check . && $(BIN) -m ruff format --check . && cd projects/OneNet && \
+	  PYTHONPATH=. ../../$(VENV)/bin/lint-imports --no-cache ../../pyproject.toml
 
 format: $(HAS_REQUIREMENTS)
 	@$(BIN) -m ruff check --select I --fix . && $(BIN) -m ruff format .

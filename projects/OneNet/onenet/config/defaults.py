@@ -9,6 +9,15 @@ __all__ = ["add_onenet_config"]
 
 def add_onenet_config(cfg: CfgNode) -> None:
     """Adds the keys below, with the paper's values, to a config from ``get_cfg()``."""
+    _add_model(cfg)
+    _add_matcher_and_losses(cfg)
+    _add_training_and_inference(cfg)
+    _add_baseline(cfg)
+    _add_solver_and_data(cfg)
+
+
+def _add_model(cfg: CfgNode) -> None:
+    """Head, neck and backbones."""
     cfg.MODEL.ONENET = CfgNode()
     # Number of classes. 0: as many as the (first) training dataset has.
     cfg.MODEL.ONENET.NUM_CLASSES = 0
@@ -50,6 +59,9 @@ def add_onenet_config(cfg: CfgNode) -> None:
     # What lies behind the coarsest of these is not built.
     cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
 
+
+def _add_matcher_and_losses(cfg: CfgNode) -> None:
+    """Assignment."""
     # The matcher: a name in ONENET_MATCHER_REGISTRY (MinCostMatcher, HungarianMatcher).
     cfg.MODEL.ONENET.MATCHER = CfgNode()
     cfg.MODEL.ONENET.MATCHER.NAME = "MinCostMatcher"
@@ -66,6 +78,9 @@ def add_onenet_config(cfg: CfgNode) -> None:
     # box.
     cfg.MODEL.ONENET.MATCHER.PRIOR = ""
 
+
+def _add_training_and_inference(cfg: CfgNode) -> None:
+    """Memory, rescoring, losses, NMS."""
     # Whether ResNet's blocks and the towers keep only their inputs in training, and are computed
     # again in backward: less memory, more time, the same results.
     cfg.MODEL.ONENET.ACTIVATION_CHECKPOINTING = False
@@ -109,6 +124,9 @@ def add_onenet_config(cfg: CfgNode) -> None:
     cfg.MODEL.ONENET.NMS_TEST = False
     cfg.MODEL.ONENET.NMS_THRESH_TEST = 0.6
 
+
+def _add_baseline(cfg: CfgNode) -> None:
+    """Detectron2's FCOS."""
     # The FCOS baseline (META_ARCHITECTURE "FCOSBaseline", Detectron2's FCOS).
     cfg.MODEL.FCOS = CfgNode()
     # Number of classes. 0: as many as the (first) training dataset has.
@@ -125,6 +143,9 @@ def add_onenet_config(cfg: CfgNode) -> None:
     cfg.MODEL.FCOS.TOPK_CANDIDATES_TEST = 1000
     cfg.MODEL.FCOS.NMS_THRESH_TEST = 0.6
 
+
+def _add_solver_and_data(cfg: CfgNode) -> None:
+    """Solver, input, datasets, evaluation."""
     # The batch size that BASE_LR is meant for; 0 for any. Where IMS_PER_BATCH differs, load_config
     # multiplies BASE_LR by the square root of their ratio (for Adam: arXiv 2205.10287) and sets
     # this to IMS_PER_BATCH.
