@@ -27,7 +27,7 @@ def build(repo_root: Path):
         with torch.no_grad():
             model.head.cls_score.weight.normal_(std=0.05)
             if model.rescoring is not None:
-                model.rescoring.weights.uniform_(0.1, 1.0)
+                model.rescoring.weights.uniform_(0.01, 0.1)
             if hasattr(model.backbone, "neck"):  # else a deformable convolution deforms nothing
                 for stage in model.backbone.neck.stages:
                     if hasattr(stage.conv, "offset"):

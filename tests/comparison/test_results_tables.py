@@ -1,0 +1,86 @@
+"""Tables of reports: by hand, and those that stand in docs/."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from onenet.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    path = Path(__file__).parents[2] / "tools" / "results_tables.py"
+    spec = importlib.util.spec_from_file_location("results_tables", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def values(mean: float, least: float | None = None, most: float | None = None) -> dict:
+    return {"mean": mean, "min": mean if least is None else least, "max": most or mean}
+
+
+def detector(name: str, has_nms: bool) -> dict:
+    metrics = {
+        "AP": values(12.34, 11.96, 12.71),
+        "AP50": values(30.0),
+        "NMS_gap": values(-0.04),
+        "NMS_gap50": values(0.25, 0.1, 0.4),
+        "duplicates@0.1": values(0.5),
+    }
+    group = {"num_objects": values(7.0), "AP": values(5.0), "recall": values(60.0)}
+    found = {
+        "name": name,
+        "has_nms": has_nms,
+        "seeds": [{"seed": 1}, {"seed": 2}],
+        "aggregate": {"as_configured": metrics},
+        "crowding": {"as_configured": {"over_0.5": group}},
+        "progress": [{"iterations": 51, **metrics}],
+    }
+    if has_nms:
+        found["aggregate"]["nms_off"] = metrics
+    return found
+
+
+def test_tables_by_hand(tool: ModuleType, tmp_path: Path) -> None:
+    content = {"detectors": [detector("A", False), detector("B", True)]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    blocks = [f"<!-- table: a.json {kind} -->\nold\n<!-- end of table -->" for kind in tool.KINDS]
+    found = tool.with_tables("\n".join(["# Title", *blocks, "The end."]), tmp_path)
+    rows = [line for line in found.split("\n") if line.startswith("| ") and "---" not in line]
+    metrics = "12.3 (12.0 to 12.7) | 30.0 | +0.0 | +0.2 (+0.1 to +0.4) | 0.50 | 1, 2 |"
+    assert rows == [
+        "| detector | NMS | AP | AP50 | NMS gap | of AP50 | duplicates @0.1 | seeds |",
+        f"| A | none | {metrics}",
+        f"| B | with NMS | {metrics}",
+        f"| B | NMS off | {metrics}",
+        "| AP / AP50, NMS gaps after | 50 iterations |",
+        "| A | 12.3 / 30.0, +0.0 / +0.2 |",
+        "| B, with NMS | 12.3 / 30.0 |",
+        "| AP / recall | NMS | IoU over 0.5, 7 objects |",
+        "| A | none | 5.0 / 60.0 |",
+        "| B | with NMS | 5.0 / 60.0 |",
+    ]
+    assert "old" not in found and found.startswith("# Title\n") and found.endswith("\nThe end.")
+    assert tool.with_tables(found, tmp_path) == found
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [("b.json summary", r"b\.json is no comparison"), ("b.json sum", "no table 'sum'; choose one")],
+)
+def test_what_is_no_table(tool: ModuleType, tmp_path: Path, block: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tool.with_tables(f"<!-- table: {block} -->\n<!-- end of table -->", tmp_path)
+
+
+def test_tables_in_docs_are_those_of_the_results(tool: ModuleType) -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    for report in docs.glob("*.md"):
+        text = report.read_text(encoding="utf-8")
+        assert tool.with_tables(text, docs) == text, f"python tools/results_tables.py {report.name}"
