@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from onenet.errors import ConfigError, exit_with_one_sentence
+from onenet.utils.errors import ConfigError, exit_with_one_sentence
 
 BLOCK = re.compile(r"(<!-- table: (\S+) (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 GROUPS = {

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from onenet.errors import ConfigError
+from onenet.utils.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
