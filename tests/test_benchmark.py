@@ -76,7 +76,7 @@ def shaken(config: str) -> Detector:
         head.cls_score.weight.normal_(std=0.2)
         head.cls_score.bias.fill_(-2.0)
         if getattr(detector.model, "rescoring", None) is not None:
-            detector.model.rescoring.weights.uniform_(0.1, 1.0)
+            detector.model.rescoring.weights.uniform_(0.01, 0.1)
     return detector
 
 

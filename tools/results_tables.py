@@ -4,8 +4,8 @@
 python tools/results_tables.py docs/beyond_one_to_one.md
 
 A table stands between `<!-- table: results/FILE.json KIND -->` and `<!-- end of table -->`; the
-file's path is relative to the report. KIND is `summary`, `progress` (evaluations during the training) or
-`crowding` (by an object's largest IoU with another of its class).
+file's path is relative to the report. KIND is `summary`, `progress` (evaluations during the
+training) or `crowding` (by an object's largest IoU with another of its class).
 """
 
 from __future__ import annotations
