@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ...structures import DensePredictions
 from ...utils.errors import ConfigError
 from ...utils.tracing import in_graph
+from ..ops.activation_checkpoint import checkpointed
 
 __all__ = [
     "DenseHead",
@@ -116,6 +117,7 @@ class TowerHead(DenseHead):
         super().__init__()
         in_channels = input_shape[0].channels
         self.num_classes = num_classes
+        self.activation_checkpointing = False  # of the towers
         self.cls_subnet = _conv_tower(in_channels, conv_dim, num_convs, norm)
         self.bbox_subnet = _conv_tower(in_channels, conv_dim, num_convs, norm)
         self.cls_score = nn.Conv2d(conv_dim, num_anchors * num_classes, kernel_size=3, padding=1)
@@ -123,7 +125,10 @@ class TowerHead(DenseHead):
 
     def towers(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """See :meth:`DenseHead.towers`."""
-        return [self.cls_subnet(x) for x in features], [self.bbox_subnet(x) for x in features]
+        run = checkpointed if self.activation_checkpointing else nn.Module.__call__
+        subnets = (self.cls_subnet, self.bbox_subnet)
+        cls_features, box_features = ([run(subnet, x) for x in features] for subnet in subnets)
+        return cls_features, box_features
 
 
 def _conv_tower(in_channels: int, channels: int, num_convs: int, norm: str) -> nn.Sequential:

@@ -4,52 +4,48 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
-from detectron2.layers import CNNBlockBase
-from torch import nn
+from detectron2.modeling import ResNet
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from ..heads.dense_head import TowerHead
-
-__all__ = ["checkpoint_activations"]
+__all__ = ["checkpoint_activations", "checkpointed"]
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Makes parts of a model keep only their inputs in training, and compute again in backward.
+    """Makes a model keep less in training, and compute it again in backward.
 
-    The parts are stem and residual blocks of Detectron2's ResNets, and the towers of the heads.
-    Results, gradients, batch norm's statistics and the weights' names stay as they are; so do
-    evaluation and export. The model as a whole cannot be pickled afterwards.
+    Residual blocks of Detectron2's ResNets keep only their inputs, and so do modules with an
+    attribute ``activation_checkpointing``, which becomes True. Results, gradients, batch norm's
+    statistics and the weights' names stay as they are; so do evaluation and export.
 
     Args:
         model: is changed.
     """
-    for module in list(model.modules()):
-        if isinstance(module, CNNBlockBase):
-            _checkpoint(module)
-        elif isinstance(module, TowerHead):
-            _checkpoint(module.cls_subnet)
-            _checkpoint(module.bbox_subnet)
+    for module in model.modules():
+        if isinstance(module, ResNet):  # which calls what stands in this list
+            module.stages = [_CheckpointedStage(stage) for stage in module.stages]
+        elif hasattr(module, "activation_checkpointing"):
+            module.activation_checkpointing = True
 
 
-def _checkpoint(module: nn.Module) -> None:
-    # A class of its own, not another forward in the instance, which would be lost to deep copies
-    kind = type(module)
-    module.__class__ = type(kind.__name__, (_Checkpointed, kind), {"__module__": kind.__module__})
+class _CheckpointedStage:
+    def __init__(self, blocks: nn.Sequential) -> None:
+        self.blocks = blocks
+
+    def __call__(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = checkpointed(block, x)
+        return x
 
 
-class _Checkpointed(nn.Module):
-    def forward(self, *args: Any) -> Any:
-        if not self.training:
-            return super().forward(*args)
-        return checkpoint(
-            super().forward,
-            *args,
-            use_reentrant=False,
-            context_fn=lambda: (contextlib.nullcontext(), _statistics_stay(self)),
-        )
+def checkpointed(module: nn.Module, x: Tensor) -> Tensor:
+    """Calls a module; in training autograd keeps only its input."""
+    if not module.training:
+        return module(x)
+    contexts = (contextlib.nullcontext(), _statistics_stay(module))
+    return checkpoint(module, x, use_reentrant=False, context_fn=lambda: contexts)
 
 
 @contextlib.contextmanager
