@@ -74,7 +74,7 @@ def make_problem(shape: Shape, device: str) -> Problem:
     logits = torch.randn(num_images, num_samples, num_classes, generator=generator)
     boxes = random_boxes(num_images, num_samples).to(device)
     logits = logits.to(device).requires_grad_()
-    return DensePredictions.of(
+    return DensePredictions.from_boxes(
         logits, boxes.clone().requires_grad_(), boxes[0], (num_samples,)
     ), gt_instances
 
@@ -120,7 +120,7 @@ def plain_hungarian(problem: Problem) -> list[Pairs]:
 def match(matcher: Matcher, problem: Problem) -> None:
     """Without the pairs image by image, which the criterion does not ask for."""
     predictions, gt_instances = problem
-    matcher.match(predictions, Targets.of(gt_instances, predictions.pred_logits.device))
+    matcher.match(predictions, Targets.from_instances(gt_instances, predictions.pred_logits.device))
 
 
 def plain_losses(matcher: Callable[[Problem], list[Pairs]], problem: Problem) -> None:

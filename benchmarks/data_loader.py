@@ -85,7 +85,7 @@ def main() -> None:
     print(f"{describe_machine('cpu')} {args.config} {' '.join(args.set)}, batch {batch}.\n")
     print("| workers | ms a batch | images a second |\n| --- | --- | --- |")
     for workers, values in times.items():
-        rate = 1000 * batch / Quartiles.of(values).median
+        rate = 1000 * batch / Quartiles.from_values(values).median
         print(f"| {workers} | {describe_ms(values)} | {rate:.0f} |")
     print("\n| step | ms an image |\n| --- | --- |")
     for name, values in time_steps(args.config, args.set, 100).items():

@@ -98,7 +98,7 @@ def profile_losses(args: argparse.Namespace, model: nn.Module) -> str:
     def cut(x: torch.Tensor) -> torch.Tensor:
         return x.detach().requires_grad_()
 
-    predictions = DensePredictions.of(
+    predictions = DensePredictions.from_boxes(
         cut(predictions.pred_logits),
         cut(predictions.pred_boxes),
         predictions.anchors,

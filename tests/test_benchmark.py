@@ -85,8 +85,8 @@ def images(batch: int = 2) -> torch.Tensor:
 
 
 def test_quartiles() -> None:
-    assert Quartiles.of([4.0, 1.0, 2.0, 3.0, 5.0]) == Quartiles(2.0, 3.0, 4.0)
-    assert Quartiles.of([7.0]) == Quartiles(7.0, 7.0, 7.0)
+    assert Quartiles.from_values([4.0, 1.0, 2.0, 3.0, 5.0]) == Quartiles(2.0, 3.0, 4.0)
+    assert Quartiles.from_values([7.0]) == Quartiles(7.0, 7.0, 7.0)
 
 
 def test_rounds_visit_all_in_changing_order() -> None:

@@ -15,7 +15,7 @@ from onenet.utils.errors import ConfigError
 
 
 def predictions(logits: torch.Tensor, boxes: torch.Tensor) -> DensePredictions:
-    return DensePredictions.of(logits, boxes, boxes[0].detach(), (boxes.shape[1],))
+    return DensePredictions.from_boxes(logits, boxes, boxes[0].detach(), (boxes.shape[1],))
 
 
 def gt_of(boxes: list[list[float]], classes: list[int], size=(100, 100)) -> Instances:
@@ -136,7 +136,7 @@ def focal(p: float, positive: bool) -> float:
 def row_of_locations(logits: torch.Tensor, boxes: torch.Tensor) -> DensePredictions:
     """Locations at x = 10, 30, 50 and 70, of stride 20."""
     anchors = torch.tensor([[x - 10.0, 0, x + 10, 20] for x in (10, 30, 50, 70)])
-    return DensePredictions.of(logits, boxes, anchors, (4,))
+    return DensePredictions.from_boxes(logits, boxes, anchors, (4,))
 
 
 def test_one_to_many_by_hand() -> None:

@@ -71,7 +71,7 @@ def test_matching(path: Path, name: str) -> None:
         for i in range(len(data["logits"]))
     ]
     assert [len(gt) for gt in gt_instances] == data["num_gt"].tolist()
-    predictions = DensePredictions.of(data["logits"], data["boxes"], data["boxes"][0], ())
+    predictions = DensePredictions.from_boxes(data["logits"], data["boxes"], data["boxes"][0], ())
     matches = matcher(predictions, gt_instances)
     for i, (samples, gt_indices) in enumerate(matches):
         assert gt_indices.tolist() == list(range(len(gt_instances[i])))
@@ -106,7 +106,9 @@ def collides_across_classes(matches, gt_instances: list[Instances]) -> bool:
 def test_top_k(path: Path) -> None:
     data = load(path)
     samples = data["boxes"].shape[1]
-    predictions = DensePredictions.of(data["logits"], data["boxes"], data["boxes"][0], (samples,))
+    predictions = DensePredictions.from_boxes(
+        data["logits"], data["boxes"], data["boxes"][0], (samples,)
+    )
     scores, classes, boxes = select_top_k(predictions, int(data["k"]))
     torch.testing.assert_close(scores, data["scores"], **TOLERANCE)
     assert torch.equal(classes, data["classes"])

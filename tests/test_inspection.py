@@ -78,7 +78,7 @@ def predictions() -> DensePredictions:
     """Of a 16 x 16 image: 2 x 2 samples of stride 8, one of stride 16; two classes, scores 0.5."""
     anchors = [[0, 0, 8, 8], [8, 0, 16, 8], [0, 8, 8, 16], [8, 8, 16, 16], [0, 0, 16, 16]]
     boxes = [[8, 8, 16, 16], [0, 0, 8, 16], [0, 0, 8, 8], [8, 8, 16, 16], [2, 0, 14, 12]]
-    return DensePredictions.of(
+    return DensePredictions.from_boxes(
         torch.zeros(1, 5, 2),
         torch.tensor([boxes], dtype=torch.float32),
         torch.tensor(anchors, dtype=torch.float32),

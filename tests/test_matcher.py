@@ -28,7 +28,7 @@ BOTH = pytest.mark.parametrize("matcher_class", [MinCostMatcher, HungarianMatche
 
 
 def predictions(logits: torch.Tensor, boxes: torch.Tensor) -> DensePredictions:
-    return DensePredictions.of(logits, boxes, boxes[0].detach(), (boxes.shape[1],))
+    return DensePredictions.from_boxes(logits, boxes, boxes[0].detach(), (boxes.shape[1],))
 
 
 class TableCost:
@@ -244,7 +244,7 @@ gt = Instances((1000, 1000), gt_boxes=Boxes(boxes(500)), gt_classes=torch.zeros(
 logits, boxes = torch.randn(1, 200_000, 1), boxes(200_000)[None]
 matcher = getattr(onenet.modeling.matcher, sys.argv[1])()
 before = peak_kib()
-((samples, _),) = matcher(DensePredictions.of(logits, boxes, boxes[0], ()), [gt])
+((samples, _),) = matcher(DensePredictions.from_boxes(logits, boxes, boxes[0], ()), [gt])
 assert len(samples) == 500
 print(peak_kib() - before)
 """
@@ -273,7 +273,7 @@ def grid(width: int, height: int, strides: list[int]) -> DensePredictions:
     ]
     sizes = tuple((width // stride) * (height // stride) for stride in strides)
     nothing = torch.zeros(2, len(anchors), 4)
-    return DensePredictions.of(nothing, nothing, torch.tensor(anchors).float(), sizes)
+    return DensePredictions.from_boxes(nothing, nothing, torch.tensor(anchors).float(), sizes)
 
 
 def objects(boxes: list[list[float]]) -> Instances:
@@ -285,7 +285,7 @@ def centers_of(
     batch: DensePredictions, images: list[list[list[float]]], radius: float
 ) -> list[dict[int, int]]:
     """Sample -> object of its image, for each image."""
-    targets = Targets.of([objects(boxes) for boxes in images], torch.device("cpu"))
+    targets = Targets.from_instances([objects(boxes) for boxes in images], torch.device("cpu"))
     matches = match_centers(batch, targets, radius)
     assert all(part.dtype == torch.int64 for part in matches)
     found: list[dict[int, int]] = [{} for _ in images]
@@ -393,10 +393,10 @@ def test_centers_are_those_of_detectron2_s_fcos() -> None:
 def test_centers_on_a_gpu_are_those_of_the_cpu(make_gt) -> None:
     batch, gts = grid(128, 96, [2, 4, 8]), [make_gt(12), make_gt(0)]
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    expected = match_centers(batch, Targets.of(gts, cpu), 1.5)
+    expected = match_centers(batch, Targets.from_instances(gts, cpu), 1.5)
     parts = (x.cuda() for x in (batch.pred_logits, batch.pred_boxes, batch.anchors))
-    on_gpu = DensePredictions.of(*parts, batch.level_sizes)
-    found = match_centers(on_gpu, Targets.of([gt.to("cuda") for gt in gts], cuda), 1.5)
+    on_gpu = DensePredictions.from_boxes(*parts, batch.level_sizes)
+    found = match_centers(on_gpu, Targets.from_instances([gt.to("cuda") for gt in gts], cuda), 1.5)
     assert len(expected.objects) > 12
     assert [x.tolist() for x in found] == [x.tolist() for x in expected]
 
@@ -447,5 +447,5 @@ def test_an_object_that_no_level_serves_gets_no_center_samples() -> None:
     gts = [Instances((32, 32), gt_boxes=Boxes(torch.tensor([[4.0, 4, 24, 24]])))] * 2
     for gt in gts:
         gt.gt_classes = torch.zeros(1, dtype=torch.int64)
-    matches = match_centers(batch, Targets.of(gts, torch.device("cpu")), 1.5)
+    matches = match_centers(batch, Targets.from_instances(gts, torch.device("cpu")), 1.5)
     assert all(len(part) == 0 for part in matches)

@@ -151,8 +151,10 @@ def batch(num_classes: int, num_samples: int):
         )
         for size, n in zip(sizes, (3, 0, 9), strict=True)
     ]
-    predictions = DensePredictions.of(logits, boxes, random_boxes(num_samples), (num_samples,))
-    return predictions, gts, Targets.of(gts, torch.device("cpu"))
+    predictions = DensePredictions.from_boxes(
+        logits, boxes, random_boxes(num_samples), (num_samples,)
+    )
+    return predictions, gts, Targets.from_instances(gts, torch.device("cpu"))
 
 
 @pytest.mark.gpu
@@ -162,7 +164,7 @@ def test_matches_on_a_gpu_are_those_of_the_cpu(matcher_class, prior: bool) -> No
     cost = SpatialPrior(MatchingCost()) if prior else MatchingCost()
     predictions, gts, targets = batch(5, num_samples=3000)
     parts = (predictions.pred_logits, predictions.pred_boxes, predictions.anchors)
-    on_gpu = DensePredictions.of(*(x.cuda() for x in parts), (3000,))
+    on_gpu = DensePredictions.from_boxes(*(x.cuda() for x in parts), (3000,))
     gts_on_gpu = [gt.to("cuda") for gt in gts]
     matcher = matcher_class(cost=cost)
     expected = matcher.match(predictions, targets)
@@ -171,7 +173,7 @@ def test_matches_on_a_gpu_are_those_of_the_cpu(matcher_class, prior: bool) -> No
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            found = matcher.match(on_gpu, Targets.of(gts_on_gpu, torch.device("cuda")))
+            found = matcher.match(on_gpu, Targets.from_instances(gts_on_gpu, torch.device("cuda")))
         finally:
             torch.cuda.set_sync_debug_mode("default")
     waits = [w for w in waits if "called a synchronizing" in str(w.message)]

@@ -12,7 +12,7 @@ from onenet.structures import DensePredictions
 
 
 def predictions(logits: torch.Tensor, boxes: torch.Tensor) -> DensePredictions:
-    return DensePredictions.of(logits, boxes, boxes[0], (boxes.shape[1],))
+    return DensePredictions.from_boxes(logits, boxes, boxes[0], (boxes.shape[1],))
 
 
 CLASSES = st.sampled_from([1, 2, 5, 16, 30])  # few and many are ranked in two ways

@@ -182,7 +182,7 @@ def test_the_best_after_rescoring_by_hand(num_candidates: int, k: int, expected:
     # Two of class 1 coincide; the third, of class 0, lies apart
     logits = torch.tensor([[[-9.0, 2.0], [-9.0, 1.0], [0.0, -9.0]]])
     boxes = torch.tensor([[[x, 0.0, x + 10, 10] for x in (0.0, 0.0, 50.0)]])
-    predictions = DensePredictions.of(logits, boxes, boxes[0], (3,))
+    predictions = DensePredictions.from_boxes(logits, boxes, boxes[0], (3,))
     scores, classes, found = select_top_k(predictions, k, Rescoring(num_candidates, "soft_nms"))
     torch.testing.assert_close(scores, torch.tensor([[x for x, _ in expected]]).sigmoid())
     assert classes[0].tolist() == [0 if x == 50 else 1 for _, x in expected]

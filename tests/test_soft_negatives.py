@@ -93,7 +93,7 @@ def test_no_objects_and_no_area() -> None:
 def test_criterion_weighs_negatives_only() -> None:
     anchors = line_of_squares(5, 4.0)
     logits = torch.randn(2, 5, 3, requires_grad=True)
-    predictions = DensePredictions.of(logits, anchors.expand(2, 5, 4), anchors, (5,))
+    predictions = DensePredictions.from_boxes(logits, anchors.expand(2, 5, 4), anchors, (5,))
     gt = Instances((16, 20), gt_boxes=Boxes([[0, -8, 20, 12]]), gt_classes=torch.tensor([1]))
     matcher = MinCostMatcher(cost=PointCost(class_weight=0.0))
     soft = Criterion(matcher=matcher, soft_negatives=True)(predictions, [gt, gt[[]]])

@@ -192,7 +192,7 @@ def main() -> None:
         thresholds = None
     else:
         thresholds = load_thresholds(args.thresholds, names, weights_digest(model))
-    metadata = Metadata.of(cfg, model, names, thresholds, args.half)
+    metadata = Metadata.from_model(cfg, model, names, thresholds, args.half)
     if metadata.category_ids is None:
         print("Without the dataset's ids of the classes, since the dataset is not at hand.")
 

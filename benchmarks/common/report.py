@@ -191,7 +191,7 @@ def _ratios(own: Sequence[float], reference: Sequence[float]) -> list[float]:
 
 
 def _quartiles(values: Sequence[float]) -> list[float]:
-    quartiles = Quartiles.of(values)
+    quartiles = Quartiles.from_values(values)
     return [quartiles.lower, quartiles.median, quartiles.upper]
 
 

@@ -25,7 +25,7 @@ class Quartiles:
     upper: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Quartiles:
+    def from_values(cls, values: Sequence[float]) -> Quartiles:
         """By linear interpolation between the sorted values, of which one is enough."""
         if len(values) == 1:
             return cls(values[0], values[0], values[0])

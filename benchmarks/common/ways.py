@@ -64,12 +64,12 @@ def time_in_turn(
 
 def ratios(of: Sequence[float], to: Sequence[float]) -> Quartiles:
     """Of the rounds' own ratios."""
-    return Quartiles.of([a / b for a, b in zip(of, to, strict=True)])
+    return Quartiles.from_values([a / b for a, b in zip(of, to, strict=True)])
 
 
 def describe_ms(values: Sequence[float]) -> str:
     """Median and quartiles, in three digits of the median."""
-    q = Quartiles.of(values)
+    q = Quartiles.from_values(values)
     return describe_ratio(q, decimals(q.median))
 
 

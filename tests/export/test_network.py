@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from onenet.export import ExportableOneNet
-from onenet.export.certificate import pad_batch
+from onenet.export.parity import pad_batch
 
 HEADS = [
     "digits/onenet_fcos_R18_FPN",

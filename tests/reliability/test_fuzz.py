@@ -70,7 +70,7 @@ def predictions(draw, num_images, logits, coordinates) -> DensePredictions:
     places = torch.arange(num_samples)
     centers = torch.stack((places % side, places // side), dim=1) * 8.0 + 4.0
     anchors = torch.cat((centers - 4, centers + 4), dim=1)
-    return DensePredictions.of(*pair, anchors, (num_samples,))
+    return DensePredictions.from_boxes(*pair, anchors, (num_samples,))
 
 
 @st.composite
@@ -118,7 +118,7 @@ def test_matchers(data: st.DataObject) -> None:
                 torch.testing.assert_close(taken, cost.amin(dim=0))
             else:
                 assert taken.isfinite().all()
-    targets = Targets.of(gt, torch.device("cpu"))
+    targets = Targets.from_instances(gt, torch.device("cpu"))
     matches = match_centers(batch, targets, data.draw(st.sampled_from([0.5, 1.5, 1e9])))
     for image, (samples, gt_indices) in zip(gt, matches.by_image(targets.counts), strict=True):
         _check_pairs(samples, gt_indices.sort().values, num_samples, len(image))

@@ -74,7 +74,7 @@ class DensePredictions(NamedTuple):
     """Number of samples of each level; they add up to M."""
 
     @classmethod
-    def of(
+    def from_boxes(
         cls,
         pred_logits: Tensor,
         pred_boxes: Tensor,
@@ -141,7 +141,7 @@ class Targets(NamedTuple):
     """(T, 4) float32: width, height, width, height of its image in pixels, before padding."""
 
     @classmethod
-    def of(cls, instances: list[Instances], device: torch.device) -> Targets:
+    def from_instances(cls, instances: list[Instances], device: torch.device) -> Targets:
         """Puts them together, without waiting for the device.
 
         Args:

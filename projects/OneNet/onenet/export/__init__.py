@@ -1,9 +1,9 @@
 """Trained detectors as files that need neither this package nor Detectron2."""
 
-from .certificate import Difference, ExportedDetector, compare_detections, compare_on_images
 from .formats import FORMATS, open_exported, write_exported
 from .metadata import Metadata
 from .network import ExportableOneNet
+from .parity import Difference, ExportedDetector, compare_detections, compare_on_images
 
 __all__ = [
     "FORMATS",

@@ -55,7 +55,7 @@ class Metadata:
     onenet_format: int = FORMAT
 
     @classmethod
-    def of(
+    def from_model(
         cls,
         cfg: CfgNode,
         model: OneNet,

@@ -136,7 +136,7 @@ class Criterion(nn.Module):
         """
         with torch.autocast(predictions.pred_logits.device.type, enabled=False):
             predictions = predictions.in_float32()
-            targets = Targets.of(gt_instances, predictions.pred_logits.device)
+            targets = Targets.from_instances(gt_instances, predictions.pred_logits.device)
             if self.center_radius > 0:
                 matches = match_centers(predictions, targets, self.center_radius)
                 losses = self._losses(predictions, targets, matches, len(matches.objects))

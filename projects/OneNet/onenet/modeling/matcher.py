@@ -83,7 +83,7 @@ class Matcher:
             the predictions' device; ``gt_indices`` ascends. Both are empty for an image without
             objects.
         """
-        targets = Targets.of(gt_instances, predictions.pred_logits.device)
+        targets = Targets.from_instances(gt_instances, predictions.pred_logits.device)
         return self.match(predictions, targets).by_image(targets.counts)
 
     def match(self, predictions: DensePredictions, targets: Targets) -> Matches:

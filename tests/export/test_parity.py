@@ -8,7 +8,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 from onenet.export import ExportedDetector, compare_detections
-from onenet.export.certificate import pad_batch
+from onenet.export.parity import pad_batch
 
 TOLERANCE = 1e-4
 
