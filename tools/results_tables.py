@@ -5,7 +5,8 @@ python tools/results_tables.py docs/beyond_one_to_one.md
 
 A table stands between `<!-- table: results/FILE.json KIND -->` and `<!-- end of table -->`; the
 file's path is relative to the report. KIND is `summary`, `progress` (evaluations during the
-training) or `crowding` (by an object's largest IoU with another of its class).
+training), `crowding` (by an object's largest IoU with another of its class), or `overview`, a row
+for each of several files, with commas between them: FCOS beside the recommended OneNet.
 """
 
 from __future__ import annotations
@@ -53,8 +54,9 @@ def with_tables(text: str, folder: Path) -> str:
         if kind not in KINDS:
             raise ConfigError(f"There is no table '{kind}'; choose one of {', '.join(KINDS)}.")
         try:
-            detectors = json.loads((folder / name).read_text(encoding="utf-8"))["detectors"]
-            rows = [f"| {' | '.join(row)} |" for row in KINDS[kind](detectors)]
+            files = [(folder / file).read_text(encoding="utf-8") for file in name.split(",")]
+            found = [json.loads(text)["detectors"] for text in files]
+            rows = [f"| {' | '.join(row)} |" for row in KINDS[kind](*found)]
         except (OSError, ValueError, KeyError) as error:
             raise ConfigError(f"{folder / name} is no comparison.json ({error!r}).") from error
         rows.insert(1, "|" + " --- |" * rows[0].count(" | ") + " --- |")
@@ -99,7 +101,29 @@ def crowding(detectors: list[dict[str, Any]]) -> Iterator[list[str]]:
         yield [detector["name"], nms, *cells]
 
 
-KINDS = {"summary": summary, "progress": progress, "crowding": crowding}
+def overview(*comparisons: list[dict[str, Any]]) -> Iterator[list[str]]:
+    """AP / AP50 at the end; NMS gap / NMS gap of AP50 half way and at the end."""
+    title = "tested on | iterations | FCOS with NMS: AP / AP50 | recommended, no NMS: AP / AP50"
+    yield [*title.split(" | "), "NMS gaps half way", "NMS gaps at the end"]
+    for detectors in comparisons:
+        ours = next(d for d in detectors if "recommended" in d["name"])
+        fcos = next((d for d in detectors if d["name"] == "FCOS"), None)
+        steps = ours["progress"]
+        aps = (
+            " / ".join(spread(d["aggregate"]["as_configured"][k]) for k in ("AP", "AP50"))
+            if d
+            else "not measured"
+            for d in (fcos, ours)
+        )
+        gaps = (
+            " / ".join(number(step[k]["mean"]) for k in ("NMS_gap", "NMS_gap50"))
+            for step in (steps[len(steps) // 2 - 1], steps[-1])
+        )
+        iterations = f"{round(steps[-1]['iterations'], -1):,}"
+        yield [ours["settings"]["DATASETS.TEST"][0], iterations, *aps, *gaps]
+
+
+KINDS = {"overview": overview, "summary": summary, "progress": progress, "crowding": crowding}
 
 
 def _modes(detectors: list[dict[str, Any]], key: str) -> Iterator[tuple[dict, str, dict]]:

@@ -38,9 +38,10 @@ def detector(name: str, has_nms: bool) -> dict:
         "name": name,
         "has_nms": has_nms,
         "seeds": [{"seed": 1}, {"seed": 2}],
+        "settings": {"DATASETS.TEST": ["val"]},
         "aggregate": {"as_configured": metrics},
         "crowding": {"as_configured": {"over_0.5": group}},
-        "progress": [{"iterations": 51, **metrics}],
+        "progress": [{"iterations": 51, **metrics}, {"iterations": 101, **metrics}],
     }
     if has_nms:
         found["aggregate"]["nms_off"] = metrics
@@ -48,23 +49,33 @@ def detector(name: str, has_nms: bool) -> dict:
 
 
 def test_tables_by_hand(tool: ModuleType, tmp_path: Path) -> None:
-    content = {"detectors": [detector("A", False), detector("B", True)]}
-    (tmp_path / "a.json").write_text(json.dumps(content))
-    blocks = [f"<!-- table: a.json {kind} -->\nold\n<!-- end of table -->" for kind in tool.KINDS]
+    ours, fcos = detector("recommended", False), detector("FCOS", True)
+    (tmp_path / "a.json").write_text(json.dumps({"detectors": [ours, fcos]}))
+    (tmp_path / "b.json").write_text(json.dumps({"detectors": [ours]}))
+    names = {"overview": "a.json,b.json"}
+    blocks = [
+        f"<!-- table: {names.get(kind, 'a.json')} {kind} -->\nold\n<!-- end of table -->"
+        for kind in tool.KINDS
+    ]
     found = tool.with_tables("\n".join(["# Title", *blocks, "The end."]), tmp_path)
     rows = [line for line in found.split("\n") if line.startswith("| ") and "---" not in line]
     metrics = "12.3 (12.0 to 12.7) | 30.0 | +0.0 | +0.2 (+0.1 to +0.4) | 0.50 | 1, 2 |"
+    ap = "12.3 (12.0 to 12.7) / 30.0"
     assert rows == [
+        "| tested on | iterations | FCOS with NMS: AP / AP50 | recommended, no NMS: AP / AP50 |"
+        " NMS gaps half way | NMS gaps at the end |",
+        f"| val | 100 | {ap} | {ap} | +0.0 / +0.2 | +0.0 / +0.2 |",
+        f"| val | 100 | not measured | {ap} | +0.0 / +0.2 | +0.0 / +0.2 |",
         "| detector | NMS | AP | AP50 | NMS gap | of AP50 | duplicates @0.1 | seeds |",
-        f"| A | none | {metrics}",
-        f"| B | with NMS | {metrics}",
-        f"| B | NMS off | {metrics}",
-        "| AP / AP50, NMS gaps after | 50 iterations |",
-        "| A | 12.3 / 30.0, +0.0 / +0.2 |",
-        "| B, with NMS | 12.3 / 30.0 |",
+        f"| recommended | none | {metrics}",
+        f"| FCOS | with NMS | {metrics}",
+        f"| FCOS | NMS off | {metrics}",
+        "| AP / AP50, NMS gaps after | 50 iterations | 100 iterations |",
+        "| recommended | 12.3 / 30.0, +0.0 / +0.2 | 12.3 / 30.0, +0.0 / +0.2 |",
+        "| FCOS, with NMS | 12.3 / 30.0 | 12.3 / 30.0 |",
         "| AP / recall | NMS | IoU over 0.5, 7 objects |",
-        "| A | none | 5.0 / 60.0 |",
-        "| B | with NMS | 5.0 / 60.0 |",
+        "| recommended | none | 5.0 / 60.0 |",
+        "| FCOS | with NMS | 5.0 / 60.0 |",
     ]
     assert "old" not in found and found.startswith("# Title\n") and found.endswith("\nThe end.")
     assert tool.with_tables(found, tmp_path) == found
@@ -80,7 +91,7 @@ def test_what_is_no_table(tool: ModuleType, tmp_path: Path, block: str, message:
 
 
 def test_tables_in_docs_are_those_of_the_results(tool: ModuleType) -> None:
-    docs = Path(__file__).parents[2] / "docs"
-    for report in docs.glob("*.md"):
+    root = Path(__file__).parents[2]
+    for report in (root / "README.md", *(root / "docs").glob("*.md")):
         text = report.read_text(encoding="utf-8")
-        assert tool.with_tables(text, docs) == text, f"python tools/results_tables.py {report.name}"
+        assert tool.with_tables(text, report.parent) == text, f"tools/results_tables.py {report}"
