@@ -76,6 +76,14 @@ setup(
         "export": EXPORT,
         "fast-eval": FAST_EVAL,
         "web": ["gradio>=6.31"],  # demo/app.py
-        "dev": ["pytest>=8", "hypothesis>=6.80", "ruff>=0.9", *DIGITS, *EXPORT, *FAST_EVAL],
+        "dev": [
+            "pytest>=8",
+            "hypothesis>=6.80",
+            "ruff>=0.9",
+            "import-linter>=2.6",
+            *DIGITS,
+            *EXPORT,
+            *FAST_EVAL,
+        ],
     },
 )
