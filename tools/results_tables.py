@@ -112,7 +112,7 @@ def overview(*comparisons: list[dict[str, Any]]) -> Iterator[list[str]]:
         aps = (
             " / ".join(spread(d["aggregate"]["as_configured"][k]) for k in ("AP", "AP50"))
             if d
-            else "not measured"
+            else "–"
             for d in (fcos, ours)
         )
         gaps = (

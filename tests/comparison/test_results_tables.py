@@ -65,7 +65,7 @@ def test_tables_by_hand(tool: ModuleType, tmp_path: Path) -> None:
         "| tested on | iterations | FCOS with NMS: AP / AP50 | recommended, no NMS: AP / AP50 |"
         " NMS gaps half way | NMS gaps at the end |",
         f"| val | 100 | {ap} | {ap} | +0.0 / +0.2 | +0.0 / +0.2 |",
-        f"| val | 100 | not measured | {ap} | +0.0 / +0.2 | +0.0 / +0.2 |",
+        f"| val | 100 | – | {ap} | +0.0 / +0.2 | +0.0 / +0.2 |",
         "| detector | NMS | AP | AP50 | NMS gap | of AP50 | duplicates @0.1 | seeds |",
         f"| recommended | none | {metrics}",
         f"| FCOS | with NMS | {metrics}",
