@@ -7,6 +7,7 @@ with a row an object, as the search for an object's best sample runs; lower is b
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -184,7 +185,8 @@ class WeightedCost:
         self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
     ) -> Tensor:
         """Cost of every pair in one image, (M, n): the sum of :meth:`terms`."""
-        return sum(self.terms(pred_logits, pred_boxes, anchors, gt).values())
+        first, *others = self.terms(pred_logits, pred_boxes, anchors, gt).values()
+        return functools.reduce(torch.add, others, first)
 
     def _class_term(self, pred_logits: Tensor, gt: Instances) -> Tensor:
         return self.class_weight * focal_cost(
@@ -204,8 +206,8 @@ class MatchingCost(WeightedCost):
         boxes, gt_boxes = self._located(pred_boxes, anchors), gt.gt_boxes.tensor
         return {
             "class": self._class_term(pred_logits, gt),
-            "l1": self.l1_weight * l1_cost(boxes, gt_boxes, gt.image_size),
-            "giou": self.giou_weight * giou_cost(boxes, gt_boxes),
+            "l1": l1_cost(boxes, gt_boxes, gt.image_size).mul_(self.l1_weight),
+            "giou": giou_cost(boxes, gt_boxes).mul_(self.giou_weight),
         }
 
     def __call__(
