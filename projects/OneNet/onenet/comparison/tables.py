@@ -10,15 +10,18 @@ from .differences import evaluated_values
 from .results import AS_CONFIGURED, PROGRESS, nms_words
 
 __all__ = [
+    "BIN_NAMES",
     "Table",
     "crowding_table",
     "definitions",
     "machine_sentence",
     "markdown",
+    "markdown_table",
     "progress_table",
     "settings_table",
     "speed_note",
     "speed_table",
+    "spread",
     "summary_table",
     "test_sets",
 ]
@@ -38,7 +41,7 @@ _RESULT_COLUMNS = (
     ("score_gap", "score gap", 2),
 )
 _CROWDING_COLUMNS = tuple(c for c in _RESULT_COLUMNS if c[0] not in ("AP50", "NMS_gap50"))
-_BIN_NAMES = {
+BIN_NAMES = {
     "none": "touches no other of its class",
     "under_0.3": "IoU under 0.3",
     "0.3_to_0.5": "IoU 0.3 to 0.5",
@@ -76,9 +79,9 @@ def crowding_table(comparison: dict[str, Any]) -> Table:
         for detector in detectors:
             crowding = detector["crowding"] or {AS_CONFIGURED: {}}
             bins = {variant: bins.get(name, {}) for variant, bins in crowding.items()}
-            counts |= dict.fromkeys(_cell(b.get("num_objects"), 0) for b in bins.values())
+            counts |= dict.fromkeys(spread(b.get("num_objects"), 0) for b in bins.values())
             part += _result_rows(detector, bins, _CROWDING_COLUMNS)
-        rows += [[f"{_BIN_NAMES.get(name, name)}: {' or '.join(counts)} objects"], *part]
+        rows += [[f"{BIN_NAMES.get(name, name)}: {' or '.join(counts)} objects"], *part]
     return Table(["detector", "NMS", *(title for _, title, _ in _CROWDING_COLUMNS)], rows)
 
 
@@ -89,7 +92,7 @@ def _result_rows(
     return [
         [
             *(detector["name"], nms_words(detector, variant) or "none"),
-            *(_cell(values.get(key), decimals, key) for key, _, decimals in columns),
+            *(spread(values.get(key), decimals, key) for key, _, decimals in columns),
         ]
         for variant, values in (results or {AS_CONFIGURED: {}}).items()
     ]
@@ -101,7 +104,7 @@ def progress_table(comparison: dict[str, Any]) -> Table:
     for detector in comparison["detectors"]:
         rows.append([detector["name"]])
         for entry in detector["progress"]:
-            cells = [_cell(entry[key], 1, key) for key in PROGRESS]
+            cells = [spread(entry[key], 1, key) for key in PROGRESS]
             rows.append([str(entry["iterations"]), *cells])
     titles = {key: title for key, title, _ in _RESULT_COLUMNS}
     return Table(["iterations", *(titles[key] for key in PROGRESS)], rows)
@@ -188,24 +191,26 @@ def markdown(comparison: dict[str, Any]) -> str:
         + (f" Tested on {_plain(tested)}." if tested else ""),
         f"    {comparison['command']}",
         *(f"**Not equal:** {_plain(sentence)}" for sentence in comparison["not_equal"]),
-        _markdown_table(summary_table(comparison)),
+        markdown_table(summary_table(comparison)),
         definitions(comparison),
         "## By crowding",
         "By an object's largest IoU with another object of its class.",
-        _markdown_table(crowding_table(comparison)),
+        markdown_table(crowding_table(comparison)),
         "## During training",
         "As configured, NMS included where the detector has it.",
-        _markdown_table(progress_table(comparison)),
+        markdown_table(progress_table(comparison)),
         "## Speed",
-        _markdown_table(speed_table(comparison)) if comparison["speed"] else DASH,
+        markdown_table(speed_table(comparison)) if comparison["speed"] else DASH,
         speed_note(comparison),
         "## Runs",
-        _markdown_table(settings_table(comparison)),
+        markdown_table(settings_table(comparison)),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_table(table: Table) -> str:
+def markdown_table(table: Table) -> str:
+    """The table in Markdown."""
+
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(_plain(cell).replace("|", "\\|") for cell in cells) + " |"
 
@@ -219,7 +224,14 @@ def _plain(text: str) -> str:
     return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
 
 
-def _cell(value: dict[str, float] | None, decimals: int, key: str = "") -> str:
+def spread(value: dict[str, float] | None, decimals: int, key: str = "") -> str:
+    """The mean over the seeds, and the range where it differs from that.
+
+    Args:
+        value: "mean", "min" and "max"; None for a dash.
+        decimals: of each.
+        key: of the result; NMS gaps have a sign.
+    """
     if value is None:
         return DASH
     sign = "+" if key.startswith("NMS_gap") else ""

@@ -10,8 +10,8 @@ __all__ = ["add_onenet_config"]
 def add_onenet_config(cfg: CfgNode) -> None:
     """Adds the keys below, with the paper's values, to a config from ``get_cfg()``."""
     _add_model(cfg)
-    _add_matcher_and_losses(cfg)
-    _add_training_and_inference(cfg)
+    _add_matcher(cfg)
+    _add_rescoring_and_losses(cfg)
     _add_baseline(cfg)
     _add_solver_and_data(cfg)
 
@@ -60,7 +60,7 @@ def _add_model(cfg: CfgNode) -> None:
     cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
 
 
-def _add_matcher_and_losses(cfg: CfgNode) -> None:
+def _add_matcher(cfg: CfgNode) -> None:
     """Assignment."""
     # The matcher: a name in ONENET_MATCHER_REGISTRY (MinCostMatcher, HungarianMatcher).
     cfg.MODEL.ONENET.MATCHER = CfgNode()
@@ -79,8 +79,8 @@ def _add_matcher_and_losses(cfg: CfgNode) -> None:
     cfg.MODEL.ONENET.MATCHER.PRIOR = ""
 
 
-def _add_training_and_inference(cfg: CfgNode) -> None:
-    """Memory, rescoring, losses, NMS."""
+def _add_rescoring_and_losses(cfg: CfgNode) -> None:
+    """Memory and speed, rescoring, losses, NMS."""
     # Whether ResNet's blocks and the towers keep only their inputs in training, and are computed
     # again in backward: less memory, more time, the same results.
     cfg.MODEL.ONENET.ACTIVATION_CHECKPOINTING = False

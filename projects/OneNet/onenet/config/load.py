@@ -50,6 +50,9 @@ def read_config(config_file: str, opts: list[str] | None = None) -> CfgNode:
 def check_keys(cfg: CfgNode) -> None:
     """Checks the values of keys that no class of the package checks when it is built.
 
+    Args:
+        cfg: where SOLVER.REFERENCE_BATCH is given, BASE_LR becomes that for IMS_PER_BATCH.
+
     Raises:
         ConfigError: one is wrong.
     """
