@@ -21,7 +21,7 @@ from .focal_loss import focal_loss_sum
 from .matcher import Matcher, build_matcher
 from .soft_negatives import negative_weights
 
-__all__ = ["Criterion", "giou_loss"]
+__all__ = ["Criterion", "candidates_only", "giou_loss"]
 
 _NO_CANDIDATE = -100.0
 """The logit of what rescoring leaves out: a score of 0."""
@@ -195,16 +195,12 @@ class Criterion(nn.Module):
         Not the focal loss: its best logits are shrunk ones, to which weights that only add to a
         logit get by taking votes away.
         """
-        logits = predictions.pred_logits.detach()
-        # What is no candidate cannot be a detection: an object that took it would have no positive
-        flat = torch.full_like(logits, _NO_CANDIDATE).flatten(1)
-        flat.scatter_(1, rescored.index, rescored.logits.detach())
-        predictions = predictions.detach()._replace(pred_logits=flat.view_as(logits))
+        predictions = candidates_only(predictions.detach(), rescored)
         matches = self.matcher.match(predictions, targets)
-        positives = torch.zeros_like(flat)
+        positives = torch.zeros_like(predictions.pred_logits)
         positives.view(-1)[_places(predictions, targets, matches)] = 1.0
         loss = F.binary_cross_entropy_with_logits(
-            rescored.logits, positives.gather(1, rescored.index)
+            rescored.logits, positives.flatten(1).gather(1, rescored.index)
         )
         return loss * self.class_weight
 
@@ -230,6 +226,19 @@ class Criterion(nn.Module):
         )
         weights.view(-1)[_places(predictions, targets, matches)] = 1.0
         return weights
+
+
+def candidates_only(predictions: DensePredictions, rescored: Candidates) -> DensePredictions:
+    """The predictions that rescoring's one-to-one loss matches: candidates have their new logits,
+    all others a score of 0, since an object that took one of them would have no detection.
+
+    Args:
+        predictions: of N images.
+        rescored: their candidates, with rescored logits.
+    """
+    logits = torch.full_like(predictions.pred_logits, _NO_CANDIDATE).flatten(1)
+    logits.scatter_(1, rescored.index, rescored.logits.detach())
+    return predictions._replace(pred_logits=logits.view_as(predictions.pred_logits))
 
 
 def _places(predictions: DensePredictions, targets: Targets, matches: Matches) -> Tensor:
