@@ -82,7 +82,7 @@ def test_folder_with_bad_images(run, folder: Path, tmp_path: Path) -> None:
     assert "3 images, 6 detections; " in stdout and "images a second in detection" in stdout
     lines = stderr.splitlines()
     assert lines[0] == "3 inputs failed:" and len(lines) == 4
-    assert "3.jpg is not an image" in stderr and "4.jpg is cut off" in stderr
+    assert "3.jpg is not an image" in stderr and "4.jpg is damaged or cut off" in stderr
     assert "5.png, of 999 x 1 pixels, is too narrow" in stderr
 
 
