@@ -1,6 +1,6 @@
 """Runs an exported OneNet (``model.onnx``): images in, boxes out.
 
-Needs NumPy, ONNX Runtime, Pillow and OpenCV only, neither PyTorch nor Detectron2.
+Needs NumPy, ONNX Runtime and Pillow only, neither PyTorch nor Detectron2; OpenCV for videos.
 
     detector = Detector("model.onnx")
     boxes, scores, classes, names = detector("street.jpg")

@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from .errors import ImageError, first_line
 
-__all__ = ["check_array", "is_utf8", "read_image"]
+__all__ = ["check_array", "read_image"]
 
 _EXIF_ORIENTATION = 274
 _TURNS = {
@@ -67,15 +67,6 @@ def _upright(image: Image.Image) -> Image.Image:
     except Exception:  # damaged EXIF data are as good as none
         return image
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
-
-
-def is_utf8(path: str | os.PathLike[str]) -> bool:
-    """Whether OpenCV may be given the name: any other one ends the process in OpenCV 5."""
-    try:
-        os.fspath(path).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def check_array(image: Any, name: str) -> np.ndarray:
