@@ -95,10 +95,9 @@ def _add_rescoring_and_losses(cfg: CfgNode) -> None:
     # How many of an image's best logits, over all classes, it sees; 0 for no rescoring. Where it is
     # below TEST.DETECTIONS_PER_IMAGE, that many are taken.
     cfg.MODEL.ONENET.RESCORING.CANDIDATES = 0
-    # What it starts as: "voting" (a soft NMS with votes), "soft_nms", or "zero" for no effect.
-    # FROZEN: it stays that. (Ablations.)
+    # What it starts as: "voting" (a soft NMS with votes) or, for ablations, "soft_nms", or "zero"
+    # for no effect.
     cfg.MODEL.ONENET.RESCORING.INIT = "voting"
-    cfg.MODEL.ONENET.RESCORING.FROZEN = False
 
     # One-to-many training of the head's own logits and boxes, which leaves one-to-one training to
     # rescoring. Above 0: an object's positives are all samples within so many strides of its

@@ -45,13 +45,12 @@ class Rescoring(nn.Module):
     Shape legend: ``N`` images, ``T`` candidates.
     """
 
-    def __init__(self, num_candidates: int, init: str = "voting", frozen: bool = False) -> None:
+    def __init__(self, num_candidates: int, init: str = "voting") -> None:
         """
         Args:
             num_candidates: T, how many of an image's best logits are rescored.
             init: what it starts as: "voting", "soft_nms" for suppression only, or "zero" for no
                 effect.
-            frozen: whether it stays that.
 
         Raises:
             ConfigError: the number of candidates is below 1, or there is no such start.
@@ -67,8 +66,7 @@ class Rescoring(nn.Module):
                 f"MODEL.ONENET.RESCORING.INIT is '{init}'; choose one of: {', '.join(STARTS)}."
             )
         self.num_candidates = num_candidates
-        start = torch.tensor(STARTS[init]) / torch.tensor(UNITS)
-        self.weights = nn.Parameter(start, requires_grad=not frozen)
+        self.weights = nn.Parameter(torch.tensor(STARTS[init]) / torch.tensor(UNITS))
 
     def candidates(self, predictions: DensePredictions, k: int) -> Candidates:
         """What is rescored where k detections are wanted: the T best pairs, or k, if that is more.
@@ -132,7 +130,7 @@ def build_rescoring(cfg: CfgNode) -> Rescoring | None:
         ConfigError: see :class:`Rescoring`.
     """
     node = cfg.MODEL.ONENET.RESCORING
-    return Rescoring(node.CANDIDATES, node.INIT, node.FROZEN) if node.CANDIDATES else None
+    return Rescoring(node.CANDIDATES, node.INIT) if node.CANDIDATES else None
 
 
 def pairwise_iou(boxes: Tensor) -> Tensor:
