@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Converts a checkpoint of the paper's authors to this project, and tells what it did.
+"""Converts a checkpoint of the paper's authors to this project, with a report.
 
 python tools/convert_checkpoint.py ORIGINAL.pth \\
     --config-file configs/coco/onenet_fcos_R50_FPN.yaml --output converted.pth \\
     [--report report.txt] [KEY value ...]
 
-The file is read without running code that it may contain. Every tensor of it has to find its place
-in the config's model, and every tensor of the model has to be filled; else nothing is written. The
-report has a line for each tensor: names, shapes, and what was done. docs/checkpoints.md has more.
+The file is read without running code in it. File and model must match in all tensors; otherwise
+nothing is written. The report lists names, shapes and conversion of each tensor. See also
+docs/checkpoints.md.
 """
 
 from __future__ import annotations
@@ -39,11 +39,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def convert(original: str, config_file: str, opts: list[str]) -> Conversion:
-    """Converts a file for the config's model, which has to take it exactly.
+    """Converts a file for the config's model, which it must fill exactly.
 
     Raises:
-        ConfigError: the config is wrong, the file is no checkpoint of the authors' code, or not of
-            this model.
+        ConfigError: the config is wrong, or the file is not of the authors' code or of this model.
     """
     if not os.path.isfile(original):
         raise ConfigError(f"There is no file '{original}'.")

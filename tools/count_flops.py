@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Counts the multiply-adds of backbone and head for one square image, and the parameters.
+"""Counts the parameters, and the multiply-adds of backbone and head for one square image.
 
 python tools/count_flops.py CONFIG SIZE [KEY value ...]
 """
@@ -17,7 +17,7 @@ from onenet.utils.errors import exit_with_one_sentence
 
 
 class Network(nn.Module):
-    """From the normalised image to logits and boxes, as tensors."""
+    """Maps a normalised image to logits and boxes."""
 
     def __init__(self, model: OneNet) -> None:
         super().__init__()

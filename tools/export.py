@@ -1,14 +1,13 @@
 #!/usr/bin/env python
-"""Exports a trained OneNet, and certifies that the file finds what the model finds.
+"""Exports a trained OneNet, with a parity check against the PyTorch model.
 
 python tools/export.py --config-file configs/digits/recommended_R18_FPN.yaml \\
     --weights output/model_final.pth --output model.onnx [--evaluate] [KEY value ...]
 
-The ending chooses the format: .onnx (ONNX, for ONNX Runtime, OpenVINO, TensorRT, onenet_runtime),
-.pt2 (torch.export), .ts (TorchScript, for C++). Pixels go in, boxes come out: normalisation,
-top-k and decoding are inside, NMS is nowhere. The file is run on real images of five sizes, one at
-a time and three together, beside the model in torch; where they differ by more than the tolerance,
-the program fails and the file is removed.
+The ending selects the format: .onnx (ONNX, for ONNX Runtime, OpenVINO, TensorRT, onenet_runtime),
+.pt2 (torch.export), .ts (TorchScript, for C++). The file includes normalisation, top-k and box
+decoding; there is no NMS. File and model are compared on real images of five sizes, one at a time
+and three in a batch; if they differ by more than the tolerances, no file is written.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ from onenet.predictor import Predictor, load_predictor_config
 from onenet.utils.errors import ConfigError, exit_with_one_sentence
 
 SCALES = (0.6, 0.8, 1.0, 1.25, 1.5)  # of INPUT.MIN_SIZE_TEST, for the check
-# In float32 what rounding may do; in float16, which keeps 3 decimals, what is still of use.
+# Box, score, AP: rounding in float32; differences that are acceptable in float16
 TOLERANCES = {"float32": (1e-3, 1e-4, 0.1), "float16": (5e-3, 1e-2, 0.3)}
 
 
@@ -86,7 +85,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def resize(image: np.ndarray, cfg: CfgNode, scale: float) -> Tensor:
-    """An image at a multiple of the test size, (3, h, w) uint8."""
+    """Resizes an image to a multiple of the test size: (3, h, w) uint8."""
     size = round((cfg.INPUT.MIN_SIZE_TEST or min(image.shape[:2])) * scale)
     transform = T.ResizeShortestEdge(size, round(cfg.INPUT.MAX_SIZE_TEST * scale))
     resized = transform.get_transform(image).apply_image(image)
@@ -100,7 +99,7 @@ def certify(
     box_tolerance: float,
     score_tolerance: float,
 ) -> list[str]:
-    """Prints how far file and model are apart, and returns what is beyond the tolerances."""
+    """Prints the differences between file and model; returns those beyond the tolerances."""
     total = Difference()
     print("images                              largest difference: box / longer side   score")
     for batch in [*([image] for image in images), images[:3]]:
@@ -124,7 +123,7 @@ def certify(
 def compare_ap(
     cfg: CfgNode, model: OneNet, exported: ExportedDetector, tolerance: float
 ) -> list[str]:
-    """Evaluates both, prints their AP, and returns what is beyond the tolerance."""
+    """Prints the AP of both; returns differences beyond the tolerance."""
     failures = []
     logging.getLogger("detectron2").setLevel(logging.WARNING)
     cfg = cfg.clone()
@@ -137,13 +136,13 @@ def compare_ap(
     for name in cfg.DATASETS.TEST:
         a, b = (_ap(results[name]) for results in (ours, theirs))
         print(f"AP on {name}: {a:.2f} in torch, {b:.2f} from the file")
-        if not abs(a - b) <= tolerance:  # nan, where there is nothing to find, neither
+        if not abs(a - b) <= tolerance:  # also for nan
             failures.append(f"AP on {name} differs by {abs(a - b):.2f} ({tolerance} allowed)")
     return failures
 
 
 def _ap(tasks: dict[str, dict[str, float]]) -> float:
-    """AP, or AP50 where the evaluator has that alone; nan where it has neither."""
+    """AP, else AP50, else nan."""
     for metrics in tasks.values():
         for metric in ("AP", "AP50"):
             if metric in metrics:
@@ -196,8 +195,8 @@ def main() -> None:
     if metadata.category_ids is None:
         print("Without the dataset's ids of the classes, since the dataset is not at hand.")
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: so that `finally` is run
-    # Under another name until it is certified, so that no file that fails looks like a good one.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # runs `finally`, as Ctrl-C does
+    # Under another name until the parity check has passed
     unproven = args.output.with_name(f".unproven-{os.getpid()}{args.output.suffix}")
     try:
         print(f"Exporting {args.weights} as {FORMATS[args.output.suffix]} ...", flush=True)
@@ -221,7 +220,7 @@ def main() -> None:
         unproven.unlink(missing_ok=True)
     size = args.output.stat().st_size / 2**20
     known = "thresholds are calibrated" if thresholds else "no calibrated thresholds"
-    print(f"Certified: {args.output}, {size:.1f} MiB, {metadata.precision}, {known}.")
+    print(f"Parity check passed: {args.output}, {size:.1f} MiB, {metadata.precision}, {known}.")
 
 
 if __name__ == "__main__":

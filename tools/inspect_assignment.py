@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Shows where each object's positive sample lies, at what cost, and what the runner-up is.
+"""Shows each object's positive sample, its cost terms, and the runner-up.
 
 python tools/inspect_assignment.py --config-file configs/digits/onenet_fcos_R18_FPN.yaml \\
     --weights model_final.pth --output output/inspect [KEY value ...]
 python tools/inspect_assignment.py ... --weights model_0000499.pth --other-weights model_final.pth
 
-Takes images of DATASETS.TEST that have objects. The folder gets a picture of each (with two
-checkpoints: first, second, and the way from the one to the other) and all numbers in
-assignments.json; the terminal gets tables and a summary. Pixels are those of the network's input.
+Uses images of DATASETS.TEST with objects. Writes a picture of each (with two checkpoints: first,
+second, and the moves between them) and assignments.json with all numbers, and prints tables and a
+summary. Pixels are those of the network's input.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def parse_arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--other-weights", help="a second one, to see what moves between the two")
     images = parser.add_mutually_exclusive_group()
     images.add_argument("--num-images", type=int, default=6, help="the first ones (default: 6)")
-    # Not nargs="+", which would take the overrides for ids
+    # Not nargs="+", which would also take the overrides
     images.add_argument(
         "--image-ids", type=lambda text: text.split(","), metavar="ID,ID", help="chosen ones"
     )
@@ -65,7 +65,7 @@ def parse_arguments(words: list[str] | None) -> argparse.Namespace:
 
 
 def load_inputs(cfg: CfgNode, num_images: int, image_ids: list[str] | None) -> list[dict[str, Any]]:
-    """The images as the model takes them, at test size, with their objects."""
+    """The images at test size, as inputs of the model, with their objects."""
     if num_images < 1:
         raise ConfigError(f"--num-images is {num_images}; it has to be at least 1.")
     names = ", ".join(cfg.DATASETS.TEST)
@@ -82,7 +82,7 @@ def load_inputs(cfg: CfgNode, num_images: int, image_ids: list[str] | None) -> l
             if image_id not in by_id:
                 raise DataError(f"--image-ids: {names} has no image '{image_id}'.")
         records, num_images = [by_id[image_id] for image_id in image_ids], len(image_ids)
-    # The training mapper gives the objects too; without augmentation but the resize to test size
+    # The training mapper keeps the objects; its only augmentation is the resize to test size
     mapper = OneNetDatasetMapper(
         is_train=True,
         augmentations=OneNetDatasetMapper.from_config(cfg, is_train=False)["augmentations"],
@@ -93,7 +93,7 @@ def load_inputs(cfg: CfgNode, num_images: int, image_ids: list[str] | None) -> l
         if len(chosen) == num_images:
             break
         inputs = mapper(record) if record.get("annotations") else {}
-        if len(inputs.get("instances", ())):  # crowds are none
+        if len(inputs.get("instances", ())):  # crowd regions are not objects
             chosen.append(inputs)
         elif image_ids:
             raise DataError(f"--image-ids: the image '{record['image_id']}' has no objects.")
@@ -198,9 +198,9 @@ def draw(
     assignments: list[list[Assignment]],
     moves: list[Move],
 ) -> np.ndarray:
-    """The image under each checkpoint, and with two of them the moves.
+    """Draws the image for each checkpoint, and the moves between two.
 
-    The labels are the tables' object and stride.
+    Labels are object and stride, as in the tables.
     """
     image = convert_image_to_rgb(inputs["image"].permute(1, 2, 0), image_format)
     pictures = [
@@ -223,7 +223,7 @@ def draw(
 
 
 def finite(value: Any) -> Any:
-    """The same with null for what json has no number for."""
+    """Replaces nan and inf by None, since json has neither."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""What the lazy configs share: data, optimiser and schedule of configs/Base-OneNet.yaml."""
+"""Shared by the lazy configs: data, optimiser and schedule of configs/Base-OneNet.yaml."""
 
 import detectron2.data.transforms as T
 import torch

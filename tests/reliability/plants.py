@@ -1,4 +1,4 @@
-"""Faults that a run plants in its own process; see `before` of :class:`short_runs.Runs`."""
+"""Fault injection in a run's own process; see `before` of :class:`short_runs.Runs`."""
 
 from __future__ import annotations
 

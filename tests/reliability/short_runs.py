@@ -164,7 +164,7 @@ class Runs:
             *words: options and overrides, behind those of :data:`TINY`.
             resume: whether it goes on with what lies in there.
             eval_only: whether it only evaluates.
-            before: called in its process beforehand, to plant a fault.
+            before: called in its process beforehand, for fault injection.
             given: arguments for that.
         """
         options = ["--config-file", str(self.config_file)]

@@ -1,4 +1,4 @@
-"""A loss or a weight that is no number ends the run, and leaves what is needed to see why."""
+"""A NaN loss or weight ends the run, and leaves what is needed to see why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A detector ready for use on images: model, exact weights, class names, score thresholds.
+"""A trained detector for images, with its class names and score thresholds.
 
 cfg = load_predictor_config("configs/digits/onenet_fcos_R18_FPN.yaml")
 predictor = Predictor(cfg, "output/digits/model_final.pth")
@@ -38,7 +38,7 @@ from .utils.errors import ConfigError, DataError
 
 __all__ = ["Predictor", "keep", "load_predictor_config"]
 
-# Settings of training and evaluation that can be wrong where a detector is only used.
+# Overrides of training and evaluation settings that do not matter for prediction
 _WITHOUT_TRAINING = ["SOLVER.AMP.ENABLED", "False", "TEST.LIMITS", "[]"]
 _WITHOUT_DATA = [
     *("DATASETS.TRAIN", "()", "DATASETS.TRAIN_JSON", "", "DATASETS.TRAIN_IMAGE_ROOT", ""),
@@ -47,21 +47,21 @@ _WITHOUT_DATA = [
 
 
 def load_predictor_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
-    """Loads the config of a detector whose datasets need not be there.
+    """Loads a detector's config; its datasets may be absent.
 
     Args:
-        config_file: path of a yaml file: that of the training, or the ``config.yaml`` that it left.
+        config_file: path of the training's yaml file, or of the ``config.yaml`` that it wrote.
         opts: overrides, ``["KEY", "value", ...]``.
 
     Returns:
-        The frozen config. Where datasets that it names are absent, all are taken out of it.
+        The frozen config, without datasets if one of them is absent.
 
     Raises:
-        ConfigError: the file, a key or a value is wrong; or the number of classes is not in the
-            config, and there is no dataset that tells it.
+        ConfigError: the file, a key or a value is wrong; or neither the config nor a dataset gives
+            the number of classes.
     """
-    # With the test set; else with the training set, which a config may have alone; else without
-    # data. What is wrong besides them is so for the last one too.
+    # Try the test set, then both sets, then no data. An error that is not about data is raised by
+    # the last attempt too.
     with contextlib.suppress(ConfigError, DataError):
         return load_config(config_file, list(opts), eval_only=True)
     with contextlib.suppress(ConfigError, DataError):
@@ -70,7 +70,7 @@ def load_predictor_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode
 
 
 def keep(detections: Instances, thresholds: Sequence[float]) -> Instances:
-    """The detections whose score reaches the threshold of their class.
+    """Keeps the detections whose score is at least the threshold of their class.
 
     Args:
         detections: with ``scores`` and ``pred_classes``, on the CPU.
@@ -81,15 +81,15 @@ def keep(detections: Instances, thresholds: Sequence[float]) -> Instances:
 
 
 class Predictor:
-    """Detects on images of any size, in pixels of the image, as the evaluation does.
+    """Runs a trained detector on images of any size, as in evaluation.
 
     Attributes:
         model: OneNet, RetinaNet or FCOS, in evaluation mode.
-        class_names: of the K classes: those of the config's dataset, else those that the
-            calibration found beside the weights names, else "0", "1", ...
-        calibrated: K thresholds of best F1, where an evaluation of exactly these weights left them
-            beside the checkpoint (:mod:`onenet.evaluation.thresholds`); else None.
-        calibration_note: a sentence about where ``calibrated`` is from, or why it is None.
+        class_names: names of the K classes, from the config's dataset, else from the
+            ``thresholds.json`` beside the weights, else "0", "1", ...
+        calibrated: K score thresholds of best F1, if an evaluation of exactly these weights stored
+            them beside the checkpoint (:mod:`onenet.evaluation.thresholds`); else None.
+        calibration_note: a sentence on the source of ``calibrated``, or on why it is None.
     """
 
     def __init__(self, cfg: CfgNode, weights: str = "") -> None:
@@ -99,8 +99,8 @@ class Predictor:
             weights: path of a checkpoint; "" for MODEL.WEIGHTS.
 
         Raises:
-            ConfigError: there are no such weights, or not of this model; or the config's image
-                format is neither RGB nor BGR.
+            ConfigError: the weights are missing or do not fit the model; or INPUT.FORMAT is neither
+                RGB nor BGR.
         """
         if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
             raise ConfigError(
@@ -121,7 +121,7 @@ class Predictor:
         """K thresholds for :func:`keep`.
 
         Args:
-            threshold: for all classes; None for the calibrated ones, or 0.3 where there are none.
+            threshold: for all classes; None for the calibrated ones, or 0.3 if there are none.
         """
         if threshold is None and self.calibrated is not None:
             return self.calibrated
@@ -129,22 +129,22 @@ class Predictor:
         return [value] * len(self.class_names)
 
     def read(self, path: str) -> np.ndarray:
-        """Reads an image file as the training does, turned as its EXIF data say.
+        """Reads an image file as in training, rotated by its EXIF orientation.
 
         Args:
-            path: of a file that Pillow can read.
+            path: a file that Pillow can read.
 
         Returns:
             (H, W, 3) uint8, RGB.
 
         Raises:
-            DataError: it is missing, or is no whole image; the sentence has the file's name only,
-                which for an uploaded file is all that its owner knows.
+            DataError: the file is missing or broken. The message has the file's name without its
+                folder, which may be an upload's temporary one.
         """
         try:
             return read_image(path, format="RGB")
         except Exception as error:
-            # Pillow raises OSError, SyntaxError, ValueError, its own: anything
+            # Pillow raises OSError, SyntaxError, ValueError, and errors of its own
             if isinstance(error, UnidentifiedImageError):  # its text names a Python object
                 reason = "Pillow knows no image format like this"
             else:
@@ -153,17 +153,17 @@ class Predictor:
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> Instances:
-        """Detects, at the config's test size.
+        """Detects objects in an image, resized to the config's test size.
 
         Args:
             image: (H, W, 3) uint8, RGB.
 
         Returns:
-            All of the model's detections, best first, on the CPU: ``pred_boxes`` in pixels of the
-            image, ``scores``, ``pred_classes``.
+            All detections, best first, on the CPU: ``pred_boxes`` in pixels of the given image,
+            ``scores``, ``pred_classes``.
 
         Raises:
-            DataError: the image is too elongated to be resized.
+            DataError: the image is so elongated that resizing would make a side 0.
         """
         height, width = image.shape[:2]
         inputs = T.AugInput(image[:, :, ::-1] if self._is_bgr else image)
@@ -180,7 +180,7 @@ class Predictor:
 
 
 def _dataset_class_names(cfg: CfgNode) -> list[str] | None:
-    """The class names of the first of the config's datasets that has some."""
+    """Class names of the config's first dataset that has some."""
     for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
         if name in DatasetCatalog:
             class_names = MetadataCatalog.get(name).get("thing_classes")
@@ -192,15 +192,15 @@ def _dataset_class_names(cfg: CfgNode) -> list[str] | None:
 def _calibration(
     weights: str, class_names: list[str] | None, model: nn.Module
 ) -> tuple[list[str] | None, list[float] | None, str]:
-    """The calibration that an evaluation of the weights left beside them.
+    """Loads the thresholds that an evaluation stored beside the weights.
 
     Args:
         weights: path of the checkpoint.
-        class_names: of the K classes; None for those of the calibration.
-        model: with these weights.
+        class_names: of the K classes; None to take them from the thresholds' file.
+        model: has these weights.
 
     Returns:
-        class_names as far as known, K thresholds or None, and a sentence on where they are from.
+        class_names or None, K thresholds or None, and a sentence on their source.
     """
     path = find_thresholds(weights)
     if path is None:
@@ -215,5 +215,5 @@ def _calibration(
 
 
 def _num_classes(model: nn.Module) -> int:
-    """K; Detectron2's detectors know it themselves, of OneNet the head does."""
+    """K: an attribute of Detectron2's detectors, and of OneNet's head."""
     return model.head.num_classes if isinstance(model, OneNet) else model.num_classes

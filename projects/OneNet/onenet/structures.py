@@ -1,4 +1,4 @@
-"""What packages hand each other: dense predictions, targets, matched pairs, candidates."""
+"""Types shared across the package: dense predictions, targets, matches, candidates."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 
 
 class DenseBoxes:
-    """A box at every sample, of which no more are decoded than are asked for."""
+    """Boxes of all samples, decoded on demand."""
 
     def __init__(
         self,
@@ -33,37 +33,40 @@ class DenseBoxes:
     ) -> None:
         """
         Args:
-            codes: (N, M, C) what the box predictor says of each sample.
+            codes: (N, M, C) raw outputs of the box predictor.
             anchors: (M, 4) corners of the samples' anchors, float32.
-            decode: from codes (N, k, C), and the anchors of the same samples, (k, 4) or (N, k, 4),
-                to corners (N, k, 4), each sample on its own; None where codes are corners already.
+            decode: maps codes (N, k, C) and their anchors, (k, 4) or (N, k, 4), to corners
+                (N, k, 4), each sample on its own; None if codes are corners.
         """
         self.codes, self.anchors, self.decode = codes, anchors, decode
 
     @cached_property
     def corners(self) -> Tensor:
-        """(N, M, 4) of all samples; see :attr:`DensePredictions.pred_boxes`."""
+        """(N, M, 4) corners of all samples; see :attr:`DensePredictions.pred_boxes`."""
         if self.decode is None:
             return self.codes
-        # They are kept: a matcher, which has no need for gradients, may be the first to ask
+        # The result is cached, so it needs gradients even if a matcher without them asks first
         with torch.set_grad_enabled(self.codes.requires_grad):
             return self.decode(self.codes, self.anchors)
 
     def at(self, samples: Tensor) -> Tensor:
-        """The corners of some samples, (N, k, 4).
+        """Decodes the boxes of some samples.
 
         Args:
-            samples: (N, k) int64 indices, of each image's.
+            samples: (N, k) int64, indices of each image's samples.
+
+        Returns:
+            (N, k, 4) corners.
         """
         codes = take_samples(self.codes, samples)
         return codes if self.decode is None else self.decode(codes, self.anchors[samples])
 
 
 class DensePredictions(NamedTuple):
-    """What a head says of a batch of ``N`` images, at ``M`` samples, in ``K`` classes.
+    """A head's output for ``N`` images, ``M`` samples and ``K`` classes.
 
-    Samples of all pyramid levels lie one behind the other, finest level first; within a level by
-    row, column and, where a location has several, anchor.
+    Samples of all pyramid levels are concatenated, finest level first; within a level they are
+    ordered by row, column and anchor.
     """
 
     pred_logits: Tensor
@@ -81,7 +84,7 @@ class DensePredictions(NamedTuple):
         anchors: Tensor,
         level_sizes: tuple[int, ...],
     ) -> DensePredictions:
-        """Predictions whose boxes are decoded; arguments are as the attributes of their names."""
+        """Builds predictions from decoded boxes; arguments as the attributes of the same names."""
         return cls(pred_logits, DenseBoxes(pred_boxes, anchors), level_sizes)
 
     @property
@@ -91,29 +94,29 @@ class DensePredictions(NamedTuple):
 
     @property
     def anchors(self) -> Tensor:
-        """(M, 4) corners of the samples' anchors, float32. A point is a square of its level's
-        stride, centred at the sample's location."""
+        """(M, 4) corners of the samples' anchors, float32. A point's anchor is a square centred at
+        the sample's location, its side the level's stride."""
         return self.boxes.anchors
 
     def detach(self) -> DensePredictions:
-        """The same without gradient."""
+        """Returns a copy without gradients."""
         boxes = self.boxes
         detached = DenseBoxes(boxes.codes.detach(), boxes.anchors, boxes.decode)
         return self._replace(pred_logits=self.pred_logits.detach(), boxes=detached)
 
     def in_float32(self) -> DensePredictions:
-        """The same in float32, with all boxes decoded."""
+        """Returns a copy in float32, with all boxes decoded."""
         boxes = DenseBoxes(self.pred_boxes.float(), self.anchors)
         return self._replace(pred_logits=self.pred_logits.float(), boxes=boxes)
 
 
 class Candidates(NamedTuple):
-    """The T best-scoring (class, sample) pairs of each of N images, best first."""
+    """The T best-scoring (sample, class) pairs of each of N images, best first."""
 
     logits: Tensor
-    """(N, T)."""
+    """(N, T) class logits."""
     index: Tensor
-    """(N, T) int64 of each among an image's M x K: sample x K + class."""
+    """(N, T) int64 flat indices into an image's M x K logits: sample x K + class."""
     classes: Tensor
     """(N, T) int64, in [0, K)."""
     boxes: Tensor
@@ -121,32 +124,32 @@ class Candidates(NamedTuple):
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """Copies from the host without waiting for what the device is still doing."""
+    """Copies a tensor from the host to a device without synchronising."""
     on_gpu = device.type == "cuda"
     return (x.pin_memory() if on_gpu else x).to(device, non_blocking=on_gpu)
 
 
 class Targets(NamedTuple):
-    """All T objects of a batch of N images, by image, in the order of its Instances."""
+    """All T ground-truth objects of N images, in the order of the images' Instances."""
 
     instances: list[Instances]
-    """The N Instances that they are of."""
+    """The N Instances that hold the objects."""
     boxes: Tensor
     """(T, 4) corners ``x1, y1, x2, y2`` in pixels, float32."""
     classes: Tensor
     """(T,) int64, in [0, K)."""
     images: Tensor
-    """(T,) int64: the image of each."""
+    """(T,) int64: the index of each object's image."""
     scales: Tensor
-    """(T, 4) float32: width, height, width, height of its image in pixels, before padding."""
+    """(T, 4) float32: width, height, width, height of each object's image in pixels, unpadded."""
 
     @classmethod
     def from_instances(cls, instances: list[Instances], device: torch.device) -> Targets:
-        """Puts them together, without waiting for the device.
+        """Concatenates the objects of all images, without waiting for the device.
 
         Args:
             instances: with ``gt_boxes`` and ``gt_classes``, on the device.
-            device: where all lie.
+            device: of the instances and the result.
         """
         per_image = [(*gt.image_size[::-1], *gt.image_size[::-1]) for gt in instances]
         images = [i for i, gt in enumerate(instances) for _ in range(len(gt))]
@@ -168,21 +171,24 @@ class Targets(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """The matched pairs of a batch, by object. Each is an int64 vector of length P."""
+    """The P matched (sample, object) pairs of a batch, as int64 vectors of length P."""
 
     images: Tensor
-    """The image of each pair."""
+    """Index of each pair's image."""
     samples: Tensor
-    """Its sample, in [0, M)."""
+    """Sample, in [0, M)."""
     objects: Tensor
-    """Its object, in [0, T): the batch's objects one behind the other."""
+    """Object, in [0, T): an index into the batch's :class:`Targets`."""
 
     def by_image(self, counts: list[int]) -> list[tuple[Tensor, Tensor]]:
-        """For each image its pairs' ``(sample_indices, gt_indices)``; the latter count its own
-        objects and ascend.
+        """Splits the pairs by image.
 
         Args:
             counts: the number of objects of each image.
+
+        Returns:
+            For each image ``(sample_indices, gt_indices)``, where ``gt_indices`` count the objects
+            of that image.
         """
         sizes = torch.bincount(self.images, minlength=len(counts)).tolist()
         starts = np.cumsum([0, *counts])[:-1].tolist()
@@ -191,5 +197,5 @@ class Matches(NamedTuple):
 
 
 def take_samples(values: Tensor, samples: Tensor) -> Tensor:
-    """Rows of each image's values: (N, M, C) at the samples (N, k) gives (N, k, C)."""
+    """Gathers values (N, M, C) at samples (N, k): (N, k, C)."""
     return values.gather(1, samples.unsqueeze(-1).expand(-1, -1, values.shape[2]))

@@ -1,4 +1,4 @@
-"""Weights: those of this project, and those of others, renamed; read without running code."""
+"""Checkpoints of this and other projects, read without running code in them."""
 
 from .checkpointer import OneNetCheckpointer, load_weights, read_checkpoint
 

@@ -1,4 +1,4 @@
-"""Checkpoints read without running code, converted where they are another project's."""
+"""Reading and writing of checkpoints; conversion of those of other projects."""
 
 from __future__ import annotations
 
@@ -21,29 +21,27 @@ from .unpickler import read_pickled_checkpoint
 __all__ = ["OneNetCheckpointer", "load_weights", "read_checkpoint"]
 
 _CLASS_PREDICTOR = "head.cls_score."
-_RESCORING = "rescoring."  # the authors' models have none
-_COUNTER = ".num_batches_tracked"  # not in torchvision's published files, nor used with a momentum
+_RESCORING = "rescoring."  # absent in the authors' models
+_COUNTER = ".num_batches_tracked"  # absent in torchvision's files, unused with a momentum
 _STATISTICS = (".running_mean", ".running_var", _COUNTER)
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
-    """Reads a checkpoint without running what it may contain.
+    """Reads a checkpoint without running code in it.
 
     Args:
-        path: of a local file that torch has saved: a checkpoint with "model" in it, or the names
-            and tensors alone.
+        path: of a local file saved by torch: a checkpoint with "model", or a state dict.
 
     Returns:
-        The checkpoint; "model" has names and tensors, without the "module." that DataParallel puts
-        before all names.
+        The checkpoint; "model" is a state dict without DataParallel's prefix "module.".
 
     Raises:
-        ConfigError: the file is broken, would run code, or holds no weights.
+        ConfigError: the file is broken, contains code, or has no weights.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # A broken file makes torch raise anything: UnpicklingError, RuntimeError, EOFError, ...
+        # For broken files torch raises UnpicklingError, RuntimeError, EOFError, ...
         raise ConfigError(
             f"The file {path} is no checkpoint that torch can read without running code in it"
             f" ({type(error).__name__})."
@@ -68,19 +66,18 @@ def read_checkpoint(path: str) -> dict[str, Any]:
 
 
 class _MisfitError(ConfigError):
-    """Weights do not fit the model; the message is a part of a sentence."""
+    """Weights do not fit the model. The message completes the caller's sentence."""
 
 
 class OneNetCheckpointer(DetectionCheckpointer):
-    """Detectron2's, which runs no code that a .pth file contains, and reads others' weights too.
+    """Detectron2's checkpointer, with safe reading, atomic writing, and weights of other projects.
 
-    What it saves is whole or not there, and ``last_checkpoint`` never names anything else.
-
-    A checkpoint of the authors' code is converted as it is loaded, and has to fill the whole model;
-    torchvision's ResNets have to fill the model's ResNet. Of any file something has to fit.
+    A checkpoint of the authors' code is converted when it is loaded, and must fill the whole model;
+    a torchvision ResNet must fill the model's ResNet. Of any other file at least one tensor must
+    fit. Checkpoints are written whole or not at all, and ``last_checkpoint`` names a whole one.
 
     Attributes:
-        conversion: what was done with the last file, where it was converted; else None.
+        conversion: of the last file if it was converted, else None.
     """
 
     def __init__(
@@ -95,9 +92,9 @@ class OneNetCheckpointer(DetectionCheckpointer):
         """
         Args:
             model, save_dir, **kwargs: see Detectron2's.
-            new_classes: whether the class predictor of an authors' checkpoint may be of other
-                classes, and is trained anew then; as are parts that the authors' models lack.
-            input_format: INPUT.FORMAT, which not every model knows; None for what the model says.
+            new_classes: whether an authors' checkpoint may have other classes or lack rescoring;
+                those weights then stay as initialised.
+            input_format: INPUT.FORMAT; None for the model's attribute.
         """
         super().__init__(model, save_dir, **kwargs)
         self._new_classes = new_classes
@@ -108,8 +105,7 @@ class OneNetCheckpointer(DetectionCheckpointer):
         """See Detectron2's.
 
         Raises:
-            ConfigError: a .pth file is no checkpoint; or it is the authors' or torchvision's, and
-                not of this model; or nothing of the file is of this model.
+            ConfigError: the file is not a checkpoint or does not fit the model.
         """
         try:
             return super().load(path, *args, **kwargs)
@@ -118,14 +114,14 @@ class OneNetCheckpointer(DetectionCheckpointer):
                 f"The weights {path} are not of the model that the config describes: {error}."
             ) from error
         finally:
-            self._parsed_url_during_load = None  # Detectron2 asserts it, and forgets it on errors
+            self._parsed_url_during_load = None  # not reset by Detectron2 on errors
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """See Detectron2's; only on a local disk.
+        """See Detectron2's; to a local disk only.
 
         Raises:
-            TrainingError: the file cannot be written, and what was saved before stays as it is; or
-                a parameter is NaN or infinite.
+            TrainingError: the file cannot be written, or a parameter is NaN or infinite; earlier
+                checkpoints are unchanged.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -153,12 +149,12 @@ class OneNetCheckpointer(DetectionCheckpointer):
         write_whole(path, last_filename_basename.encode())
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        # Detectron2 hands .pkl files to pickle, which would run the code in them
+        # Detectron2 would unpickle .pkl files, running code in them
         if filename.endswith(".pkl"):
             return read_pickled_checkpoint(filename)
         try:
             return super()._load_file(filename)
-        except (pickle.UnpicklingError, AssertionError) as error:  # of a .pyth file, of pycls
+        except (pickle.UnpicklingError, AssertionError) as error:  # a .pyth file of pycls
             raise ConfigError(f"The file {filename} is no checkpoint of pycls.") from error
 
     def _torch_load(self, f: str) -> dict[str, Any]:
@@ -166,10 +162,10 @@ class OneNetCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         self.conversion = None
-        if checkpoint.get("matching_heuristics"):  # Detectron2 renames these itself
+        if checkpoint.get("matching_heuristics"):  # renamed by Detectron2
             names = list(checkpoint["model"])
             keys = super()._load_model(checkpoint)
-            # Detectron2 fills statistics of frozen batch norm that a file lacks
+            # Detectron2 fills missing statistics of frozen batch norm
             loaded = set(self.model.state_dict()) - set(keys.missing_keys)
             _check_anything_fits(names, any(not name.endswith(_STATISTICS) for name in loaded))
             return keys
@@ -184,7 +180,7 @@ class OneNetCheckpointer(DetectionCheckpointer):
         anew = (_CLASS_PREDICTOR, (_RESCORING,)) if self._new_classes else ((), ())
         _check_fit(keys, self.conversion.fills, *anew)
         rest = f"{len(keys.missing_keys)} of the model's tensors stay as initialised"
-        # torchvision's always leave some
+        # torchvision's files always leave some tensors
         unusual = keys.missing_keys and not self.conversion.fills
         logging.getLogger(__name__).log(
             logging.WARNING if unusual else logging.INFO,
@@ -193,9 +189,10 @@ class OneNetCheckpointer(DetectionCheckpointer):
         return keys
 
     def _load_exactly_named(self, checkpoint: dict[str, Any]) -> Any:
-        """Detectron2's ``_load_model``, with the truth about what is missing.
+        """Detectron2's ``_load_model`` with all missing keys.
 
-        Its frozen batch norm takes 0 and 1 for statistics that a file without versions lacks.
+        Detectron2 does not report missing statistics of frozen batch norm, which it sets to 0 and
+        1.
         """
         state, known = checkpoint["model"], self.model.state_dict()
         fits = any(name in known and known[name].shape == state[name].shape for name in state)
@@ -219,18 +216,18 @@ def _check_fit(
     new_shape: str | tuple[str, ...] = (),
     may_lack: tuple[str, ...] = (),
 ) -> None:
-    """Refuses what Detectron2 only warns of.
+    """Raises for mismatches that Detectron2 only warns about.
 
     Args:
-        keys: what Detectron2's ``_load_model`` returned.
-        fills: prefix of the model's tensors that must have been in the file.
-        new_shape: prefix of those that may have another shape, and stay as initialised.
-        may_lack: prefixes of those that need not be there, and stay as initialised.
+        keys: the result of Detectron2's ``_load_model``.
+        fills: prefix of the model's tensors that must be in the file.
+        new_shape: prefix of tensors that may have another shape and stay as initialised.
+        may_lack: prefixes of tensors that may be missing and stay as initialised.
 
     Raises:
         _MisfitError: a tensor is missing, left over, or has another shape.
     """
-    shapes = [name for name, *_ in keys.incorrect_shapes]  # these count as missing, too
+    shapes = [name for name, *_ in keys.incorrect_shapes]  # also counted as missing
     wrong = {
         "has in another shape": [name for name in shapes if not name.startswith(new_shape)],
         "lacks": [
@@ -249,10 +246,10 @@ def _check_fit(
 
 
 class _ExactCheckpointer(OneNetCheckpointer):
-    """Reads files of any name as torch's, and refuses what Detectron2 only warns of."""
+    """Reads all files with torch, and raises for mismatches that Detectron2 only warns about."""
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        # Detectron2 hands .pkl files to pickle
+        # Detectron2 would unpickle .pkl files
         return {"model": read_checkpoint(filename)["model"]}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
@@ -262,17 +259,14 @@ class _ExactCheckpointer(OneNetCheckpointer):
 
 
 def load_weights(model: nn.Module, path: str) -> None:
-    """Loads a checkpoint of exactly this model: of Detectron2's trainer, or of the authors' code.
-
-    Detectron2's checkpointer leaves weights that do not fit as they were, and unpickles what ends
-    in ".pkl". Here nothing of the model stays random, and no file runs code.
+    """Loads a checkpoint that must fill the whole model, of this project or of the authors' code.
 
     Args:
-        model: takes the weights.
+        model: to fill.
         path: of a local file.
 
     Raises:
-        ConfigError: there is no such file, it is no checkpoint, or not of this model.
+        ConfigError: the file is missing, not a checkpoint, or does not fit the model exactly.
     """
     if not os.path.isfile(path):
         raise ConfigError(f"Weights: there is no file '{path}'.")

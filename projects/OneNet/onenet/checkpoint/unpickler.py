@@ -1,4 +1,4 @@
-"""Pickles of NumPy arrays, read without running code, or refused in a sentence."""
+"""Safe reading of pickles of NumPy arrays."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ __all__ = ["read_pickled_checkpoint"]
 
 
 def read_pickled_checkpoint(path: str) -> dict[str, Any]:
-    """Reads a checkpoint of Detectron2's or Caffe2's model zoo, which are pickles of NumPy arrays.
+    """Reads a checkpoint of Detectron2's or Caffe2's model zoo, a pickle of NumPy arrays.
 
-    What else a pickle may ask for, is refused before it runs.
+    Anything else in the pickle is refused before it runs.
 
     Returns:
-        What Detectron2's ``DetectionCheckpointer`` makes of such a file.
+        As Detectron2's ``DetectionCheckpointer`` returns for such a file.
 
     Raises:
-        ConfigError: the file is broken, or asks for anything but arrays.
+        ConfigError: the file is broken, or has anything but arrays.
     """
     try:
         with open(path, "rb") as file:
@@ -37,7 +37,7 @@ def read_pickled_checkpoint(path: str) -> dict[str, Any]:
             raise pickle.UnpicklingError(f"it is a {type(content).__name__}, no dict")
         if "model" in content and "__author__" in content:
             checkpoint = dict(content)
-        else:  # of Caffe2: "blobs" in detectors, their content alone in classifiers
+        else:  # Caffe2: detectors have "blobs", classifiers only their content
             blobs = content.get("blobs", content)
             checkpoint = {
                 "model": {k: v for k, v in blobs.items() if not k.endswith("_momentum")},
@@ -45,7 +45,7 @@ def read_pickled_checkpoint(path: str) -> dict[str, Any]:
                 "matching_heuristics": True,
             }
         wrong = [name for name, value in checkpoint["model"].items() if not _is_array(value)]
-    except Exception as error:  # a broken file makes pickle raise anything
+    except Exception as error:  # broken files raise many types of errors
         raise ConfigError(
             f"The file {path} is no pickle of arrays alone, which can be read without running code"
             f" in it ({' '.join(str(error).split()) or type(error).__name__})."
@@ -62,7 +62,7 @@ def _is_array(value: Any) -> bool:
 
 
 def _shallow(load_tuple: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Refuses tuples in tuples in tuples, whose hash, as keys, may take ages; arrays need none."""
+    """Refuses deeply nested tuples, whose hashes, as keys, take too long; arrays need none."""
 
     def load(unpickler: Any) -> None:
         load_tuple(unpickler)
@@ -73,12 +73,11 @@ def _shallow(load_tuple: Callable[[Any], None]) -> Callable[[Any], None]:
     return load
 
 
-# The C unpickler takes gigabytes for a few bytes, where they name a large place in its memo
+# Python's unpickler: the C one allocates gigabytes for a large memo index
 class _ArrayUnpickler(pickle._Unpickler):
-    """Knows the few names that pickles of arrays have, and gives stand-ins of NumPy for them.
+    """Allows the few names in pickles of arrays, and replaces NumPy's functions by safe ones.
 
-    NumPy's own would take what a file makes up for a dtype: fields and flags that make pointers of
-    numbers.
+    NumPy's own accept forged dtypes, whose fields and flags turn numbers into pointers.
     """
 
     dispatch = dict(pickle._Unpickler.dispatch)
@@ -93,7 +92,7 @@ class _ArrayUnpickler(pickle._Unpickler):
             raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
 
     def load_bytes(self) -> None:
-        """In place of a bytearray, which would be made before the file turns out shorter."""
+        """Reads bytes; a bytearray would be allocated before the file proves shorter."""
         (length,) = struct.unpack("<Q", self.read(8))
         self.append(self.read(length))
 
@@ -104,12 +103,12 @@ class _ArrayUnpickler(pickle._Unpickler):
 
 
 def _told(value: Any) -> str:
-    """A value in a sentence: a few lists can stand for gigabytes of text."""
+    """A value for a message, bounded: the text of a few lists may be gigabytes."""
     return repr(value[:20]) if isinstance(value, str) else type(value).__name__
 
 
 class _Maker:
-    """What a pickle may call; it cannot be changed."""
+    """A function that a pickle may call but not modify."""
 
     __slots__ = ("_make",)
     __hash__ = None
@@ -125,7 +124,7 @@ class _Maker:
 
 
 class _Dtype:
-    """Stands for a dtype of numbers: no fields, no flags."""
+    """Replaces a numeric dtype, without fields and flags."""
 
     __slots__ = ("dtype",)
     __hash__ = None
@@ -143,7 +142,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for an array, which it makes once the file is read."""
+    """Replaces an array, which is created after the file is read."""
 
     __slots__ = ("axes", "dtype", "order", "raw", "shape")
     __hash__ = None
@@ -152,8 +151,8 @@ class _Array:
         self.set(b"", _Dtype("b1"), (0,), "C")
 
     def set(self, raw: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> None:
-        """Sets all that an array is, or raises."""
-        right = isinstance(raw, (bytes, str)) and isinstance(dtype, _Dtype)  # Python 2 has str
+        """Sets the array's content and layout; raises if they are inconsistent."""
+        right = isinstance(raw, (bytes, str)) and isinstance(dtype, _Dtype)  # str in Python 2
         right = right and isinstance(shape, tuple) and len(shape) <= 32
         right = right and all(type(size) is int and 0 <= size < 2**48 for size in shape)
         if order == "K":
@@ -173,7 +172,7 @@ class _Array:
         self.set(raw, dtype, shape, "F" if is_fortran else "C")
 
     def make(self) -> np.ndarray:
-        """The array, a copy in this machine's byte order."""
+        """Creates the array in this machine's byte order."""
         raw = self.raw.encode("latin1") if isinstance(self.raw, str) else self.raw
         values = np.frombuffer(raw, self.dtype).astype(self.dtype.newbyteorder("="))
         if self.order == "K":
@@ -182,18 +181,18 @@ class _Array:
 
 
 class _Finished:
-    """Puts arrays in the place of what stands for them; a file cannot hold more than its size."""
+    """Replaces the stand-ins by arrays, of at most the file's size in all."""
 
     def __init__(self, size: int) -> None:
         self.room = size
         self.done: dict[int, Any] = {}
 
     def finish(self, value: Any) -> Any:
-        """The value, whose dicts, lists and tuples are copied."""
+        """Returns the value with dicts, lists and tuples copied."""
         if not isinstance(value, (_Array, _Dtype, _Maker, dict, list, tuple)):
             return value
         if id(value) not in self.done:
-            self.done[id(value)] = self  # until it is known
+            self.done[id(value)] = self  # marks a value in progress
             self.done[id(value)] = self._finish(value)
         if self.done[id(value)] is self:
             raise pickle.UnpicklingError("it contains itself")
@@ -213,14 +212,14 @@ class _Finished:
 
 
 def _reconstruct(kind: Any, shape: Any, code: Any) -> _Array:
-    """Of an empty array, whose content follows."""
+    """Replaces NumPy's function: an empty array, whose state follows."""
     if kind is not _NDARRAY:
         raise pickle.UnpicklingError("it asks for an array of another class")
     return _Array()
 
 
 def _frombuffer(*args: Any) -> _Array:
-    """Of an array, as protocol 5 has it."""
+    """Replaces NumPy's function: an array in protocol 5."""
     array = _Array()
     array.set(*args)
     return array
@@ -233,9 +232,9 @@ def _scalar(dtype: Any, raw: Any) -> Any:
 
 
 def _encode_latin1(text: Any, encoding: Any) -> str:
-    """The one use of ``_codecs.encode`` that Python 3 makes of it for bytes in old protocols.
+    """Replaces ``_codecs.encode``, which old protocols use for bytes in Python 3.
 
-    It returns the text: many bytes of one text would take more memory than the file.
+    Returns the text: encoding one text many times would take more memory than the file.
     """
     if encoding != "latin1" or not isinstance(text, str):
         raise pickle.UnpicklingError(f"it asks for the codec {_told(encoding)}")
@@ -247,7 +246,7 @@ def _refuse(*args: Any) -> None:
 
 
 _NDARRAY = _Maker(_refuse)
-# What pickles of arrays and NumPy's scalars ask for, in all protocols
+# All names in pickles of arrays and NumPy scalars, in all protocols
 _HARMLESS = {
     ("numpy", "ndarray"): _NDARRAY,
     ("numpy", "dtype"): _Maker(_Dtype),
@@ -256,5 +255,5 @@ _HARMLESS = {
     ("numpy.core.numeric", "_frombuffer"): _Maker(_frombuffer),
     ("collections", "OrderedDict"): _Maker(OrderedDict),
     ("_codecs", "encode"): _Maker(_encode_latin1),
-    ("__builtin__", "bytes"): _Maker(lambda: b""),  # as old protocols have empty ones
+    ("__builtin__", "bytes"): _Maker(lambda: b""),  # empty bytes in old protocols
 }

@@ -1,8 +1,8 @@
-"""Detectors side by side: trained alike, measured alike, and shown on one page.
+"""Training, evaluation and comparison of several detectors.
 
-``plan`` says what is compared, ``runs`` resolves it to runs, ``completion`` trains and evaluates
-them, ``results`` gathers the numbers, ``speed`` times, ``plots``, ``pictures``, ``tables`` and
-``page`` show; ``compare`` is all of it.
+``plan`` reads what to compare, ``runs`` resolves the runs, ``completion`` trains and evaluates
+them, ``results`` collects metrics, ``speed`` times the models, ``plots``, ``pictures``, ``tables``
+and ``page`` build the report, and ``compare`` does all of this.
 """
 
 from .compare import ReportOptions, compare

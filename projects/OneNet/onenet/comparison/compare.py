@@ -1,4 +1,4 @@
-"""From a plan to finished runs and their report."""
+"""Completion of a plan's runs, and their report."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ _FILES = ("comparison.html", "comparison.md", "comparison.json")
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What the page shows besides the results."""
+    """Options of the report."""
 
-    images: int = 6  # in the pictures
-    min_score: float = 0.3  # of the boxes in the pictures
-    speed_rounds: int = 20  # 0: speed is not measured
+    images: int = 6  # number of images shown
+    min_score: float = 0.3  # of boxes shown
+    speed_rounds: int = 20  # 0 to skip timing
 
     def __post_init__(self) -> None:
         """
         Raises:
-            ConfigError: a number makes no sense.
+            ConfigError: a number is out of range.
         """
         if self.images < 0 or self.speed_rounds < 0:
             raise ConfigError("The numbers of images and of speed rounds must be 0 or greater.")
@@ -69,24 +69,24 @@ def compare(
     write_anew: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Completes the plan's runs, and writes the report where it is not up to date.
+    """Completes the plan's runs, and writes the report unless it is up to date.
 
-    Holds the output folder's lock all the while: no two starts train, time or write in it at once.
+    Locks the output folder, so that only one process at a time works in it.
 
     Args:
         plan: from :func:`read_plan` or :func:`plan_from_paths`.
         train_command: ``[python, train_net.py]``.
-        command: how the comparison was started, for the page.
-        options: of the page.
-        num_gpus: handed to train_net.py.
-        jobs: how many trainings or evaluations run at the same time.
-        write_anew: whether to measure speed and write the report even if nothing has changed.
-        say: gets the lines for the terminal.
+        command: the command line, for the report.
+        options: of the report.
+        num_gpus: passed to train_net.py.
+        jobs: number of concurrent trainings or evaluations.
+        write_anew: whether to time the models and write the report even if nothing has changed.
+        say: prints progress lines.
 
     Raises:
         ConfigError, DataError: see :func:`onenet.comparison.runs.find_runs` and
             :func:`onenet.comparison.completion.locked`; or ``jobs`` is below 1.
-        RunFailed: some runs failed; there is no report then.
+        RunFailed: some runs failed; no report is written.
     """
     if jobs < 1:
         raise ConfigError(f"--jobs is {jobs}; give 1 or more.")
@@ -122,7 +122,7 @@ def _write_report(
     dataset = _dataset(detectors[0]) or firsts[0].cfg.DATASETS.TEST[0]
     records, note = [], ""
     try:
-        # Speed needs an image even where no pictures are wanted
+        # Timing needs an image even if none is shown
         records = pick_records(dataset, max(options.images, 1))
     except (DataError, OSError, KeyError) as error:
         reason = " ".join(str(error).split())
@@ -159,7 +159,7 @@ def _write_report(
 
 
 def _dataset(detector: dict[str, Any]) -> str | None:
-    """The test set of a detector's first seed."""
+    """Test dataset of a detector's first seed."""
     return detector["seeds"][0]["evaluations"].get(AS_CONFIGURED, {}).get("dataset")
 
 
@@ -171,7 +171,7 @@ def _gallery(
     min_score: float,
     note: str,
 ) -> Gallery:
-    """The images under ground truth and each detector that was tested on them."""
+    """The images with ground truth and with the boxes of each detector tested on them."""
     columns = [[draw_truth(record) for record in records]] if records else []
     left_out = []
     for run, detector in zip(firsts, detectors, strict=True):

@@ -1,7 +1,4 @@
-"""Completes the runs of a plan in child processes: trained, continued, evaluated or skipped.
-
-POSIX only: the folder's lock and the ending of child processes need its calls.
-"""
+"""Training and evaluation of a plan's runs in child processes. POSIX only."""
 
 from __future__ import annotations
 
@@ -26,9 +23,9 @@ from .runs import Run, by_name, check_same_settings, is_done, record
 
 __all__ = ["RunFailed", "complete_runs", "locked", "num_cores"]
 
-_POLL_SECONDS = 0.1  # between two looks at a child process
-# Linux alone can end a child whose parent got SIGKILL. The child asks for that, then becomes the
-# command; a preexec_fn could do it in fewer words, but may deadlock in a process with threads.
+_POLL_SECONDS = 0.1  # between polls of a child process
+# On Linux, ends the child if its parent gets SIGKILL: the child sets its death signal, then becomes
+# the command. Not a preexec_fn, which may deadlock in a process with threads.
 _WITH_PARENT = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
@@ -38,7 +35,7 @@ if os.getppid() == int(sys.argv[1]):  # else it has ended already
 
 
 class RunFailed(RuntimeError):
-    """Some runs failed; the message has the last lines of each one's log."""
+    """Runs failed; the message has the last lines of each log."""
 
 
 def complete_runs(
@@ -49,26 +46,25 @@ def complete_runs(
     jobs: int = 1,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Trains, continues or evaluates those runs that are not done: each detector's first seed, then
-    its second, so that a start that is cut off leaves whole seeds.
+    """Trains, resumes or evaluates the runs that are not done.
 
-    A run that fails does not keep the others from being completed.
+    All detectors' first seeds come first, then their second, so that an interrupted comparison has
+    complete seeds. A failed run does not stop the others.
 
     Args:
         runs: from :func:`onenet.comparison.runs.find_runs`.
         train_command: ``[python, train_net.py]``.
         lock: of the comparison's folder, from :func:`locked`.
-        num_gpus: handed to train_net.py.
-        jobs: how many run at the same time. With more than one each gets its share of the CPU's
-            threads, unless OMP_NUM_THREADS says otherwise.
-        say: gets a line for each run; called from other threads, but never twice at once.
+        num_gpus: passed to train_net.py.
+        jobs: number of concurrent runs. They share the CPU's threads unless OMP_NUM_THREADS is set.
+        say: prints a line for each run; called from several threads, one at a time.
 
     Raises:
         ConfigError: settings differ from those in run.json; nothing was started.
-        RunFailed: some runs failed; raised once, when all others are done.
+        RunFailed: runs failed; raised after all others are done.
     """
     for run in runs:
-        check_same_settings(run)  # again: the lock's last holder may have written it
+        check_same_settings(run)  # again: another process may have written it
     waiting: list[Run] = []
     for run in filter(None, chain(*zip_longest(*by_name(runs).values()))):
         if is_done(run):
@@ -101,7 +97,7 @@ def complete_runs(
     try:
         for future in as_completed([pool.submit(complete, run) for run in waiting]):
             future.result()
-    finally:  # without delay also after Ctrl-C
+    finally:  # also after Ctrl-C
         stop.set()
         pool.shutdown(cancel_futures=True)
     if failures:
@@ -112,17 +108,17 @@ def complete_runs(
 def _with_gpus(words: Sequence[str], num_gpus: int | None) -> list[str]:
     if num_gpus is None:
         return [*words]
-    # The options come before the overrides, which argparse takes to the end of the line.
+    # Options go before the overrides, which take the rest of the line
     return ["--num-gpus", str(num_gpus), "--dist-url", "auto", *words]
 
 
 def _carry_out(run: Run, command: list[str], lock: int, jobs: int, stop: threading.Event) -> None:
-    """Runs the command of a run to its end, or until ``stop`` is set.
+    """Runs the command of a run until it ends or ``stop`` is set.
 
-    The child process ends when this process ends, however that comes about.
+    On Linux, the child also ends if this process is killed.
 
     Raises:
-        RunFailed: it ended with an error, or without results.
+        RunFailed: the command failed or wrote no results.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     if not (run.folder / "run.json").is_file():
@@ -141,8 +137,8 @@ def _carry_out(run: Run, command: list[str], lock: int, jobs: int, stop: threadi
             stdout=file,
             stderr=subprocess.STDOUT,
             env=env,
-            pass_fds=(lock,),  # the folder stays locked for as long as anything writes into it
-            start_new_session=True,  # so that its data loaders can be ended with it
+            pass_fds=(lock,),  # keeps the folder locked while the child runs
+            start_new_session=True,  # so that its data loaders are ended with it
         )
     while process.poll() is None:
         if stop.wait(_POLL_SECONDS):
@@ -159,14 +155,14 @@ def _carry_out(run: Run, command: list[str], lock: int, jobs: int, stop: threadi
 
 
 def num_cores() -> int:
-    """How many cores this process may use."""
+    """Number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Ends a process and its children, which are in its process group."""
+    """Ends a process and its process group."""
     for how in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, how)
@@ -178,16 +174,15 @@ def _end(process: subprocess.Popen) -> None:
 def locked(
     output: Path, say: Callable[[str], None] = print, patience: float = 15.0
 ) -> Iterator[int]:
-    """Makes the folder of a comparison and holds its lock; gives the lock's file descriptor.
+    """Creates and locks the folder of a comparison; yields the lock's file descriptor.
 
     Args:
         output: the folder.
-        say: gets a line if the lock is not free at once.
-        patience: seconds to wait for it, in which the data loaders of a killed start notice that it
-            is gone.
+        say: prints a line if the folder is locked.
+        patience: seconds to wait for the lock; data loaders of a killed process hold it briefly.
 
     Raises:
-        ConfigError: the folder cannot be written into, or another start works in it.
+        ConfigError: the folder is not writable, or in use by another process.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)

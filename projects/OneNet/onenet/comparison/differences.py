@@ -1,4 +1,4 @@
-"""What is not equal between compared detectors though it matters."""
+"""Settings that differ between compared detectors although they should not."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from .runs import flat
 
 __all__ = ["differences", "evaluated_values", "settings_that_matter"]
 
-# What a fair comparison keeps equal: these, named, and all other keys of _EQUAL_GROUPS. The test's
-# dataset and thresholds are compared as the evaluation has them.
+# Keys that should be equal, with their names; also all other keys of _EQUAL_GROUPS. Test dataset
+# and thresholds are compared as stored by the evaluation.
 _EQUAL_KEYS = {
     "DATASETS.TRAIN": "training data",
     "SOLVER.MAX_ITER": "iterations",
@@ -32,11 +32,11 @@ _EQUAL_GROUPS = (
 )
 _FREE_KEYS = {
     "SOLVER.CHECKPOINT_PERIOD",
-    "SOLVER.REFERENCE_BATCH",  # has had its effect on the learning rate
-    "INPUT.MASK_FORMAT",  # of masks, which no detector here uses
-    "TEST.END_TO_END.ENABLED",  # the results are there
+    "SOLVER.REFERENCE_BATCH",  # already applied to the learning rate
+    "INPUT.MASK_FORMAT",  # masks are unused
+    "TEST.END_TO_END.ENABLED",  # results exist
 }
-_MOST_SENTENCES = 10  # on other keys; the rest is named in one
+_MOST_SENTENCES = 10  # on other keys; further ones are listed in one sentence
 _THRESHOLDS = {
     "nms_thresh": ("TEST.END_TO_END.NMS_THRESH", "IoU of the NMS put behind"),
     "iou_thresh": ("TEST.END_TO_END.IOU_THRESH", "IoU of duplicates"),
@@ -44,7 +44,7 @@ _THRESHOLDS = {
 
 
 def differences(detectors: Sequence[dict[str, Any]]) -> list[str]:
-    """What is not equal between the detectors though it matters: a sentence each.
+    """Lists settings that differ although they should not, one sentence each.
 
     Args:
         detectors: from :func:`onenet.comparison.results.collect`.
@@ -64,7 +64,7 @@ def differences(detectors: Sequence[dict[str, Any]]) -> list[str]:
     named += [(what, configured(key)) for key, what in _EQUAL_KEYS.items()]
     sentences = [_sentence(what, names, values) for what, values in named]
 
-    # A key that only some have belongs to their backbone, which is compared above.
+    # Keys that only some have belong to the backbone, which is compared above
     common = set.intersection(*(set(detector["settings"]) for detector in detectors))
     treated = {*_EQUAL_KEYS, *(key for key, _ in _THRESHOLDS.values())}
     others = {
@@ -79,7 +79,7 @@ def differences(detectors: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _sentence(what: str, names: Sequence[str], values: Sequence[Any]) -> str:
-    """Which detectors have which value; empty if all have the same."""
+    """A sentence on which detectors have which value; empty if all are equal."""
     groups: dict[str, list[str]] = {}
     for name, value in zip(names, values, strict=True):
         groups.setdefault(_shown(value), []).append(name)
@@ -99,7 +99,7 @@ def _shown(value: Any) -> str:
 
 
 def evaluated_values(detectors: Sequence[dict[str, Any]], key: str) -> list[Any]:
-    """The different values, of all seeds and variants, that the evaluations have for a key."""
+    """Distinct values of a key in the evaluations of all seeds and variants."""
     found = dict.fromkeys(
         evaluation.get(key)
         for detector in detectors
@@ -110,7 +110,7 @@ def evaluated_values(detectors: Sequence[dict[str, Any]], key: str) -> list[Any]
 
 
 def settings_that_matter(settings: dict[str, Any]) -> dict[str, Any]:
-    """Those settings that :func:`differences` compares or a table shows, with flat keys."""
+    """The settings used by :func:`differences` and the tables, with flat keys."""
     without_fpn = "fpn" not in settings["MODEL"]["BACKBONE"]["NAME"]
     named = {"MODEL.META_ARCHITECTURE", "DATASETS.TEST", *_EQUAL_KEYS}
     return {

@@ -1,4 +1,4 @@
-"""The page comparison.html: one file, for a phone, a screen or paper."""
+"""The self-contained page comparison.html."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Gallery", "html_page"]
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
-    autoescape=True,  # titles, names and paths hold whatever users wrote
+    autoescape=True,  # titles, names and paths are user input
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
 )
@@ -22,21 +22,21 @@ _TEMPLATES = jinja2.Environment(
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures of some images under each detector."""
+    """Images with the boxes of each detector."""
 
-    rows: list[list[pictures.Picture]]  # one row an image
+    rows: list[list[pictures.Picture]]  # one row per image
     min_score: float
-    note: str = ""  # why there are none, or fewer
+    note: str = ""  # why images are missing
 
 
 def html_page(comparison: dict[str, Any], plots: dict[str, str], gallery: Gallery) -> str:
-    """The whole page; needs no other file and no network.
+    """Renders the page, which needs no other file and no network.
 
     Args:
         comparison: the content of comparison.json.
-        plots: the ``<svg>`` elements "ap", "duplicates", "precision", "losses" and, possibly empty,
-            "speed".
-        gallery: the pictures.
+        plots: ``<svg>`` elements "ap", "duplicates", "precision", "losses" and "speed" (may be
+            empty).
+        gallery: the images.
     """
     return _TEMPLATES.get_template("page.html.jinja").render(
         comparison=comparison, plots=plots, gallery=gallery, tables=tables, pictures=pictures

@@ -1,4 +1,4 @@
-"""The same images under each detector, found objects, duplicates and other boxes told apart."""
+"""Images with each detector's boxes, coloured as found objects, duplicates or others."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from ..utils.files import read_json
 
 __all__ = ["COLORS", "Picture", "draw", "draw_detections", "draw_truth", "pick_records"]
 
-# Colour, line width in pixels, words of the legend. Width tells a duplicate from a found object
-# without colour too.
+# Colour, line width in pixels, legend. Duplicates are thick, to be told apart without colour
 TRUTH, FOUND, DUPLICATE, OTHER = "ground truth", "found", "duplicate", "other"
 COLORS = {
     TRUTH: ((30, 144, 255), 2, "blue: object (ground truth)"),
@@ -35,15 +34,15 @@ _LONG_SIDE = 360  # pixels
 
 @dataclass(frozen=True)
 class Picture:
-    """An image with boxes, and in words what it shows."""
+    """An image with boxes, and their counts."""
 
     label: str  # of the detector
-    counts: dict[str, int]  # boxes by kind
+    counts: dict[str, int]  # of boxes, by kind
     jpeg: bytes
 
     @property
     def words(self) -> str:
-        """Such as "9 found, 2 duplicate, 0 other"."""
+        """The counts, such as "9 found, 2 duplicate, 0 other"."""
         return ", ".join(f"{n} {kind}" for kind, n in self.counts.items())
 
     @property
@@ -53,7 +52,7 @@ class Picture:
 
 
 def pick_records(dataset: str, count: int) -> list[dict[str, Any]]:
-    """The images of a registered dataset with most objects; of equals the first ones.
+    """The images of a registered dataset with the most objects; ties: the first.
 
     Returns:
         At most ``count`` records in Detectron2's format.
@@ -67,7 +66,7 @@ def _objects(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def draw_truth(record: dict[str, Any]) -> Picture:
-    """An image with its objects' boxes."""
+    """Draws an image with its ground-truth boxes."""
     boxes, _ = _truth(record)
     return draw(record, "ground truth", boxes, [TRUTH] * len(boxes), [TRUTH])
 
@@ -80,16 +79,16 @@ def draw_detections(
     min_score: float | None,
     iou_thresh: float,
 ) -> list[Picture]:
-    """The images with a detector's boxes, each coloured by what it is to the objects.
+    """Draws images with a detector's boxes, coloured as found objects, duplicates or others.
 
     Args:
         records: of the images, in Detectron2's format.
-        dataset: registered; its metadata translates the category ids.
-        folder: with ``coco_instances_results.json``; without that file there is no picture.
+        dataset: registered; its metadata maps the category ids.
+        folder: with ``coco_instances_results.json``; if that is missing, nothing is drawn.
         label: of the detector.
-        min_score: boxes of lower scores are not drawn; None to draw the best of an image, as many
-            as it has objects, whatever their scores mean.
-        iou_thresh: from which on a box lies on an object.
+        min_score: least score of a box; None to draw as many of an image's best boxes as it has
+            objects.
+        iou_thresh: least IoU at which a box lies on an object.
     """
     path = folder / "coco_instances_results.json"
     if not path.is_file():
@@ -110,7 +109,7 @@ def draw_detections(
         status, _ = match_detections(boxes, scores, classes, *_truth(record), iou_thresh)
         kind_of = {Status.CLAIM: FOUND, Status.DUPLICATE: DUPLICATE}
         kinds = [kind_of.get(Status(s), OTHER) for s in status]
-        # A box with a lower score changes nothing for those above it
+        # Boxes of lower scores do not affect the matching of those shown
         if min_score is None:
             shown = np.argsort(-scores, kind="stable")[: len(_objects(record))]
         else:
@@ -123,7 +122,7 @@ def draw_detections(
 
 
 def _truth(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (G, 4), corners in pixels, and classes (G,) of the objects."""
+    """Boxes (G, 4) as corners in pixels, and classes (G,), of the objects."""
     objects = _objects(record)
     boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects]
     classes = np.array([a["category_id"] for a in objects], dtype=np.int64)
@@ -133,15 +132,14 @@ def _truth(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 def draw(
     record: dict[str, Any], label: str, boxes: np.ndarray, kinds: list[str], order: list[str]
 ) -> Picture:
-    """An image, resized to one size for all, with boxes.
+    """Draws boxes on an image, resized to a fixed longer side.
 
     Args:
         record: of the image, in Detectron2's format.
         label: of the detector.
         boxes: (n, 4) corners in pixels of the image.
         kinds: of each box, a key of ``COLORS``.
-        order: the kinds that are counted, in which order they are counted and drawn; of the
-            duplicates, which are to be seen, nothing is hidden by others.
+        order: kinds in the order of counting and drawing; duplicates are drawn last.
     """
     image = Image.fromarray(read_image(record["file_name"], format="RGB"))
     scale = _LONG_SIDE / max(image.size)
@@ -154,7 +152,7 @@ def draw(
             if box_kind == kind:
                 _draw_box(canvas, box, color, width)
     buffer = io.BytesIO()
-    # Red in full resolution: a thin line would fade with chroma subsampling
+    # No chroma subsampling, which would fade thin red lines
     image.save(buffer, "JPEG", quality=80, subsampling=0)
     return Picture(label, {kind: kinds.count(kind) for kind in order}, buffer.getvalue())
 

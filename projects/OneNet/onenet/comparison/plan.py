@@ -1,4 +1,4 @@
-"""What is compared: a plan from a yaml file, or from the command line's words."""
+"""Plans of comparisons, from yaml files or command lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Entry", "Plan", "plan_from_paths", "read_plan"]
 
 _PLAN_KEYS = ("title", "output", "seeds", "overrides", "runs")
 _ENTRY_KEYS = ("name", "config", "folder", "overrides", "note")
-# Compare sets these two itself, for each run.
+# Set for each run by the comparison
 _OWN_KEYS = {"SEED": "the seeds", "OUTPUT_DIR": "the output folder"}
 
 
@@ -32,13 +32,13 @@ class Entry:
 
     @property
     def slug(self) -> str:
-        """The name as the name of a folder."""
+        """The name as a folder name."""
         return re.sub(r"[^A-Za-z0-9_-]+", "-", self.name).strip("-") or "run"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Detectors, the seeds that each config is trained with, and where all of it goes."""
+    """Detectors, seeds and the output folder of a comparison."""
 
     title: str
     output: Path
@@ -53,7 +53,7 @@ class Plan:
         seeds: Sequence[int] | None = None,
         overrides: Sequence[str] = (),
     ) -> Plan:
-        """The plan with what the command line says instead, or, for overrides, in addition.
+        """A copy with options of the command line; overrides are added.
 
         Raises:
             ConfigError: see :func:`read_plan`.
@@ -81,17 +81,17 @@ def plan_from_paths(
     seeds: Sequence[int] = (1,),
     overrides: Sequence[str] = (),
 ) -> Plan:
-    """A plan for config files and finished runs' folders; each is named after its last part.
+    """A plan of config files and folders of finished runs, named by the last part of the path.
 
     Args:
-        paths: of config files, to train, or of folders that train_net.py made.
+        paths: of config files to train, or of output folders of train_net.py.
         title: of the page.
         output: folder of the comparison.
-        seeds: to train each config with.
+        seeds: for each config.
         overrides: ``KEY, value, ...`` for all configs.
 
     Raises:
-        ConfigError: a path does not exist, two have the same name, or an override or seed is wrong.
+        ConfigError: a path is missing, two have the same name, or an override or seed is wrong.
     """
     entries = []
     for path in paths:
@@ -106,14 +106,14 @@ def plan_from_paths(
 
 
 def read_plan(path: str) -> Plan:
-    """Reads a plan with yaml's safe loader; its paths are relative to the working directory.
+    """Reads a plan with yaml's safe loader; paths are relative to the working directory.
 
-    Its keys: ``title``, ``output`` (folder), ``seeds`` (list), ``overrides`` (list ``KEY, value,
+    Keys are ``title``, ``output`` (folder), ``seeds`` (list), ``overrides`` (list ``KEY, value,
     ...`` for all configs) and ``runs``, a list of ``{name, config, overrides, note}`` or ``{name,
-    folder, note}``. Only ``output`` and ``runs`` are needed, and in a run ``config`` or ``folder``.
+    folder, note}``. Required are ``output``, ``runs``, and in each run ``config`` or ``folder``.
 
     Raises:
-        ConfigError: the file, a key or a value is wrong; one sentence that names it and the cure.
+        ConfigError: the file, a key or a value is wrong; the message names it and the fix.
     """
     content, where = read_yaml(path), path
     _check_keys(content, _PLAN_KEYS, where)
@@ -183,7 +183,7 @@ def _text(node: dict[str, Any], key: str, where: str) -> str:
     value = node.get(key)
     if value is None:
         return ""
-    if not isinstance(value, (str, int, float)):  # a number is a name too
+    if not isinstance(value, (str, int, float)):  # a number may be a name
         raise ConfigError(
             f"{where}: '{key}' must be a text, but is a {type(value).__name__}; put it in quotes."
         )
@@ -200,7 +200,7 @@ def _seeds(values: Any, where: str) -> tuple[int, ...]:
 
 
 def _overrides(values: Any, where: str) -> tuple[str, ...]:
-    """Checks a list ``KEY, value, ...``; that the keys exist is checked with the config."""
+    """Checks the form of a list ``KEY, value, ...``; keys are checked with the config."""
     if values is None:
         return ()
     if not isinstance(values, list) or len(values) % 2:
@@ -243,7 +243,7 @@ def _check_exists(entry: Entry, where: str) -> None:
 
 
 def _check_names(entries: Sequence[Entry], where: str) -> None:
-    # Two names may differ and still be one folder, on some file systems even by case alone
+    # Different names may give one folder, on some file systems also if only the case differs
     counts = Counter(entry.slug.lower() for entry in entries)
     for entry in entries:
         if counts[entry.slug.lower()] > 1:

@@ -1,4 +1,4 @@
-"""The page's plots, as SVG that can stand in one page together."""
+"""The plots of the page, as SVG elements."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .results import AS_CONFIGURED, NMS_OFF, mean_curve, variant_name
 
 __all__ = ["plot_ap", "plot_duplicates", "plot_losses", "plot_precision", "plot_speed", "style"]
 
-# Okabe and Ito's palette, safe for the colour-blind, without its yellow, which is faint on white.
+# Okabe and Ito's palette, safe for the colour-blind, without the faint yellow
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _DASHES = ("-", "--", "-.", (0, (7, 1.5, 1, 1.5, 1, 1.5)))
 _DOTTED = (0, (1, 1.2))  # with NMS off
 _STYLE = {
-    "svg.fonttype": "none",  # text stays text: small, legible, found by a search
-    "svg.hashsalt": "onenet",  # the same input gives the same file
+    "svg.fonttype": "none",  # text stays searchable
+    "svg.hashsalt": "onenet",  # deterministic ids
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "Helvetica"],
     "font.size": 10,
@@ -41,11 +41,11 @@ _STYLE = {
 
 
 def _svg(prefix: str, draw: Callable[[Axes], None], height: float) -> str:
-    """Draws into a figure of 4.5 inches' width, and returns it as an ``<svg>`` element.
+    """Draws a figure 4.5 inches wide, and returns it as an ``<svg>`` element.
 
     Args:
-        prefix: of all ids in it; its own for each plot of a page.
-        draw: gets the axes.
+        prefix: of all ids; unique in a page.
+        draw: draws into the axes.
         height: in inches.
     """
     with plt.rc_context(_STYLE):
@@ -58,13 +58,13 @@ def _svg(prefix: str, draw: Callable[[Axes], None], height: float) -> str:
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", text)
-    # The page sets the size; the viewBox keeps the proportions.
+    # The page sets the size
     tag, rest = text.split(">", 1)
     return re.sub(r' (width|height)="[^"]*"', "", tag) + ">" + rest
 
 
 def style(index: int) -> dict[str, Any]:
-    """Colour and dashes of a detector, in all plots, by its place in the comparison."""
+    """Colour and dashes of a detector in all plots, by its index."""
     return {
         "color": _PALETTE[index % len(_PALETTE)],
         "linestyle": _DASHES[index % len(_DASHES)],
@@ -72,7 +72,7 @@ def style(index: int) -> dict[str, Any]:
 
 
 def _lines(detectors: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], str, dict]]:
-    """Each detector's variants: detector, variant, and the line's colour and dashes."""
+    """Detector, variant, and line style of each line."""
     return [
         (detector, variant, style(i) | ({"linestyle": _DOTTED} if variant == NMS_OFF else {}))
         for i, detector in enumerate(detectors)
@@ -81,7 +81,7 @@ def _lines(detectors: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], st
 
 
 def _legend(axes: Axes) -> None:
-    """Below the plot, where it hides no line however many there are."""
+    """Adds a legend below the plot."""
     if axes.get_legend_handles_labels()[0]:
         axes.figure.legend(loc="outside lower center", ncols=1, handlelength=3)
 
@@ -91,7 +91,7 @@ def _line_height(count: int) -> float:
 
 
 def _bar_axes(axes: Axes, names: Sequence[str], label: str, margin: float) -> None:
-    """Axes for horizontal bars, the first on top; ``margin`` is for the numbers beside them."""
+    """Sets up axes for horizontal bars, first on top; ``margin`` leaves room for numbers."""
     axes.set_yticks(range(len(names)), [_wrapped(name) for name in names])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
@@ -104,7 +104,7 @@ def _number_beside(axes: Axes, text: str, x: float, y: float) -> None:
 
 
 def _wrapped(name: str, width: int = 16) -> str:
-    """A long name in lines, broken behind '_', '-' and spaces."""
+    """Breaks a long name into lines after '_', '-' and spaces."""
     lines = [""]
     for part in re.findall(r"[^_\- ]*[_\- ]?", name):
         if lines[-1] and len(lines[-1]) + len(part) > width:
@@ -114,7 +114,7 @@ def _wrapped(name: str, width: int = 16) -> str:
 
 
 def plot_ap(detectors: Sequence[dict[str, Any]]) -> str:
-    """AP of each detector without and with NMS: bars of the means, a dot for each seed."""
+    """AP of each detector without and with NMS: bars for means, dots for seeds."""
     hatches = ("", "///")
 
     def draw(axes: Axes) -> None:
@@ -145,20 +145,20 @@ def plot_ap(detectors: Sequence[dict[str, Any]]) -> str:
 
 
 def _without_and_with_nms(detector: dict[str, Any]) -> tuple[tuple[str, str], tuple[str, str]]:
-    """Variant and key of a detector's AP without NMS, and of that with NMS."""
+    """(variant, key) of a detector's AP without NMS, and with NMS."""
     if detector["has_nms"]:
         return (NMS_OFF, "AP"), (AS_CONFIGURED, "AP")
     return (AS_CONFIGURED, "AP"), (AS_CONFIGURED, "AP_after_NMS")
 
 
 def plot_duplicates(detectors: Sequence[dict[str, Any]]) -> str:
-    """Duplicates an image against the score threshold, logarithmic; the means over the seeds."""
+    """Duplicates per image by score threshold, logarithmic; means over the seeds."""
     labels = {"xlabel": "score threshold", "ylabel": "duplicates an image"}
     return _plot_curves("duplicates", detectors, "score", "duplicates_per_image", labels, log=True)
 
 
 def plot_precision(detectors: Sequence[dict[str, Any]]) -> str:
-    """Precision against recall at IoU 0.5; the means over the seeds."""
+    """Precision by recall at IoU 0.5; means over the seeds."""
     look = {"xlabel": "recall", "ylabel": "precision", "ylim": (0, 1.02)}
     return _plot_curves("precision", detectors, "recall", "precision", look)
 
@@ -171,7 +171,7 @@ def _plot_curves(
     look: dict[str, Any],
     log: bool = False,
 ) -> str:
-    """One of the evaluation's curves, ``y``, against another; of the axes ``look`` is set."""
+    """Plots a curve of the evaluation, ``y``, over another, ``x``; ``look`` sets the axes."""
     lines = _lines(detectors)
 
     def draw(axes: Axes) -> None:
@@ -188,10 +188,10 @@ def _plot_curves(
 
 
 def plot_losses(losses: dict[str, list[tuple[list[int], list[float]]]]) -> str:
-    """The total loss of training, smoothed.
+    """The smoothed total loss of training.
 
     Args:
-        losses: for each detector iterations and losses of each seed.
+        losses: detector -> (iterations, losses) of each seed.
     """
 
     def draw(axes: Axes) -> None:
@@ -211,14 +211,14 @@ def plot_losses(losses: dict[str, list[tuple[list[int], list[float]]]]) -> str:
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """Each value's mean with its neighbours, of a window of a tenth of all values."""
+    """Moving average over a tenth of the values."""
     half = len(values) // 20
     array = np.asarray(values, dtype=float)
     return [float(array[max(0, i - half) : i + half + 1].mean()) for i in range(len(array))]
 
 
 def plot_speed(speed: Sequence[dict[str, Any]]) -> str:
-    """Milliseconds an image of each detector."""
+    """Milliseconds per image of each detector."""
 
     def draw(axes: Axes) -> None:
         for row, entry in enumerate(speed):

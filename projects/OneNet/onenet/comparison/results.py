@@ -1,4 +1,4 @@
-"""From the files of finished runs to the content of comparison.json: results and their means."""
+"""Collects the results of finished runs for comparison.json."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ __all__ = [
 ]
 
 PROGRESS = ("AP", "AP50", "NMS_gap", "NMS_gap50")
-"""What is shown of the evaluations during training."""
+"""Metrics shown of evaluations during training."""
 AS_CONFIGURED, NMS_OFF = "as_configured", "nms_off"
 _FOLDERS = {AS_CONFIGURED: "inference", NMS_OFF: "inference/nms_off"}
 
 
 def has_nms(settings: dict[str, Any]) -> bool:
-    """Whether a detector with these settings applies NMS: all do but OneNet without its switch."""
+    """Whether a detector with these settings applies NMS: all but OneNet without NMS_TEST."""
     model = settings["MODEL"]
     return model["META_ARCHITECTURE"] != "OneNet" or bool(model["ONENET"]["NMS_TEST"])
 
 
 def nms_words(detector: dict[str, Any], variant: str) -> str:
-    """Whether a variant of a detector applies NMS, in words; empty for a detector without NMS."""
+    """Says "with NMS" or "NMS off" for a variant; empty for a detector without NMS."""
     if not detector["has_nms"]:
         return ""
     return "NMS off" if variant == NMS_OFF else "with NMS"
@@ -61,25 +61,25 @@ def variant_name(detector: dict[str, Any], variant: str) -> str:
 
 
 def variants(run: Run) -> dict[str, Path]:
-    """The evaluations that a run has: ``as_configured``, and ``nms_off`` for detectors with NMS.
+    """The evaluations of a run: ``as_configured``, and ``nms_off`` for detectors with NMS.
 
     Returns:
-        The folder of each, which holds ``end_to_end.json`` and the detections.
+        The folder of each, with ``end_to_end.json`` and the detections.
     """
     folders = {name: run.folder / path for name, path in _FOLDERS.items()}
     return {n: path for n, path in folders.items() if (path / "end_to_end.json").is_file()}
 
 
 def collect(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Gathers the runs' results by detector, in the order of the plan.
+    """Collects the results by detector, in the order of the plan.
 
     Args:
-        runs: finished ones.
+        runs: finished runs.
 
     Returns:
-        For each detector its name, note, source, settings that matter, ``has_nms``, its ``seeds``
-        (each with the full evaluation by variant), over those by variant ``aggregate`` and
-        ``crowding``, and ``progress``, the evaluations during training: see :func:`aggregate`.
+        For each detector name, note, source, settings, ``has_nms``, ``seeds`` (each with the full
+        evaluation by variant), and, aggregated over the seeds by :func:`aggregate`, ``aggregate``
+        and ``crowding`` by variant and ``progress``, the evaluations during training.
 
     Raises:
         ConfigError: a result cannot be read.
@@ -120,14 +120,14 @@ def _detector(name: str, runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def aggregate(values: Sequence[float | None]) -> dict[str, float] | None:
-    """Mean and spread over the seeds that have a value.
+    """Mean and spread over the seeds with a value.
 
     Args:
-        values: one a seed; None where it is missing.
+        values: one per seed; None if missing.
 
     Returns:
         ``mean``, ``min``, ``max``, ``sd`` (of the sample; None with one value), ``n``; None without
-        any value.
+        values.
     """
     known = [float(v) for v in values if isinstance(v, (int, float)) and math.isfinite(v)]
     if not known:
@@ -142,13 +142,13 @@ def aggregate(values: Sequence[float | None]) -> dict[str, float] | None:
 
 
 def _aggregate_keys(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Each key's values over the seeds, by :func:`aggregate`."""
+    """Aggregates each key over the seeds."""
     keys = dict.fromkeys(key for result in results for key in result)
     return {key: aggregate([result.get(key) for result in results]) for key in keys}
 
 
 def _aggregate_crowding(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The same for each bin of crowding, by its name."""
+    """Aggregates each crowding bin over the seeds, by its name."""
     bins: dict[str, list[dict[str, Any]]] = {}
     for evaluation in evaluations:
         for part in evaluation.get("crowding") or []:
@@ -158,7 +158,7 @@ def _aggregate_crowding(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]
 
 
 def _aggregate_progress(runs: Sequence[dict[int, dict[str, float]]]) -> list[dict[str, Any]]:
-    """One entry for each number of iterations at which every seed was evaluated."""
+    """One entry for each iteration at which all seeds were evaluated."""
     common = set.intersection(*map(set, runs))
     return [
         {"iterations": i, **{key: aggregate([run[i][key] for run in runs]) for key in PROGRESS}}
@@ -167,7 +167,7 @@ def _aggregate_progress(runs: Sequence[dict[int, dict[str, float]]]) -> list[dic
 
 
 def mean_curve(detector: dict[str, Any], variant: str, name: str) -> list[float]:
-    """The mean over the seeds of one of ``curves``; nan where no seed has a value, [] if absent."""
+    """Mean over the seeds of one of ``curves``; nan where no seed has a value, [] if missing."""
     curves = [
         (seed["evaluations"][variant].get("curves") or {}).get(name) or []
         for seed in detector["seeds"]
@@ -178,27 +178,26 @@ def mean_curve(detector: dict[str, Any], variant: str, name: str) -> list[float]
 
 
 def read_losses(run: Run) -> tuple[list[int], list[float]]:
-    """A run's ``total_loss`` from metrics.json: iterations and values, both possibly empty.
+    """A run's ``total_loss`` from metrics.json: iterations and values, possibly empty.
 
-    An iteration that a resumed training repeated counts as it was the second time.
+    Of an iteration that was repeated after resuming, the last value is used.
     """
     losses = _read_metrics(run, {"total_loss": "total_loss"})
     return list(losses), [entry["total_loss"] for entry in losses.values()]
 
 
 def read_progress(run: Run) -> dict[int, dict[str, float]]:
-    """What the evaluations during a run's training gave, from metrics.json.
+    """Results of the evaluations during a run's training, from metrics.json.
 
     Returns:
-        Number of iterations -> {"AP", "AP50", "NMS_gap", "NMS_gap50"}, as configured; empty where
-        the run has one dataset's results under another name, or none.
+        Number of iterations -> {"AP", "AP50", "NMS_gap", "NMS_gap50"}, as configured; may be empty.
     """
     names = {f"end_to_end/{key}": key for key in PROGRESS}
     return {iteration + 1: entry for iteration, entry in _read_metrics(run, names).items()}
 
 
 def _read_metrics(run: Run, names: dict[str, str]) -> dict[int, dict[str, float]]:
-    """Iteration -> values under their new names, of those lines that have them all; in order."""
+    """Iteration -> values under their new names, for lines that have all of them; in order."""
     found = {}
     path = run.trained_in / "metrics.json"
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
@@ -208,13 +207,13 @@ def _read_metrics(run: Run, names: dict[str, str]) -> dict[int, dict[str, float]
             iteration = int(entry["iteration"])
             found[iteration] = {new: float(entry[name]) for name, new in names.items()}
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            continue  # a line of other metrics, or one that was cut off with the training
+            continue  # other metrics, or a partial line
     return dict(sorted(found.items()))
 
 
 def describe_machine() -> dict[str, Any]:
-    """CPU, cores and threads that this process may use, PyTorch's version, and the GPU's name."""
-    info = Path("/proc/cpuinfo")  # where it exists it knows the model
+    """CPU, cores and threads of this process, GPU, and PyTorch's version."""
+    info = Path("/proc/cpuinfo")  # has the CPU model, on Linux
     lines = info.read_text().splitlines() if info.is_file() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
@@ -227,11 +226,11 @@ def describe_machine() -> dict[str, Any]:
 
 
 def fingerprint(runs: Sequence[Run], options: dict[str, Any]) -> str:
-    """A hash of all that the report shows: equal as long as it need not be written anew.
+    """Hash of all inputs of the report, to tell whether it is up to date.
 
     Args:
-        runs: finished ones.
-        options: what else decides on the page.
+        runs: finished runs.
+        options: other inputs of the page.
     """
     digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     for run in runs:

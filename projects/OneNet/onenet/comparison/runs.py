@@ -1,8 +1,7 @@
 """The runs of a plan: each detector with each seed, its resolved config and its folder.
 
-Layout: ``<output>/runs/<slug>/seed<k>`` is train_net.py's OUTPUT_DIR. Before the first start it
-gets ``run.json``, the resolved settings; after a success ``done.json``; ``compare.log`` has the
-output.
+``<output>/runs/<slug>/seed<k>`` is train_net.py's OUTPUT_DIR. It also gets ``run.json`` (resolved
+settings, before the first start), ``compare.log`` (output) and ``done.json`` (after success).
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from .plan import Entry, Plan
 
 __all__ = ["Run", "by_name", "check_same_settings", "find_runs", "flat", "is_done", "record"]
 
-# Where a result is written and on which device it is computed does not change what it means.
+# Output folder and device do not affect the meaning of a result
 _NOT_COMPARED = {"OUTPUT_DIR", "MODEL.DEVICE"}
 
 
@@ -32,11 +31,11 @@ class Run:
     """One detector with one seed."""
 
     entry: Entry
-    seed: int  # of a finished run: its config's; -1 stands for a random one
+    seed: int  # of a finished run its config's; -1 for a random one
     cfg: CfgNode  # resolved
-    folder: Path  # where inference/ is, or will be
-    trained_in: Path  # where model_final.pth and metrics.json are, or will be
-    words: tuple[str, ...]  # for train_net.py; none if there is nothing to do
+    folder: Path  # of inference/
+    trained_in: Path  # of model_final.pth and metrics.json
+    words: tuple[str, ...]  # arguments of train_net.py; empty if nothing is to be done
 
     @property
     def name(self) -> str:
@@ -49,12 +48,12 @@ class Run:
 
     @property
     def weights(self) -> Path:
-        """The trained model."""
+        """Path of the trained model."""
         return self.trained_in / "model_final.pth"
 
     @property
     def outputs(self) -> list[Path]:
-        """The files that are there when the run is done."""
+        """Files that exist when the run is done."""
         return [self.weights, self.folder / "inference" / "end_to_end.json"]
 
     @property
@@ -66,11 +65,11 @@ class Run:
 
 
 def find_runs(plan: Plan) -> list[Run]:
-    """The runs of a plan, entry by entry and seed by seed, each with its resolved config.
+    """Resolves the runs of a plan, by entry and seed.
 
     Raises:
-        ConfigError, DataError: a config cannot be used (see :func:`onenet.engine.load_config`), has
-            nothing to evaluate, or an earlier start used other settings for the same folder.
+        ConfigError, DataError: a config is wrong (see :func:`onenet.engine.load_config`) or has
+            nothing to evaluate, or the folder has a run with other settings.
     """
     runs = []
     for entry in plan.entries:
@@ -84,7 +83,7 @@ def find_runs(plan: Plan) -> list[Run]:
 
 
 def by_name(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs of each detector, one a seed, in their order."""
+    """The runs by detector, in their order."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.name, []).append(run)
@@ -92,7 +91,7 @@ def by_name(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def _check_evaluation(run: Run) -> None:
-    """Raises if the config does not lead to the results that are compared."""
+    """Checks that the config leads to results that can be compared."""
     count = len(run.cfg.DATASETS.TEST)
     if count != 1:
         raise ConfigError(
@@ -134,13 +133,13 @@ def _finished(entry: Entry, top: Path) -> Run:
 
 
 def is_done(run: Run) -> bool:
-    """Whether a run's results are complete."""
+    """Whether a run is complete."""
     done = [run.folder / "done.json"] if run.words else []
     return all(path.is_file() for path in [*run.outputs, *done])
 
 
 def record(run: Run) -> dict[str, Any]:
-    """What ``run.json`` says: by what the run may be continued."""
+    """Content of ``run.json``, to check that a run may be continued."""
     content: dict[str, Any] = {
         "config": run.entry.config or run.entry.folder,
         "overrides": list(run.entry.overrides),
@@ -154,7 +153,7 @@ def record(run: Run) -> dict[str, Any]:
 
 
 def check_same_settings(run: Run) -> None:
-    """Checks the run's settings against those in ``run.json``, if an earlier start wrote it.
+    """Checks the run's settings against an existing ``run.json``.
 
     Raises:
         ConfigError: they differ, or the file cannot be read.
@@ -170,13 +169,13 @@ def check_same_settings(run: Run) -> None:
         raise ConfigError(
             f"{path} cannot be read ({error.strerror}); make it readable, or give another --output."
         ) from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:  # not what is written
+    except (ValueError, KeyError, TypeError, RecursionError) as error:  # not a file of this program
         raise ConfigError(
             f"{path} is broken; delete the folder {run.folder} to do this run anew."
         ) from error
     cfg = get_cfg()
     add_onenet_config(cfg)
-    # A key that is younger than the run had its default's effect then.
+    # Keys added since then had their default
     old = {**_compared({"settings": yaml.safe_load(cfg.dump())}), **old}
     new = _compared(record(run))
     changes = [
@@ -193,7 +192,7 @@ def check_same_settings(run: Run) -> None:
 
 
 def _compared(content: dict[str, Any]) -> dict[str, Any]:
-    """What must be equal of a ``run.json``, with flat keys."""
+    """The settings of a ``run.json`` that must be equal, with flat keys."""
     values = flat({**content["settings"], "weights": content.get("weights", {})})
     return {key: value for key, value in values if key not in _NOT_COMPARED}
 
@@ -207,7 +206,7 @@ _ABSENT = _Absent()
 
 
 def flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of nested dicts, with their keys joined by dots."""
+    """Items of nested dicts, with keys joined by dots."""
     for key, value in node.items():
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{key}.")

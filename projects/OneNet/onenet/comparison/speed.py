@@ -1,4 +1,4 @@
-"""How long an image takes, all detectors together in one process."""
+"""Timing of all detectors in one process."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def build(run: Run) -> nn.Module:
 def time_runs(
     runs: Sequence[Run], records: Sequence[dict[str, Any]], rounds: int = 20
 ) -> list[dict[str, Any]]:
-    """Times the runs' models on the same images, each resized as its config says.
+    """Times the runs' models on the same images, resized by each config.
 
     Args:
-        runs: finished ones, one for each detector.
-        records: of the images, in Detectron2's format; taken in turn.
-        rounds: in each of which each model sees one image.
+        runs: finished runs, one for each detector.
+        records: of the images, in Detectron2's format.
+        rounds: number of rounds; each model gets one image per round.
 
     Returns:
         For each run ``name``, ``device``, ``milliseconds`` (median), ``ratio`` to the first run.
@@ -63,14 +63,14 @@ def time_runs(
 def time_models(
     models: Sequence[nn.Module], inputs: Sequence[Sequence[dict[str, Any]]], rounds: int
 ) -> list[list[float]]:
-    """Seconds of each model in each round, the models in turn.
+    """Seconds of each model in each round.
 
-    In turn, so that a machine that becomes slower or faster is so for all of them alike.
+    The models take turns, so that changes of the machine's speed affect all of them.
 
     Args:
         models: in evaluation mode.
-        inputs: for each model the same images.
-        rounds: that are counted, after ``WARM_UP`` others.
+        inputs: of each model; the same images.
+        rounds: number of rounds after ``WARM_UP`` others.
     """
     seconds: list[list[float]] = [[] for _ in models]
     for i in range(-WARM_UP, rounds):

@@ -1,4 +1,4 @@
-"""The tables of a comparison as cells of text, and the Markdown file."""
+"""The tables of a comparison, and comparison.md."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ BIN_NAMES = {
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text; in a row of one cell that cell is a heading for those below it."""
+    """Rows of text; a row of one cell is a heading."""
 
     header: list[str]
     rows: list[list[str]]
 
 
 def summary_table(comparison: dict[str, Any]) -> Table:
-    """One row a detector; of those with NMS a second one with NMS off."""
+    """One row per detector; a second one with NMS off for those with NMS."""
     rows = []
     for detector in comparison["detectors"]:
         seeds = [str(s["seed"]) if s["seed"] >= 0 else "random" for s in detector["seeds"]]
@@ -68,7 +68,7 @@ def summary_table(comparison: dict[str, Any]) -> Table:
 
 
 def crowding_table(comparison: dict[str, Any]) -> Table:
-    """For each bin of crowding a heading, and the rows of the summary."""
+    """A heading and the summary's rows for each crowding bin."""
     rows: list[list[str]] = []
     detectors = comparison["detectors"]
     for name in dict.fromkeys(
@@ -88,7 +88,7 @@ def crowding_table(comparison: dict[str, Any]) -> Table:
 def _result_rows(
     detector: dict[str, Any], results: dict[str, Any], columns: Sequence[tuple[str, str, int]]
 ) -> list[list[str]]:
-    """A row for each variant of a detector; without any, one row of dashes."""
+    """A row for each variant of a detector; one row of dashes if there is none."""
     return [
         [
             *(detector["name"], nms_words(detector, variant) or "none"),
@@ -99,7 +99,7 @@ def _result_rows(
 
 
 def progress_table(comparison: dict[str, Any]) -> Table:
-    """A row for each evaluation during each detector's training."""
+    """A row for each evaluation during training."""
     rows: list[list[str]] = []
     for detector in comparison["detectors"]:
         rows.append([detector["name"]])
@@ -111,7 +111,7 @@ def progress_table(comparison: dict[str, Any]) -> Table:
 
 
 def speed_table(comparison: dict[str, Any]) -> Table:
-    """Median milliseconds of an image, and the ratio to the first detector."""
+    """Median milliseconds per image, and the ratio to the first detector."""
     rows = [
         [s["name"], s["device"], f"{s['milliseconds']:.1f}", f"{s['ratio']:.2f}"]
         for s in comparison["speed"]
@@ -120,7 +120,7 @@ def speed_table(comparison: dict[str, Any]) -> Table:
 
 
 def settings_table(comparison: dict[str, Any]) -> Table:
-    """What each detector was made from."""
+    """Config, schedule and note of each detector."""
     rows = []
     for detector in comparison["detectors"]:
         settings = detector["settings"]
@@ -131,7 +131,7 @@ def settings_table(comparison: dict[str, Any]) -> Table:
 
 
 def definitions(comparison: dict[str, Any]) -> str:
-    """What the columns mean, in sentences."""
+    """Definitions of the columns, in sentences."""
     nms, iou = _threshold(comparison, "nms_thresh"), _threshold(comparison, "iou_thresh")
     several = any(len(detector["seeds"]) > 1 for detector in comparison["detectors"])
     spread = " Numbers are means over the seeds; where those differ, their range is given too."
@@ -152,7 +152,7 @@ def _threshold(comparison: dict[str, Any], key: str) -> str:
 
 
 def test_sets(comparison: dict[str, Any]) -> str:
-    """The test sets, each with its numbers of images and objects; empty if none is known."""
+    """Test datasets with their numbers of images and objects; empty if unknown."""
     found = dict.fromkeys(
         f"{evaluation.get('dataset', DASH)}, {evaluation.get('num_images', DASH)} images,"
         f" {evaluation.get('num_objects', DASH)} objects"
@@ -220,12 +220,12 @@ def markdown_table(table: Table) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text in one line, whose tags Markdown does not take for HTML."""
+    """Text in one line, with HTML characters escaped."""
     return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
 
 
 def spread(value: dict[str, float] | None, decimals: int, key: str = "") -> str:
-    """The mean over the seeds, and the range where it differs from that.
+    """The mean over the seeds, and the range if values differ.
 
     Args:
         value: "mean", "min" and "max"; None for a dash.
@@ -236,7 +236,7 @@ def spread(value: dict[str, float] | None, decimals: int, key: str = "") -> str:
         return DASH
     sign = "+" if key.startswith("NMS_gap") else ""
     low, mean, high = (
-        # + 0.0 makes 0 of what was rounded to -0
+        # + 0.0 turns -0 into 0
         f"{round(value[name], decimals) + 0.0:{sign}.{decimals}f}"
         for name in ("min", "mean", "max")
     )

@@ -1,4 +1,4 @@
-"""The config keys that OneNet adds to Detectron2's, and how a config file is read."""
+"""The config keys that OneNet adds to Detectron2's, and reading of config files."""
 
 from .defaults import add_onenet_config
 from .load import check_keys, read_config

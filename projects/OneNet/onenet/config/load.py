@@ -1,4 +1,4 @@
-"""Reading a config: yaml's safe loader, overrides, and checks of the keys that OneNet adds."""
+"""Reading of configs with yaml's safe loader, and checks of the keys that OneNet adds."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from .defaults import add_onenet_config
 
 __all__ = ["check_keys", "read_config"]
 
-MAX_BASES = 100  # files that _BASE_ may lead to
+MAX_BASES = 100  # files reached through _BASE_
 
 
 def read_config(config_file: str, opts: list[str] | None = None) -> CfgNode:
-    """Reads a yaml config with yaml's safe loader, and applies overrides.
+    """Reads a yaml config with yaml's safe loader and applies overrides.
 
     Args:
         config_file: path of a yaml file.
         opts: overrides, ``["KEY", "value", ...]``.
 
     Returns:
-        The config, not frozen, its values not checked.
+        The config, not frozen and not checked.
 
     Raises:
-        ConfigError: the file is missing or no valid config, or an override is wrong.
+        ConfigError: the file is missing or invalid, or an override is wrong.
     """
     cfg = get_cfg()
     add_onenet_config(cfg)
@@ -38,7 +38,7 @@ def read_config(config_file: str, opts: list[str] | None = None) -> CfgNode:
     _check_yaml(config_file, [])
     try:
         cfg.merge_from_file(config_file, allow_unsafe=False)
-    except Exception as error:  # fvcore and yacs raise anything, by what is wrong
+    except Exception as error:  # fvcore and yacs raise errors of many types
         raise ConfigError(f"{config_file} is no valid config: {_reason(error)}") from error
     try:
         cfg.merge_from_list(opts or [])
@@ -48,13 +48,13 @@ def read_config(config_file: str, opts: list[str] | None = None) -> CfgNode:
 
 
 def check_keys(cfg: CfgNode) -> None:
-    """Checks the values of keys that no class of the package checks when it is built.
+    """Checks the keys that no constructor checks, and scales BASE_LR to the batch.
 
     Args:
-        cfg: where SOLVER.REFERENCE_BATCH is given, BASE_LR becomes that for IMS_PER_BATCH.
+        cfg: changed in place: with SOLVER.REFERENCE_BATCH, BASE_LR becomes that for IMS_PER_BATCH.
 
     Raises:
-        ConfigError: one is wrong.
+        ConfigError: a value is wrong.
     """
     if cfg.INPUT.ON_BAD_IMAGE not in ("fail", "skip"):
         raise ConfigError(
@@ -66,7 +66,7 @@ def check_keys(cfg: CfgNode) -> None:
 
 
 def _check_yaml(path: str, visited: list[str]) -> None:
-    """Raises where a config, or a file that its _BASE_ leads to, is not to be read."""
+    """Checks that a config and its _BASE_ files can be read safely."""
     visited.append(path)
     if len(visited) > MAX_BASES:
         raise ConfigError(
@@ -82,7 +82,7 @@ def _check_yaml(path: str, visited: list[str]) -> None:
 
 
 def _check_solver(cfg: CfgNode) -> None:
-    """Checks what OneNet adds, and adapts BASE_LR to the batch where REFERENCE_BATCH is given."""
+    """Checks the solver's keys, and scales BASE_LR if REFERENCE_BATCH is set."""
     reference, batch = cfg.SOLVER.REFERENCE_BATCH, cfg.SOLVER.IMS_PER_BATCH
     if reference < 0:
         raise ConfigError(f"SOLVER.REFERENCE_BATCH is {reference}; give a batch size, or 0.")
@@ -108,7 +108,7 @@ def _check_solver(cfg: CfgNode) -> None:
 
 
 def _check_limits(cfg: CfgNode) -> None:
-    """Raises where TEST.LIMITS is malformed; its names are known only with the results."""
+    """Checks the form of TEST.LIMITS; its names are checked with the results."""
     for entry in cfg.TEST.LIMITS:
         if not _is_limit(entry):
             raise ConfigError(
@@ -125,7 +125,7 @@ def _check_limits(cfg: CfgNode) -> None:
 
 
 def _check_thresholds(cfg: CfgNode) -> None:
-    """Raises where the evaluator's thresholds are no IoUs."""
+    """Checks that the evaluator's thresholds are IoUs."""
     end_to_end = cfg.TEST.END_TO_END
     if not 0 < end_to_end.IOU_THRESH <= 1:
         raise ConfigError(

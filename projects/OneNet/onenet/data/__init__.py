@@ -1,4 +1,4 @@
-"""Datasets: importing this package registers the builtin ones under ``$DETECTRON2_DATASETS``."""
+"""Datasets; importing this package registers the builtin ones in ``$DETECTRON2_DATASETS``."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The blood cell set BCCD, and detection sets in Pascal VOC's format in general."""
+"""The blood cell dataset BCCD, and detection datasets in Pascal VOC format."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _number(node: ElementTree.Element, path: str, xml_file: str) -> float:
 def _load_image(
     xml_file: str, class_names: Sequence[str]
 ) -> tuple[int, int, list[dict[str, Any]], int]:
-    """Reads one xml file: height, width, annotations, and the number of boxes dropped."""
+    """Reads an xml file: height, width, annotations, and the number of dropped boxes."""
     try:
         root = ElementTree.parse(xml_file).getroot()
     except (OSError, ElementTree.ParseError, LookupError, ValueError) as error:  # by encoding
@@ -68,7 +68,7 @@ def _load_image(
         )
         if x1 <= x0 or y1 <= y0:
             continue
-        # VOC counts pixels from 1 and includes the last: the first begins at coordinate 0.
+        # VOC counts pixels from 1 and includes the last
         box = [max(x0 - 1, 0.0), max(y0 - 1, 0.0), min(x1, width), min(y1, height)]
         if box[0] >= box[2] or box[1] >= box[3]:
             continue
@@ -83,21 +83,21 @@ def _load_image(
 
 
 def load_voc_boxes(dirname: str, split: str, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """Loads a detection set in Pascal VOC's format.
+    """Loads a detection dataset in Pascal VOC format.
 
-    Unlike Detectron2's ``load_voc_instances`` it leaves out boxes without area, which the VOC
-    offset of one pixel would turn into boxes of 1 x 1, and clips boxes to the image.
+    Unlike Detectron2's ``load_voc_instances``, this drops boxes without area, which VOC's offset of
+    one pixel would turn into 1 x 1 boxes, and clips boxes to the image.
 
     Args:
         dirname: folder with ``Annotations``, ``ImageSets/Main`` and ``JPEGImages``.
         split: name of a list in ``ImageSets/Main``, without ``.txt``.
-        class_names: the classes, in the order of their ids.
+        class_names: the classes in the order of their ids.
 
     Returns:
-        One dict an image in Detectron2's standard format; boxes are XYXY_ABS, in pixels.
+        One dict per image in Detectron2's standard format; boxes are XYXY_ABS, in pixels.
 
     Raises:
-        DataError: a file is missing or broken, or has a class that is not in `class_names`.
+        DataError: a file is missing or broken, or has an unknown class.
     """
     split_file = os.path.join(dirname, "ImageSets", "Main", f"{split}.txt")
     if not os.path.isfile(split_file):
@@ -142,7 +142,7 @@ def _load_bccd(dirname: str, split: str) -> list[dict[str, Any]]:
 
 
 def register_all_bccd(root: str) -> None:
-    """Registers ``bccd_train``, ``bccd_val`` and ``bccd_test`` below the folder of all datasets."""
+    """Registers ``bccd_train``, ``bccd_val`` and ``bccd_test`` in the folder of all datasets."""
     dirname = os.path.join(root, "BCCD")
     for split in _SPLITS:
         name = f"bccd_{split}"

@@ -1,7 +1,7 @@
-"""Any detection set in COCO's format, registered from its two paths and checked beforehand.
+"""Registration of detection datasets in COCO format, with checks.
 
-Detectron2 and pycocotools trust such files: what is wrong in them surfaces late, as a KeyError or
-an assertion in the middle of a run. Here it is one sentence at the start.
+Detectron2 and pycocotools do not check such files, so mistakes surface in the middle of a run.
+These checks report them in one sentence at the start.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-LARGEST = 1e9  # pixels: far beyond any image, and areas stay finite
+LARGEST = 1e9  # pixels; areas stay finite
 
 
 def _read(json_file: str) -> dict[str, Any]:
-    """Reads the file and checks that it has COCO's three lists."""
+    """Reads the file and checks its three lists."""
     if not os.path.isfile(json_file):
         raise DataError(f"there is no annotation file {json_file}: check the path in the config")
     content = read_json(json_file)
@@ -51,7 +51,7 @@ def _read(json_file: str) -> dict[str, Any]:
                 f"{json_file} has no list '{key}': COCO's format needs 'images', 'annotations' and "
                 "'categories'"
             )
-        # A set without a single object is fine, for instance for counting false positives.
+        # A dataset may have no objects, for instance to count false positives
         if not content[key] and key != "annotations":
             raise DataError(
                 f"the list '{key}' in {json_file} is empty: it needs at least one entry"
@@ -60,7 +60,7 @@ def _read(json_file: str) -> dict[str, Any]:
 
 
 def _unique_ids(json_file: str, entries: list[Any], kind: str, keys: Iterable[str]) -> set[Any]:
-    """Checks that all entries have an id of their own and the keys given, and returns the ids."""
+    """Checks that all entries have unique ids and the given keys; returns the ids."""
     ids = set()
     for index, entry in enumerate(entries):
         if not isinstance(entry, dict):
@@ -85,12 +85,12 @@ def _unique_ids(json_file: str, entries: list[Any], kind: str, keys: Iterable[st
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a number that can be calculated with: no bool, no nan, none that overflows."""
+    """Whether a value is a finite number of bounded size, and not a bool."""
     return type(value) in (int, float) and abs(value) <= LARGEST
 
 
 def is_box(box: Any) -> bool:
-    """Whether it is a list of four numbers; see :func:`is_number`."""
+    """Whether a value is a list of four numbers; see :func:`is_number`."""
     return isinstance(box, list) and len(box) == 4 and all(is_number(value) for value in box)
 
 
@@ -107,7 +107,7 @@ def _check_images(json_file: str, images: list[dict[str, Any]]) -> None:
 
 
 def _is_outside(box: list[float], width: float, height: float) -> bool:
-    """Whether nothing of a box of some size, as x, y, width, height, lies inside the image."""
+    """Whether a box (x, y, width, height) lies wholly outside the image."""
     x, y, box_width, box_height = box
     return x >= width or y >= height or x + box_width <= 0 or y + box_height <= 0
 
@@ -157,15 +157,15 @@ def _check_annotations(
 
 
 def check_images_exist(source: str, image_root: str, file_names: Iterable[str]) -> None:
-    """Checks that a dataset's images are there, listing each of their folders only once.
+    """Checks that a dataset's images exist; lists each folder only once.
 
     Args:
-        source: the file that names the images, for the message.
+        source: the annotation file, for the message.
         image_root: the folder that the names are relative to.
-        file_names: names of the images, which may include folders.
+        file_names: of the images; may include folders.
 
     Raises:
-        DataError: the folder or at least one image is missing.
+        DataError: the folder or an image is missing.
     """
     if not os.path.isdir(image_root):
         raise DataError(
@@ -187,11 +187,11 @@ def check_images_exist(source: str, image_root: str, file_names: Iterable[str]) 
 
 
 def _completed(json_file: str, content: dict[str, Any]) -> str:
-    """The file that Detectron2 and COCOeval read: a mended copy, where the original needs it.
+    """Path of the file for Detectron2 and COCOeval: the original, or a completed copy.
 
-    COCOeval fails without area and iscrowd, and takes the annotation id 0 for "no match".
-    Detectron2 drops a box whose segmentation is an empty polygon, which labelling tools write, and
-    fails on segmentations and keypoints that are broken, though boxes need neither.
+    COCOeval needs area and iscrowd, and takes the annotation id 0 for "no match". Detectron2 drops
+    boxes with an empty polygon, which labelling tools write, and fails on broken segmentations and
+    keypoints.
     """
     annotations = content["annotations"]
     mended = [
@@ -208,7 +208,7 @@ def _completed(json_file: str, content: dict[str, Any]) -> str:
     if mended == plain and all(_is_kept(annotation) for annotation in annotations):
         return json_file
     text = json.dumps({**content, "annotations": mended}).encode()
-    # Named after the content: a copy is right for ever, and all workers agree on it.
+    # Named by its content, so a copy is never outdated and all workers use the same
     copy = os.path.join(get_cache_dir(), f"onenet_{hashlib.sha256(text).hexdigest()[:16]}.json")
     logger.info(
         f"{json_file} lacks area or iscrowd, or has broken polygons or an annotation id of 0: its"
@@ -236,7 +236,7 @@ def _is_of_use(key: str, value: Any) -> bool:
 
 
 def _is_kept(annotation: dict[str, Any]) -> bool:
-    """Whether Detectron2 reads and keeps it: segmentation and keypoints are right, or absent."""
+    """Whether Detectron2 keeps the annotation: segmentation and keypoints are valid or absent."""
     if keypoints := annotation.get("keypoints"):
         if not isinstance(keypoints, list) or not all(map(is_number, keypoints)):
             return False
@@ -256,24 +256,24 @@ def _is_kept(annotation: dict[str, Any]) -> bool:
 
 
 def _are_counts(values: Any) -> bool:
-    """Whether it is what run-length encoding is made of."""
+    """Whether values are the counts of a run-length encoding."""
     return isinstance(values, list) and all(type(v) is int and 0 <= v < 2**32 for v in values)
 
 
 def register_coco_json(json_file: str, image_root: str) -> str:
-    """Checks a detection set in COCO's format and registers it with Detectron2.
+    """Checks a detection dataset in COCO format and registers it with Detectron2.
 
-    Registering a file again reads it again, and may give it another image folder.
+    Registering a file again reads it again, possibly with another image folder.
 
     Args:
-        json_file: annotations in COCO's format.
-        image_root: the folder that the ``file_name`` of the images is relative to.
+        json_file: annotations in COCO format.
+        image_root: the folder that the images' ``file_name`` is relative to.
 
     Returns:
         The name of the dataset, which is `json_file`.
 
     Raises:
-        DataError: the file cannot be used; the message names the file, the entry and the cure.
+        DataError: the file cannot be used; the message names the file, the entry and the fix.
     """
     content = _read(json_file)
     category_ids = _unique_ids(json_file, content["categories"], "category", ["name"])
@@ -291,7 +291,7 @@ def register_coco_json(json_file: str, image_root: str) -> str:
     completed = _completed(json_file, content)
     DatasetCatalog.register(json_file, lambda: load_coco_json(completed, image_root, json_file))
     names = {category["id"]: category["name"] for category in content["categories"]}
-    # The same order as in load_coco_json, which only sets them when the images are first loaded.
+    # In the order of load_coco_json, which sets them only when the dataset is loaded
     ids = sorted(category_ids)
     MetadataCatalog.get(json_file).set(
         thing_classes=[names[category_id] for category_id in ids],

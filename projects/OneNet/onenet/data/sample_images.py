@@ -1,4 +1,4 @@
-"""A few real images to try a detector on."""
+"""Loading of a few real images."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from ..utils.errors import ConfigError, DataError
 __all__ = ["IMAGE_SUFFIXES", "load_sample_images"]
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-"""Of the files in a folder that are taken for images."""
+"""Suffixes of files that count as images."""
 
 
 def load_sample_images(cfg: CfgNode, folder: str | None, count: int) -> list[np.ndarray]:
-    """The first images of a folder or of a config's test set.
+    """Loads the first images of a folder or of the config's test set.
 
     Args:
-        cfg: whose DATASETS.TEST and INPUT.FORMAT are taken.
-        folder: with images, in place of DATASETS.TEST; None for the latter.
-        count: how many; there may be fewer.
+        cfg: has DATASETS.TEST and INPUT.FORMAT.
+        folder: of images; None for DATASETS.TEST.
+        count: maximum number of images.
 
     Returns:
-        (H, W, 3) uint8 each, at least one.
+        At least one image, (H, W, 3) uint8.
 
     Raises:
-        ConfigError: there is no such folder.
+        ConfigError: the folder does not exist.
         DataError: there is no image, or one cannot be read.
     """
     files = _dataset_files(cfg) if folder is None else _folder_files(folder)

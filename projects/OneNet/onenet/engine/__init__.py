@@ -1,4 +1,4 @@
-"""Training and evaluation: Detectron2's trainer with what OneNet needs besides."""
+"""Training and evaluation, based on Detectron2's trainer."""
 
 from .evaluators import build_evaluator, check_limits
 from .launch import launch_workers

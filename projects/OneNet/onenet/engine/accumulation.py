@@ -1,4 +1,4 @@
-"""Gradient accumulation: a batch that does not fit goes through the model in pieces."""
+"""Gradient accumulation, for batches that do not fit into memory."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ __all__ = ["AccumulatingModel", "accumulate_gradients"]
 
 
 class AccumulatingModel(nn.Module):
-    """For a trainer in the place of its model: the same losses and gradients, in less memory.
+    """Wraps a trainer's model to run each batch in pieces.
 
-    All pieces but the last are followed by their own backward pass; that of the last is left to
-    the trainer, which must not set the gradients to zero in between.
+    Runs the backward pass of every piece but the last, whose backward pass is the trainer's. The
+    trainer must not zero the gradients in between. In evaluation the model is called unchanged.
 
-    The losses of a piece weigh as much as its share of the batch: of its objects, where the model
-    has a method ``num_objects(batched_inputs)``, else of its images. So the losses of OneNet that
-    are divided by the number of objects are those of the whole batch. Others come close: its
-    one-to-many losses are divided by the number of matched samples, a piece at a time, those of
-    Detectron2's detectors by an average that moves with each piece; and batch norm, where it is
-    trained, sees a piece at a time. In evaluation the model is called as it is.
+    The losses of a piece are weighted by its share of the batch: of the objects, if the model has
+    ``num_objects(batched_inputs)``, else of the images. So OneNet's one-to-one losses equal those
+    of the whole batch. Others are approximate: one-to-many losses are divided by the matched
+    samples of each piece, the losses of Detectron2's detectors by a moving average that each piece
+    updates, the rescoring loss is a mean over each piece's candidates, and trained batch norm sees
+    one piece at a time.
     """
 
     def __init__(self, module: nn.Module, num_pieces: int, backward: Callable[[Tensor], None]):
         """
         Args:
-            module: what the trainer trains; with several workers wrapped in DDP.
-            num_pieces: of a worker's batch, with as many images each, or one more.
-            backward: of a loss.
+            module: the trained model; wrapped in DDP with several workers.
+            num_pieces: number of pieces of a worker's batch; their sizes differ by at most one.
+            backward: runs the backward pass of a loss.
         """
         super().__init__()
         self.module = module
@@ -47,11 +47,10 @@ class AccumulatingModel(nn.Module):
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """
         Args:
-            batched_inputs: at least ``num_pieces`` of what the model takes.
+            batched_inputs: at least ``num_pieces`` inputs of the model.
 
         Returns:
-            In training the losses of the batch; the gradient of their sum is that of the last
-            piece alone.
+            In training the losses of the batch. Their backward pass is that of the last piece.
 
         Raises:
             ValueError: there are fewer images than pieces.
@@ -84,14 +83,14 @@ class AccumulatingModel(nn.Module):
         return total
 
     def _without_exchange(self) -> contextlib.AbstractContextManager:
-        """Workers exchange their gradients once a step."""
+        """Skips DDP's gradient exchange, which is needed once per step."""
         if isinstance(self.module, DistributedDataParallel):
             return self.module.no_sync()
         return contextlib.nullcontext()
 
     def _shares(self, pieces: list[list[dict]]) -> Tensor:
-        """The weight of each piece's losses, (num_pieces,), the same in all workers."""
-        model = getattr(self.module, "module", self.module)  # that in DDP
+        """(num_pieces,) weight of each piece's losses, the same in all workers."""
+        model = getattr(self.module, "module", self.module)  # unwraps DDP
         count = getattr(model, "num_objects", len)
         device = next(self.module.parameters()).device
         counts = torch.tensor([float(count(piece)) for piece in pieces], device=device)
@@ -101,16 +100,16 @@ class AccumulatingModel(nn.Module):
 
 
 def accumulate_gradients(trainer: SimpleTrainer, cfg: CfgNode) -> None:
-    """Has a trainer send batches through the model in SOLVER.GRADIENT_ACCUMULATION_STEPS pieces.
+    """Makes a trainer run batches in SOLVER.GRADIENT_ACCUMULATION_STEPS pieces.
 
-    Iterations, batches, learning rate and checkpoints stay what they are.
+    Iterations, batches, learning rate and checkpoints do not change.
 
     Args:
-        trainer: Detectron2's inner one; an AMPTrainer as well.
-        cfg: the key's value 1 leaves the trainer as it is.
+        trainer: Detectron2's SimpleTrainer or AMPTrainer; unchanged if the key is 1.
+        cfg: the config.
 
     Raises:
-        ConfigError: there are more pieces than images in a worker's batch, or fewer than one.
+        ConfigError: the key is below 1, or above the number of images in a worker's batch.
     """
     count = cfg.SOLVER.GRADIENT_ACCUMULATION_STEPS
     images = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()

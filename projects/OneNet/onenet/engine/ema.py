@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, which is evaluated and saved in their place."""
+"""Exponential moving average of the weights, for evaluation and checkpoints."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ __all__ = ["EMAHook"]
 
 
 class EMAHook(HookBase):
-    """Averages the model after every step: average = d * average + (1 - d) * weights.
+    """Updates the average after every step: average = d * average + (1 - d) * weights.
 
-    The first step copies; at step n > 0 d is min(decay, (1 + n) / (10 + n)), so that a short
-    training is not stuck at its random start. Floating-point buffers, such as batch norm's
-    statistics, are averaged too; others are copied. Each worker of a distributed training has its
-    own average: of the same weights, but, as Detectron2 does not exchange buffers, of its own
-    batch norm statistics. The main process's is saved.
+    The first step copies. At step n > 0, d is min(decay, (1 + n) / (10 + n)), so that the average
+    of a short training does not stay near its random start. Floating-point buffers, such as batch
+    norm statistics, are averaged too; others are copied. Each worker averages its own copy: weights
+    are equal, batch norm statistics are not. The main process's average is saved.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         """
         Args:
-            model: what is trained, not wrapped by DDP.
+            model: the trained model, not wrapped in DDP.
             decay: in (0, 1).
 
         Raises:
@@ -41,16 +40,16 @@ class EMAHook(HookBase):
 
     @property
     def average(self) -> nn.Module:
-        """The averaged model: of the trained one's class, with its keys."""
+        """The averaged model, of the same class and with the same keys as the trained one."""
         return self._averaged.module
 
     @property
     def steps(self) -> int:
-        """How many steps have been averaged."""
+        """Number of averaged steps."""
         return int(self._averaged.n_averaged)
 
     def start_from(self, model: nn.Module) -> None:
-        """Sets the trained model and the average to a model's weights, as at the first step."""
+        """Sets the trained model and the average to the weights of a model."""
         state = model.state_dict()
         self.model.load_state_dict(state)
         self.average.load_state_dict(state)
@@ -60,11 +59,11 @@ class EMAHook(HookBase):
         self._averaged.update_parameters(self.model)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The trained weights and the number of steps; the average is the checkpoint's model."""
+        """Trained weights and number of steps; the average is saved as the checkpoint's model."""
         return {"steps": self._averaged.n_averaged, **self.model.state_dict(prefix="model.")}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Takes what :meth:`state_dict` gave."""
+        """Restores the result of :meth:`state_dict`."""
         self._averaged.n_averaged.copy_(state["steps"])
         self.model.load_state_dict(
             {key[len("model.") :]: value for key, value in state.items() if key != "steps"}

@@ -1,4 +1,4 @@
-"""The evaluators of a dataset, and limits for their results."""
+"""Evaluators of a dataset, and limits of their results."""
 
 from __future__ import annotations
 
@@ -23,26 +23,27 @@ __all__ = [
 ]
 
 NMS_OFF = os.path.join("inference", "nms_off")
-"""Below OUTPUT_DIR, what a detector that carries NMS finds without it."""
+"""Folder below OUTPUT_DIR for the evaluation of a detector with its NMS off."""
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, folder: str = "inference") -> DatasetEvaluator:
-    """The evaluators for a dataset, by its metadata's ``evaluator_type``.
+    """Builds the evaluators of a dataset, by its metadata's ``evaluator_type``.
+
+    These are COCOEvaluator, with TEST.END_TO_END.ENABLED
+    :class:`onenet.evaluation.EndToEndEvaluator`, and for the type "crowdhuman"
+    :class:`onenet.evaluation.CrowdHumanEvaluator`.
 
     Args:
-        cfg: TEST.END_TO_END.ENABLED puts an :class:`onenet.evaluation.EndToEndEvaluator` beside
-            COCOEvaluator. The type "crowdhuman" adds a
-            :class:`onenet.evaluation.CrowdHumanEvaluator`.
+        cfg: the config.
         dataset_name: a registered dataset.
-        folder: below OUTPUT_DIR, for what they write; with several datasets each has its own
-            folder in there.
+        folder: output folder below OUTPUT_DIR; with several datasets each has a subfolder.
 
     Raises:
-        DataError: there is none for that type, or none for its number of classes.
+        DataError: the type is unknown, or does not suit the number of classes.
     """
     check_evaluator(dataset_name)
     output_dir = results_folder(cfg, dataset_name, folder)
-    # COCO's own limit is 100; crowds need more.
+    # At least COCO's limit of 100
     max_dets = max(cfg.TEST.DETECTIONS_PER_IMAGE, 100)
     evaluators: list[DatasetEvaluator] = [
         COCOEvaluator(
@@ -67,15 +68,15 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: str = "inference") 
 
 
 def check_limits(cfg: CfgNode, results: dict) -> None:
-    """Checks the results against TEST.LIMITS, in the main process, which alone has them.
+    """Checks the results against TEST.LIMITS, in the main process only.
 
     Args:
         cfg: from :func:`setup` or :func:`onenet.engine.load_config`.
-        results: what ``Trainer.test`` returned.
+        results: from ``Trainer.test``.
 
     Raises:
-        ConfigError: a limit's task or metric is not among the results.
-        LimitError: a metric is beyond its limit, or nan; with one sentence for each.
+        ConfigError: a limit's task or metric is not in the results.
+        LimitError: a metric exceeds its limit or is nan; has one line for each.
     """
     if not comm.is_main_process():
         return
@@ -100,16 +101,16 @@ def check_limits(cfg: CfgNode, results: dict) -> None:
 
 
 def results_folder(cfg: CfgNode, dataset_name: str, folder: str = "inference") -> str:
-    """Where the evaluators of a dataset write; see :func:`build_evaluator`."""
+    """Output folder of a dataset's evaluators; see :func:`build_evaluator`."""
     output_dir = os.path.join(cfg.OUTPUT_DIR, folder)
     if len(set(cfg.DATASETS.TEST)) > 1:
-        # A json set's name is its path.
+        # The name of a COCO json is its path
         output_dir = os.path.join(output_dir, re.sub(r"[^\w.-]+", "_", dataset_name).strip("_"))
     return output_dir
 
 
 def by_dataset(cfg: CfgNode, results: dict) -> dict[str, dict]:
-    """What ``Trainer.test`` returned, by dataset; for a single one it leaves that level out."""
+    """Results of ``Trainer.test`` by dataset; it omits that level for a single one."""
     names = list(dict.fromkeys(cfg.DATASETS.TEST))
     return {names[0]: results} if len(names) == 1 else results
 

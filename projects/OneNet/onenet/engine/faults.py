@@ -1,4 +1,4 @@
-"""Faults of a run as one sentence each: a loss that is no number, a full disk, a lost worker."""
+"""One-line errors for NaN losses, full disks and lost processes."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ __all__ = ["LossGuard", "NamedWriter", "naming_faults", "tell_once_of_lost_logs"
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM)
-_MAX_NAMES = 8  # images in a sentence
+_MAX_NAMES = 8  # images named in an error
 _EVENTS = "TensorBoard's events"
 
 
 class LossGuard(HookBase):
-    """Ends the run before the step of a loss that is NaN or infinite, and keeps what led to it.
+    """Ends a run before the step of a NaN or infinite loss, and saves its inputs and weights.
 
-    For the inner trainer of Detectron2's DefaultTrainer. Each worker checks its own losses, so that
-    it is its own images that are named.
+    For the inner trainer of Detectron2's DefaultTrainer. Each worker checks its own losses and
+    names its own images.
     """
 
     def __init__(self, model: nn.Module, loader: TrainLoader, output_dir: str) -> None:
         """
         Args:
-            model: what is trained, wrapped as the trainer calls it; returns a dict of losses.
-            loader: remembers the last batch.
-            output_dir: gets ``nonfinite_iteration_<n>.pth``, which `torch.load` reads with
-                ``weights_only``, and which can be MODEL.WEIGHTS: "model" (the weights before the
-                step), "iteration", "losses" (name -> value), and of each image "file_names",
-                "images" (C, H, W), "boxes" (n, 4), "classes" (n,).
+            model: the model that the trainer calls, DDP included; returns a dict of losses.
+            loader: has the last batch.
+            output_dir: for ``nonfinite_iteration_<n>.pth``, which can be MODEL.WEIGHTS and be read
+                with ``weights_only``: "model" (weights before the step), "iteration", "losses"
+                (name -> value), and for each image "file_names", "images" (C, H, W), "boxes"
+                (n, 4), "classes" (n,).
         """
         self._model = model
         self._loader = loader
@@ -62,7 +62,7 @@ class LossGuard(HookBase):
         """See :class:`detectron2.engine.HookBase`.
 
         Raises:
-            TrainingError: a loss is NaN or infinite; the weights are as before the step.
+            TrainingError: a loss is NaN or infinite; the step was not made.
         """
         values = torch.stack([loss.detach().float() for loss in self._losses.values()])
         if values.isfinite().all():
@@ -84,7 +84,7 @@ class LossGuard(HookBase):
         )
 
     def _keep(self, iteration: int, losses: dict[str, float]) -> str:
-        """Writes the file; returns the part of the sentence about it."""
+        """Saves the file; returns a clause about it for the error."""
         rank = f"_worker{comm.get_rank()}" if comm.get_rank() else ""
         name = f"nonfinite_iteration_{iteration:07d}{rank}.pth"
         path = os.path.join(self._output_dir, name)
@@ -110,17 +110,17 @@ class LossGuard(HookBase):
 
 
 class NamedWriter(EventWriter):
-    """A writer of metrics whose errors name the file, and which is quiet after the first."""
+    """A metrics writer whose errors name the file; it writes nothing after the first error."""
 
     def __init__(self, writer: EventWriter, output_dir: str) -> None:
         """
         Args:
             writer: Detectron2's.
-            output_dir: where it writes.
+            output_dir: its output folder.
         """
         self._writer = writer
         self._broken = False
-        self._path = ""  # of others: they print
+        self._path = ""  # "" for writers that print
         if isinstance(writer, JSONWriter):
             self._path = os.path.join(output_dir, "metrics.json")
         elif isinstance(writer, TensorboardXWriter):
@@ -151,18 +151,18 @@ class NamedWriter(EventWriter):
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it was raised on top of, the newest first."""
+    """An error and its causes and contexts, newest first."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def _first_fault(error: BaseException | None, is_told: bool = False) -> BaseException | None:
-    """The oldest fault that has a sentence: what came after, came of it, while the run ended.
+    """The oldest error with a message for users; later ones follow from it.
 
     Args:
-        error: the newest.
-        is_told: whether it is the cause of one with a sentence, which tells of it.
+        error: the newest error.
+        is_told: whether it is the cause of an error whose message already reports it.
     """
     if error is None:
         return None
@@ -176,14 +176,14 @@ def _first_fault(error: BaseException | None, is_told: bool = False) -> BaseExce
 def _is_unwritable(error: OSError, output_dir: str) -> bool:
     if error.errno not in _NO_PERMISSION:
         return error.errno in _NO_ROOM
-    # Elsewhere it is as well a file that may not be read
+    # Elsewhere the error may be about reading
     folder = os.path.join(os.path.abspath(output_dir), "")
     return isinstance(error.filename, str) and os.path.abspath(error.filename).startswith(folder)
 
 
 def _is_lost_worker(error: BaseException) -> bool:
     if comm.get_world_size() == 1:
-        return False  # nor need torch have been built with distributed training
+        return False  # torch may be built without distributed training
     backend = (torch.distributed.DistBackendError, torch.distributed.DistNetworkError)
     of_gloo = type(error) is RuntimeError and "gloo" in str(error).lower()
     return of_gloo or isinstance(error, backend)
@@ -194,7 +194,7 @@ def _is_lost_loader(error: BaseException) -> bool:
 
 
 def _brief(error: BaseException) -> str:
-    """The first sentence of a message, without the line of the source that it comes from."""
+    """The first sentence of a message, without the source location."""
     return re.sub(r"^\[\S*\] ", "", str(error)).split(". ")[0].splitlines()[0]
 
 
@@ -204,10 +204,7 @@ def _is_tensorboards(thread: threading.Thread | None) -> bool:
 
 @contextlib.contextmanager
 def _unwritten_by_threads(output_dir: str) -> Iterator[list[OSError]]:
-    """Keeps what TensorBoard could not write, in place of a traceback in the midst of other output.
-
-    It writes in a thread, and now and then closes without a word of what became of that.
-    """
+    """Collects write errors of TensorBoard's threads, which would only print a traceback."""
     errors: list[OSError] = []
     before = threading.excepthook
 
@@ -227,13 +224,14 @@ def _unwritten_by_threads(output_dir: str) -> Iterator[list[OSError]]:
 
 @contextlib.contextmanager
 def naming_faults(output_dir: str) -> Iterator[None]:
-    """Turns what ends a run into one sentence where it is a full disk or a lost process.
+    """Turns the errors of a full disk or a lost process into a :class:`TrainingError`.
 
     Args:
-        output_dir: where the run writes.
+        output_dir: output folder of the run.
 
     Raises:
-        TrainingError: one of these; or the first of several errors that have a sentence.
+        TrainingError: such an error. Of several errors with a message for users, the first is
+            raised.
     """
     try:
         with _unwritten_by_threads(output_dir) as errors:
@@ -265,12 +263,12 @@ def naming_faults(output_dir: str) -> Iterator[None]:
 
 
 def tell_once_of_lost_logs(loggers: Sequence[str] = ("detectron2", "fvcore", "onenet")) -> None:
-    """Has log files that cannot be written any more say so once, in place of tracebacks.
+    """Makes loggers warn once, without a traceback, if their file cannot be written.
 
-    The terminal has the log all the same, so the run goes on.
+    The run continues, since the log also goes to the terminal.
 
     Args:
-        loggers: names of those that Detectron2's set-up gave a file.
+        loggers: names of loggers to which Detectron2's set-up gave a file.
     """
     for name in loggers:
         for handler in logging.getLogger(name).handlers:
@@ -280,7 +278,7 @@ def tell_once_of_lost_logs(loggers: Sequence[str] = ("detectron2", "fvcore", "on
 
 
 class _TellOnce:
-    """For :meth:`logging.Handler.handleError`, of which the file's handlers share a set."""
+    """A :meth:`logging.Handler.handleError` that warns once per file."""
 
     _told: set[str] = set()
 

@@ -1,4 +1,4 @@
-"""Starting workers."""
+"""Launching of workers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["launch_workers"]
 
 
 def launch_workers(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
-    """Runs ``main(args)`` in as many workers as the command line asks for.
+    """Runs ``main(args)`` in the number of workers given on the command line.
 
     Args:
-        main: picklable; ends with ``sys.exit(sentence)`` on an error of the user's.
-        args: what ``detectron2.engine.default_argument_parser`` parsed.
+        main: picklable; calls ``sys.exit(message)`` on user errors.
+        args: from ``detectron2.engine.default_argument_parser``.
     """
     try:
         launch(
@@ -35,7 +35,7 @@ def launch_workers(main: Callable[[argparse.Namespace], None], args: argparse.Na
         )
     except multiprocessing.ProcessExitedException as error:
         if error.signal_name is None:
-            sys.exit(1)  # the worker has said why
+            sys.exit(1)  # the worker has printed the error
         sys.exit(
             f"error: worker {error.error_index} was ended by {error.signal_name}, and the others"
             " with it; the system does that where memory runs out. Start again with --resume."

@@ -1,4 +1,4 @@
-"""What a run that was cut off needs to go on as if it never stopped."""
+"""Resuming of interrupted runs with the same result."""
 
 from __future__ import annotations
 
@@ -17,29 +17,28 @@ from ..data.loaders import TrainLoader, seed_random
 
 __all__ = ["ResumableData", "ResumableEvalHook", "cut_metrics", "end_half_row", "share_buffers"]
 
-_OF_STEPS = 1  # tells the seeds of steps from those of samples
+_OF_STEPS = 1  # distinguishes the seeds of steps from those of samples
 
 
 class ResumableData(HookBase):
-    """Makes the data and random numbers of an iteration depend on seed and iteration alone.
+    """Makes data and random numbers of an iteration depend only on the seed and the iteration.
 
-    The seed is in the checkpoint: where SEED is not set, and one is drawn, a resumed run goes on
-    with the same order of images, too.
+    The seed is stored in checkpoints, so that a resumed run keeps a seed that was drawn.
     """
 
     def __init__(self, loader: TrainLoader) -> None:
         """
         Args:
-            loader: of the training, not yet iterated.
+            loader: the training loader, before iteration.
         """
         self._loader = loader
 
     def before_train(self) -> None:
-        """Has the loader begin with the batch of the first iteration."""
+        """Makes the loader start with the batch of the first iteration."""
         self._loader.start = self.trainer.start_iter
 
     def before_step(self) -> None:
-        """Seeds what the model draws, for instance in dropout."""
+        """Seeds the random numbers of the model, as in dropout."""
         seed_random(self._loader.seed, self.trainer.iter, comm.get_rank(), _OF_STEPS)
 
     def state_dict(self) -> dict[str, int]:
@@ -47,14 +46,14 @@ class ResumableData(HookBase):
         return {"seed": self._loader.seed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Takes what :meth:`state_dict` gave."""
+        """Restores the result of :meth:`state_dict`."""
         self._loader.seed = state["seed"]
 
 
 class ResumableEvalHook(hooks.EvalHook):
-    """Detectron2's, which makes up for the evaluation that a run was cut off in.
+    """Detectron2's EvalHook; on resuming, it repeats an interrupted evaluation.
 
-    A checkpoint is saved before its evaluation, and the metrics are written some time after that.
+    A checkpoint is saved before its evaluation, and the metrics are written later.
     """
 
     def __init__(self, period: int, evaluate: Callable[[], dict], metrics_file: str) -> None:
@@ -62,18 +61,18 @@ class ResumableEvalHook(hooks.EvalHook):
         Args:
             period: iterations between evaluations; 0 for only one at the end.
             evaluate: returns the results.
-            metrics_file: ``metrics.json``, cut off by :func:`cut_metrics`.
+            metrics_file: ``metrics.json``, after :func:`cut_metrics`.
         """
         super().__init__(period, evaluate)
         self._metrics_file = metrics_file
 
     def before_train(self) -> None:
-        """Evaluates, if the file lacks the results of the iteration before the first."""
+        """Evaluates if the file lacks the results of the checkpoint's iteration."""
         start, period = self.trainer.start_iter, self._period
         is_due = period > 0 and start % period == 0 and 0 < start < self.trainer.max_iter
         if not is_due:
             return
-        # The file is the main process's, which others would read while it is being cut
+        # Only the main process reads the file, since it may be cutting it
         if comm.all_gather(comm.is_main_process() and self._has_results(start - 1))[0]:
             return
         self.trainer.storage.iter = start - 1
@@ -81,12 +80,12 @@ class ResumableEvalHook(hooks.EvalHook):
         self.trainer.storage.iter = start
 
     def after_train(self) -> None:
-        """Evaluates at the end; not, as Detectron2 does, where the last iteration failed."""
+        """Evaluates at the end, unless the last iteration failed."""
         if self.trainer.iter >= self.trainer.max_iter:
             super().after_train()
 
     def _has_results(self, iteration: int) -> bool:
-        # Only names of results have a slash, as in "bbox/AP".
+        # Only names of results have a slash, such as "bbox/AP"
         return any(
             row["iteration"] == iteration and "/" in "".join(row)
             for _, row in _last_run(_rows(self._metrics_file))
@@ -94,13 +93,13 @@ class ResumableEvalHook(hooks.EvalHook):
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Gives all workers the main process's buffers, such as batch norm's statistics.
+    """Broadcasts the main process's buffers, such as batch norm statistics, to all workers.
 
-    Each worker has statistics of its own images, and a checkpoint has the main process's: with
-    these all workers evaluate the model that a resumed run would evaluate, too.
+    Checkpoints have the main process's statistics. So all workers evaluate the same model as a
+    resumed run.
 
     Args:
-        model: the same in all workers, but for values.
+        model: the same in all workers except for its values.
     """
     if comm.get_world_size() == 1:
         return
@@ -112,17 +111,17 @@ def share_buffers(model: nn.Module) -> None:
             buffer.copy_(values)
 
 
-_Rows = list[tuple[bytes, dict[str, Any]]]  # each as it stands in the file, and what it says
+_Rows = list[tuple[bytes, dict[str, Any]]]  # raw line and parsed row
 
 
 def _rows(path: str) -> _Rows:
-    """The rows of metrics.json that can be read; none where there is no file."""
+    """The readable rows of metrics.json; none if the file is missing."""
     if not os.path.isfile(path):
         return []
     rows: _Rows = []
     with open(path, "rb") as file:
         for line in file:
-            with contextlib.suppress(ValueError):  # cut off, by a kill or a power failure
+            with contextlib.suppress(ValueError):  # a partial row
                 content = json.loads(line)
                 if isinstance(content, dict) and isinstance(content.get("iteration"), int):
                     rows.append((line.rstrip(b"\r\n") + b"\n", content))
@@ -130,9 +129,9 @@ def _rows(path: str) -> _Rows:
 
 
 def _last_run(rows: _Rows) -> _Rows:
-    """Those from the last place on where the iterations of training start anew.
+    """The rows of the last run: from the last row whose iteration does not increase.
 
-    Rows of results alone do not count: they may stand behind the losses of later iterations.
+    Rows with results only are ignored: they may follow the losses of later iterations.
     """
     start, before = 0, -1
     for i, (_, row) in enumerate(rows):
@@ -146,14 +145,13 @@ def _last_run(rows: _Rows) -> _Rows:
 
 
 def cut_metrics(path: str, start_iter: int) -> None:
-    """Cuts off what a run will write again after it is resumed, and rows that are not whole.
+    """Removes the rows that a resumed run will write again, and partial rows.
 
-    Rows of earlier runs, which the file goes on from where OUTPUT_DIR is used again, stay.
+    Rows of earlier runs in the same OUTPUT_DIR stay.
 
     Args:
-        path: of ``metrics.json``, one iteration a line; need not exist. It is changed in place, as
-            the trainer has it open.
-        start_iter: the iteration that the run goes on with.
+        path: of ``metrics.json``; may be missing. Changed in place, since the trainer has it open.
+        start_iter: first iteration of the resumed run.
     """
     if not os.path.isfile(path):
         return
@@ -170,10 +168,10 @@ def cut_metrics(path: str, start_iter: int) -> None:
 
 
 def end_half_row(path: str) -> None:
-    """Ends the last line of a file, if it has no end, so that the next row has its own.
+    """Appends a missing newline, so that the next row starts a new line.
 
     Args:
-        path: of ``metrics.json``; need not exist.
+        path: of ``metrics.json``; may be missing.
     """
     if not os.path.isfile(path) or not os.path.getsize(path):
         return

@@ -1,4 +1,4 @@
-"""Optimisers: AdamW or SGD, with the gradients of the full model clipped as published."""
+"""Optimisers (AdamW, SGD) with gradient clipping over the full model."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ __all__ = ["build_optimizer", "clip_full_model", "clipped_adamw"]
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
     """Builds the optimiser of ``cfg.SOLVER``.
 
-    Detectron2's ``SOLVER.CLIP_GRADIENTS`` clips each parameter by itself; OneNet adds the
-    ``CLIP_TYPE`` "full_model", which clips the norm of all gradients together.
+    Detectron2's ``SOLVER.CLIP_GRADIENTS`` clips each parameter separately. The additional
+    ``CLIP_TYPE`` "full_model" clips the joint norm of all gradients.
 
     Raises:
         ConfigError: ``SOLVER.OPTIMIZER`` or ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` is unknown.
@@ -35,8 +35,8 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     )
     settings = {"lr": cfg.SOLVER.BASE_LR, "weight_decay": cfg.SOLVER.WEIGHT_DECAY}
     if cfg.SOLVER.OPTIMIZER == "AdamW":
-        # Fused for speed on the CPU only: on a GPU it takes the gradients as AMP scaled them, and
-        # clipping would see them so.
+        # Fused on the CPU only: with AMP the fused optimiser gets scaled gradients, which clipping
+        # would then see
         on_cpu = all(p.device.type == "cpu" for p in model.parameters())
         optimizer = torch.optim.AdamW(params, fused=on_cpu, **settings)
     elif cfg.SOLVER.OPTIMIZER == "SGD":
@@ -59,7 +59,7 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
 
 
 def _is_bottom_up(name: str) -> bool:
-    """Whether a parameter is the backbone's own, not of the pyramid or neck on top of it."""
+    """Whether a parameter is in the backbone below the FPN or neck."""
     return "backbone.bottom_up." in name
 
 
@@ -67,9 +67,9 @@ def clipped_adamw(params: Iterable, *, max_norm: float, **kwargs: Any) -> torch.
     """AdamW with :func:`clip_full_model`, for LazyConfigs.
 
     Args:
-        params: parameters or groups, as for AdamW.
+        params: parameters or parameter groups.
         max_norm: see :func:`clip_full_model`.
-        **kwargs: AdamW's own.
+        **kwargs: for AdamW.
     """
     optimizer = torch.optim.AdamW(params, **kwargs)
     clip_full_model(optimizer, max_norm)
@@ -79,8 +79,9 @@ def clipped_adamw(params: Iterable, *, max_norm: float, **kwargs: Any) -> torch.
 def clip_full_model(
     optimizer: torch.optim.Optimizer, max_norm: float, norm_type: float = 2.0
 ) -> None:
-    """Makes every step of an optimiser first scale all gradients to a joint norm of at most
-    ``max_norm``. A hook, so that under AMP it sees them unscaled.
+    """Clips the joint norm of all gradients to ``max_norm`` before every step.
+
+    A step hook, so that with AMP it sees unscaled gradients.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 

@@ -1,4 +1,4 @@
-"""From the command line to a checked config, loggers and an output folder."""
+"""Config loading and checks, loggers and the output folder."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ def load_config(
 ) -> CfgNode:
     """Loads a yaml config with yaml's safe loader, applies overrides, and checks it.
 
-    Registers the COCO-format datasets that the config names, fills in a class count of 0 from the
-    data, and replaces the device by the CPU where it is a GPU and there is none.
+    Registers the COCO-format datasets of the config, replaces a NUM_CLASSES of 0 by that of the
+    data, and uses the CPU if there is no GPU.
 
     Args:
         config_file: path of a yaml file.
         opts: overrides, ``["KEY", "value", ...]``.
-        eval_only: whether only DATASETS.TEST matters.
+        eval_only: whether to ignore the training datasets.
 
     Returns:
-        The config, frozen.
+        The frozen config.
 
     Raises:
         ConfigError: the file, a key or a value is wrong.
-        DataError: a dataset that the config names is missing, broken or contradicts the config.
+        DataError: a dataset is missing, broken or contradicts the config.
     """
     cfg = read_config(config_file, opts)
-    # For an evaluation the training data need not be there, nor agree.
+    # An evaluation does not need the training data
     keys = ("TEST",) if eval_only else ("TRAIN", "TEST")
     for key in keys:
         _register_json_dataset(cfg, key)
@@ -79,14 +79,14 @@ def load_config(
 
 
 def resolve_num_classes(cfg: CfgNode, keys: Sequence[str] = ("TRAIN", "TEST")) -> CfgNode:
-    """Returns a copy of a config in which a class count of 0 is replaced by that of the data.
+    """Returns a copy of the config whose NUM_CLASSES, if 0, is that of the data.
 
     Args:
-        cfg: its NUM_CLASSES may be 0.
-        keys: of DATASETS, in this order; the first dataset that is known tells the number.
+        cfg: the config.
+        keys: of DATASETS, in this order; the first known dataset is used.
 
     Raises:
-        ConfigError: the count is 0, and no dataset tells it.
+        ConfigError: NUM_CLASSES is 0 and no dataset is known.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -105,13 +105,13 @@ def resolve_num_classes(cfg: CfgNode, keys: Sequence[str] = ("TRAIN", "TEST")) -
 
 
 def _datasets_with_classes(cfg: CfgNode, keys: Sequence[str]) -> list[str]:
-    """Those of the config's datasets that are registered with their class names."""
+    """The config's datasets that are registered with class names."""
     names = [name for key in keys for name in cfg.DATASETS[key]]
     return [n for n in names if n in DatasetCatalog and MetadataCatalog.get(n).get("thing_classes")]
 
 
 def _check_num_classes(cfg: CfgNode, keys: Sequence[str]) -> None:
-    """Raises where datasets have different classes, or not as many as the config says."""
+    """Checks that all datasets have the same classes, as many as NUM_CLASSES."""
     datasets = _datasets_with_classes(cfg, keys)
     for name in datasets:
         check_same_classes(datasets[0], name)
@@ -139,7 +139,7 @@ def _check_registered(cfg: CfgNode, key: str) -> None:
 
 
 def _check_parts(cfg: CfgNode) -> None:
-    """Raises where a part that OneNet would be built of is not registered, or does not fit."""
+    """Checks that OneNet's head, matcher, cost and rescoring are registered and compatible."""
     if cfg.MODEL.META_ARCHITECTURE != "OneNet":
         return
     onenet = cfg.MODEL.ONENET
@@ -150,7 +150,7 @@ def _check_parts(cfg: CfgNode) -> None:
 
 
 def _register_json_dataset(cfg: CfgNode, key: str) -> None:
-    """Registers the COCO-format dataset of DATASETS.<key>_JSON, if there is one."""
+    """Registers the COCO-format dataset of DATASETS.<key>_JSON, if set."""
     json_file, image_root = cfg.DATASETS[f"{key}_JSON"], cfg.DATASETS[f"{key}_IMAGE_ROOT"]
     if bool(json_file) != bool(image_root):
         raise ConfigError(
@@ -162,19 +162,19 @@ def _register_json_dataset(cfg: CfgNode, key: str) -> None:
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Loads the config that the command line names, and starts the loggers.
+    """Loads the config of the command line, creates OUTPUT_DIR and starts the loggers.
 
     Args:
-        args: what ``detectron2.engine.default_argument_parser`` parsed.
+        args: from ``detectron2.engine.default_argument_parser``.
 
     Returns:
-        The frozen config; of a run that is resumed, without pre-trained weights to download.
+        The frozen config; for a resumed run, without pre-trained weights to download.
 
     Raises:
-        ConfigError, DataError: see :func:`onenet.engine.load_config`; or MODEL.WEIGHTS, or the
-            checkpoint to resume from, is no file; or OUTPUT_DIR cannot be made.
+        ConfigError, DataError: see :func:`onenet.engine.load_config`; or MODEL.WEIGHTS or the
+            checkpoint to resume from is missing; or OUTPUT_DIR cannot be made.
     """
-    # What loading has to say goes to the terminal; the log file's place is known only afterwards.
+    # Log to the terminal until the config names the folder of the log file
     setup_logger(distributed_rank=comm.get_rank(), name="onenet")
     cfg = load_config(args.config_file, args.opts, eval_only=args.eval_only)
     _check_weights(cfg, args.resume)
@@ -187,7 +187,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
             f"OUTPUT_DIR: the folder '{cfg.OUTPUT_DIR}' cannot be made ({error.strerror}); name"
             " another one, or see to what is in its way."
         ) from error
-    # A log file that cannot be written is told of below
+    # tell_once_of_lost_logs reports log files that cannot be written
     before, logging.raiseExceptions = logging.raiseExceptions, False
     try:
         with naming_faults(cfg.OUTPUT_DIR):
@@ -207,7 +207,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def last_checkpoint(cfg: CfgNode) -> str:
-    """The checkpoint that --resume goes on from; "" where there is none yet."""
+    """Path of the checkpoint that --resume loads; "" if there is none."""
     note = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
     if not os.path.isfile(note):
         return ""
@@ -226,9 +226,9 @@ def _check_weights(cfg: CfgNode, resume: bool) -> None:
             )
         return  # MODEL.WEIGHTS is not used
     if weights.startswith("torchvision://"):
-        torchvision_url(weights)  # raises where there is no such network
+        torchvision_url(weights)  # raises for unknown names
     if weights.startswith("pip://"):
-        pip_weights(weights)  # raises where the package is not installed
+        pip_weights(weights)  # raises if not installed
     if weights and not urlparse(weights).scheme and not os.path.isfile(weights):
         raise ConfigError(
             f"MODEL.WEIGHTS: there is no file '{weights}'; give a checkpoint's path, or '' to"

@@ -1,4 +1,4 @@
-"""Detectron2's trainer, with OneNet's data, optimiser and evaluators."""
+"""Detectron2's trainer with OneNet's data, optimiser and evaluators."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ __all__ = ["Trainer"]
 
 @contextlib.contextmanager
 def _name_missing_files() -> Iterator[None]:
-    """Turns the missing file of a dataset into an error that says how to find it."""
+    """Turns the error of a dataset's missing file into one that says where it is looked for."""
     try:
         yield
     except FileNotFoundError as error:
@@ -67,18 +67,18 @@ def _name_missing_files() -> Iterator[None]:
         ) from error
 
 
-_WITHOUT_TRACEBACK = WithoutTraceback()  # one object, which a logger takes only once
+_WITHOUT_TRACEBACK = WithoutTraceback()  # one object, which a logger adds only once
 
 
 class Trainer(DefaultTrainer):
-    """Detectron2's DefaultTrainer with OneNet's mapper, optimiser and evaluator."""
+    """Detectron2's DefaultTrainer with OneNet's loaders, optimiser, hooks and evaluators."""
 
     def __init__(self, cfg: CfgNode) -> None:
         """
         Args:
             cfg: from :func:`setup` or :func:`onenet.engine.load_config`.
         """
-        # Not DefaultTrainer's: that names the worker's GPU to DDP, which refuses that on a CPU
+        # Not DefaultTrainer.__init__, which passes device ids to DDP even on a CPU
         TrainerBase.__init__(self)
         logging.getLogger("detectron2.engine.train_loop").addFilter(_WITHOUT_TRACEBACK)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
@@ -99,14 +99,14 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
         accumulate_gradients(self._trainer, cfg)
         if isinstance(loader, TrainLoader):  # a subclass may have another
-            # Behind the average, which copies the model with the hooks it has
+            # After EMA, which copies the model with its hooks
             guard = LossGuard(self._trainer.model, loader, cfg.OUTPUT_DIR)
             self._trainer.register_hooks([guard])
             self.register_hooks([ResumableData(loader)])
 
     @property
     def model(self) -> torch.nn.Module:
-        """What is trained, as Detectron2's, also where its batches come in pieces."""
+        """The trained model, without the wrapper of gradient accumulation."""
         model = self._trainer.model
         return model.module if isinstance(model, AccumulatingModel) else model
 
@@ -118,14 +118,13 @@ class Trainer(DefaultTrainer):
             self._trainer.model = model
 
     def build_writers(self) -> list[EventWriter]:
-        """Detectron2's writers of metrics, whose errors name the file."""
+        """Detectron2's metrics writers, with errors that name the file."""
         return [NamedWriter(writer, self.cfg.OUTPUT_DIR) for writer in super().build_writers()]
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's hooks; with SOLVER.EMA_DECAY the average is what they evaluate and save.
+        """Detectron2's hooks; with SOLVER.EMA_DECAY they evaluate and save the average.
 
-        A checkpoint's "model" is the average then, so that whoever reads it, gets that; the weights
-        to go on training from are beside it.
+        A checkpoint's "model" is then the average; the weights to resume from are stored beside it.
         """
         cfg = self.cfg
         evaluated, first = self.model, []
@@ -137,7 +136,7 @@ class Trainer(DefaultTrainer):
             evaluated, first = self.ema.average, [self.ema]
         if cfg.VIS_PERIOD > 0 and isinstance(model, OneNet) and comm.is_main_process():
             first.append(TrainingPictures(model, cfg.VIS_PERIOD))
-        # Detectron2's trainer saves the hooks' state: there are the trained weights of an average.
+        # Detectron2 saves the hooks' state, which includes the trained weights of EMA
         self._set_checkpointer(evaluated)
 
         def evaluate() -> dict:
@@ -156,7 +155,7 @@ class Trainer(DefaultTrainer):
         return os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")
 
     def _set_checkpointer(self, model: torch.nn.Module) -> None:
-        """Puts ours in the place of Detectron2's, before hooks take it."""
+        """Replaces Detectron2's checkpointer before hooks use it."""
         self.checkpointer = OneNetCheckpointer(
             model,
             self.cfg.OUTPUT_DIR,
@@ -166,9 +165,9 @@ class Trainer(DefaultTrainer):
         )
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """See Detectron2's; with SOLVER.EMA_DECAY the average starts from the same weights.
+        """See Detectron2's. With SOLVER.EMA_DECAY the average starts from the loaded weights.
 
-        A run that is resumed takes the config's BASE_LR, in place of the one it began with.
+        A resumed run uses the config's BASE_LR, not the checkpoint's.
         """
         base_lrs = list(self.scheduler.base_lrs)
         super().resume_or_load(resume)
@@ -181,7 +180,7 @@ class Trainer(DefaultTrainer):
             logging.getLogger(__name__).info(
                 f"SOLVER.BASE_LR is another than before: goes on with {self.cfg.SOLVER.BASE_LR:g}."
             )
-        if self.ema is not None and self.ema.steps == 0:  # nothing, or a checkpoint without average
+        if self.ema is not None and self.ema.steps == 0:  # no checkpoint, or one without average
             self.ema.start_from(self.ema.average)
 
     @classmethod
@@ -213,22 +212,22 @@ class Trainer(DefaultTrainer):
         model: torch.nn.Module,
         evaluators: list[DatasetEvaluator] | None = None,
     ) -> dict:
-        """Evaluates; a detector that carries NMS a second time, with NMS off.
+        """Evaluates on DATASETS.TEST; a detector with NMS again with its NMS off.
 
-        Where TEST.END_TO_END.ENABLED, the first pass leaves the classes' score thresholds in
+        With TEST.END_TO_END.ENABLED, the first pass writes score thresholds to
         ``<OUTPUT_DIR>/inference/thresholds.json`` (:mod:`onenet.evaluation.thresholds`), and the
-        second is made, which writes to ``<OUTPUT_DIR>/inference/nms_off``. Evaluators that the
-        caller brings see the first only, and leave no thresholds.
+        second pass writes to ``<OUTPUT_DIR>/inference/nms_off``. With ``evaluators`` there is only
+        the first pass, without thresholds.
 
         Args:
-            cfg: its DATASETS.TEST says on what.
-            model: with its weights; may be wrapped for several workers.
-            evaluators: in place of :meth:`build_evaluator`'s, one a dataset.
+            cfg: the config.
+            model: with weights; may be wrapped in DDP.
+            evaluators: one per dataset, instead of :meth:`build_evaluator`'s.
 
         Returns:
-            Task -> metric -> value, with several datasets below their names. The second pass adds
-            the tasks "bbox_nms_off" and "end_to_end_nms_off". Without metrics in all but the main
-            process.
+            Task -> metric -> value, below the datasets' names if there are several. The second pass
+            adds the tasks "bbox_nms_off" and "end_to_end_nms_off". Only the main process has
+            metrics.
         """
         with naming_faults(cfg.OUTPUT_DIR):
             return cls._test(cfg, model, evaluators)
@@ -260,11 +259,11 @@ class Trainer(DefaultTrainer):
         """Trains, evaluates, and checks the last results against TEST.LIMITS.
 
         Returns:
-            The results, in the main process and where TEST.EXPECTED_RESULTS names some.
+            The results, in the main process and if TEST.EXPECTED_RESULTS is set.
 
         Raises:
-            ConfigError, LimitError: see :func:`check_limits`; the model is saved by then.
-            TrainingError: the loss is no number, the disk is full, or another worker has ended.
+            ConfigError, LimitError: see :func:`check_limits`; the model has been saved.
+            TrainingError: NaN loss, full disk or lost worker.
         """
         if comm.is_main_process():
             if self._is_resumed:
@@ -273,7 +272,7 @@ class Trainer(DefaultTrainer):
                 end_half_row(self._metrics_file)
         last = os.path.basename(last_checkpoint(self.cfg))
         if self.start_iter >= self.max_iter and last != "model_final.pth":
-            # Cut off between the last iteration's checkpoint and the final one, which is the same
+            # Interrupted between the last iteration's checkpoint and the equal model_final
             self.checkpointer.save("model_final", iteration=self.iter)
         with naming_faults(self.cfg.OUTPUT_DIR):
             results = super().train()
@@ -283,7 +282,7 @@ class Trainer(DefaultTrainer):
         return results
 
     def _tell_of_skipped(self) -> None:
-        """The count of INPUT.ON_BAD_IMAGE "skip", of all workers, since the start or resuming."""
+        """Logs the images skipped by all workers since the run was started or resumed."""
         of_workers = comm.gather(getattr(self.data_loader, "skipped", {}))
         counts = sum(map(Counter, of_workers), Counter())
         if counts:

@@ -1,4 +1,4 @@
-"""Pictures of the training in TensorBoard."""
+"""Training images in TensorBoard."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ __all__ = ["TrainingPictures", "put_pictures"]
 
 
 class TrainingPictures(HookBase):
-    """Calls :func:`put_pictures` with an image of the current batch, every so many iterations."""
+    """Calls :func:`put_pictures` for an image of the current batch, periodically."""
 
     def __init__(self, model: OneNet, period: int) -> None:
         """
         Args:
-            model: what is trained, without the wrapper for several workers.
+            model: the trained model, without DDP.
             period: iterations between pictures.
         """
         self._model, self._period = model, period
         self._inputs: list[dict] = []
 
     def before_train(self) -> None:
-        """Keeps an image of each batch from now on."""
+        """Starts keeping an image of each batch."""
         self._handle = self._model.register_forward_pre_hook(self._keep)
 
     def after_train(self) -> None:
-        """Keeps none any more."""
+        """Stops keeping images."""
         self._handle.remove()
 
     def _keep(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
@@ -42,23 +42,22 @@ class TrainingPictures(HookBase):
             self._inputs = args[0][:1]
 
     def after_step(self) -> None:
-        """Draws."""
+        """Draws every ``period`` iterations."""
         if self.trainer.iter % self._period == 0:
             put_pictures(self._model, self._inputs)
 
 
 @torch.no_grad()
 def put_pictures(model: OneNet, batched_inputs: list[dict]) -> None:
-    """Puts pictures of an image into the event storage; the training goes on as if it had not.
+    """Puts two pictures of an image into the event storage, without affecting the training.
 
-    One shows ground truth and best detections; "assignment" where each object's positive sample
-    lies.
+    One shows ground truth and best detections; "assignment" shows each object's positive sample.
 
     Args:
         model: in training mode.
-        batched_inputs: of one image, as the training mapper makes it.
+        batched_inputs: one image from the training mapper.
     """
-    # Detectron2 draws in random colours; without workers the augmentation has this generator.
+    # Detectron2 draws random colours from the generator that augmentation may use
     random_state = np.random.get_state()
     model.eval()
     try:

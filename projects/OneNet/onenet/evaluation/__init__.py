@@ -1,6 +1,5 @@
-"""How end-to-end a detector is: duplicates, score gap, what NMS would change; score thresholds.
-
-And CrowdHuman's own metrics.
+"""Metrics of end-to-end detection (duplicates, score gap, NMS gap), score thresholds, and
+CrowdHuman's metrics.
 """
 
 from .crowdhuman import CrowdHumanEvaluator, CrowdImage, crowdhuman_report

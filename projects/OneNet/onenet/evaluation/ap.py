@@ -1,4 +1,4 @@
-"""COCO's average precision of detections that are in memory, and class-wise NMS of them."""
+"""COCO's average precision, and class-wise NMS, of detections in memory."""
 
 from __future__ import annotations
 
@@ -26,10 +26,9 @@ class Scene:
         boxes: (D, 4) float32, corners in pixels.
         scores: (D,) float32.
         classes: (D,) int64.
-        gt_boxes: (G, 4) float64, x, y, width, height in pixels: COCO's own form, so that no
-            conversion rounds.
+        gt_boxes: (G, 4) float64, x, y, width, height in pixels, as in COCO, to avoid rounding.
         gt_classes: (G,) int64.
-        is_crowd: (G,) bool, regions that are no single object.
+        is_crowd: (G,) bool, crowd regions.
     """
 
     boxes: np.ndarray
@@ -40,13 +39,13 @@ class Scene:
     is_crowd: np.ndarray
 
     def with_detections(self, keep: np.ndarray) -> Scene:
-        """The same image with those detections only; ``keep`` is (D,) bool."""
+        """A copy with the detections of ``keep``, (D,) bool."""
         return replace(
             self, boxes=self.boxes[keep], scores=self.scores[keep], classes=self.classes[keep]
         )
 
     def with_ground_truth(self, keep: np.ndarray) -> Scene:
-        """The same image with that ground truth only; ``keep`` is (G,) bool."""
+        """A copy with the ground truth of ``keep``, (G,) bool."""
         return replace(
             self,
             gt_boxes=self.gt_boxes[keep],
@@ -55,17 +54,17 @@ class Scene:
         )
 
     def objects(self) -> tuple[np.ndarray, np.ndarray]:
-        """The objects, without crowd regions: boxes (n, 4) as corners, classes (n,)."""
+        """Boxes (n, 4) as corners and classes (n,) of the objects, without crowd regions."""
         boxes = BoxMode.convert(self.gt_boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
         return boxes[~self.is_crowd], self.gt_classes[~self.is_crowd]
 
 
 def nms_survivors(scene: Scene, nms_thresh: float) -> np.ndarray:
-    """Which detections class-wise NMS leaves.
+    """The detections that class-wise NMS keeps.
 
     Args:
         scene: an image.
-        nms_thresh: IoU above which the lower score goes.
+        nms_thresh: IoU threshold.
 
     Returns:
         (D,) bool.
@@ -73,8 +72,7 @@ def nms_survivors(scene: Scene, nms_thresh: float) -> np.ndarray:
     keep = np.zeros(len(scene.scores), dtype=bool)
     if len(keep):
         boxes = torch.from_numpy(scene.boxes).double()
-        # batched_nms sets the classes apart by the largest coordinate, which goes wrong where some
-        # are negative.
+        # batched_nms separates classes by the largest coordinate, which needs coordinates >= 0
         survivors = batched_nms(
             boxes - boxes.min(),
             torch.from_numpy(scene.scores).double(),
@@ -86,8 +84,8 @@ def nms_survivors(scene: Scene, nms_thresh: float) -> np.ndarray:
 
 
 def _index(coco: Any, annotations: list[dict], num_images: int, classes: Sequence[int]) -> Any:
-    """Fills an empty COCO with annotations, which get ids."""
-    for i, annotation in enumerate(annotations, start=1):  # COCOeval takes 0 for "no match"
+    """Fills an empty COCO with annotations and gives them ids."""
+    for i, annotation in enumerate(annotations, start=1):  # COCOeval: 0 is no match
         annotation["id"] = i
     coco.dataset = {
         "images": [{"id": i} for i in range(num_images)],
@@ -99,7 +97,7 @@ def _index(coco: Any, annotations: list[dict], num_images: int, classes: Sequenc
 
 
 def _annotations(image_id: int, boxes: np.ndarray, classes: np.ndarray) -> list[dict]:
-    """COCO's entries for boxes (n, 4) given as x, y, width, height."""
+    """COCO annotations of boxes (n, 4), given as x, y, width, height."""
     return [
         {"image_id": image_id, "category_id": c, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
         for box, c in zip(boxes.tolist(), classes.tolist(), strict=True)
@@ -107,17 +105,15 @@ def _annotations(image_id: int, boxes: np.ndarray, classes: np.ndarray) -> list[
 
 
 def precision_table(scenes: Sequence[Scene], max_dets_per_image: int) -> np.ndarray:
-    """Precision by IoU threshold, recall and class, by COCOeval, area "all".
-
-    That of :func:`onenet.evaluation.coco_api.coco_api`.
+    """Precision by IoU threshold, recall and class, from COCOeval with area "all".
 
     Args:
-        scenes: all images, in the order of their ids.
-        max_dets_per_image: COCOeval's maxDets, a limit for each class of each image.
+        scenes: all images in the order of their ids.
+        max_dets_per_image: COCOeval's maxDets, per class and image.
 
     Returns:
-        (10, 101, K) in [0, 1]: IoU 0.50, 0.55, ..., 0.95; recall 0, 0.01, ..., 1; the K classes
-        that have objects, of which K may be 0.
+        (10, 101, K) in [0, 1]: IoU 0.50, 0.55, ..., 0.95; recall 0, 0.01, ..., 1; K classes with
+        objects, possibly none.
     """
     classes = sorted({int(c) for s in scenes for c in s.gt_classes[~s.is_crowd]})
     if not classes:
@@ -149,5 +145,5 @@ def precision_table(scenes: Sequence[Scene], max_dets_per_image: int) -> np.ndar
 
 
 def mean_ap(precision: np.ndarray) -> float:
-    """The mean of (a part of) a :func:`precision_table` in COCO points, 0 to 100; nan if empty."""
+    """Mean of (part of) a :func:`precision_table` in points, 0 to 100; nan if empty."""
     return float(precision.mean() * 100) if precision.size else float("nan")

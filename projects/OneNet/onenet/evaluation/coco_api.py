@@ -1,4 +1,4 @@
-"""COCO's evaluation: faster-coco-eval's where it is installed, else pycocotools'."""
+"""COCO's evaluation, by faster-coco-eval if installed, else by pycocotools."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ __all__ = ["coco_api"]
 
 
 def coco_api() -> tuple[type[Any], type[Any]]:
-    """COCO and COCOeval, of the package that is quicker.
+    """Returns the classes COCO and COCOeval of the faster package.
 
-    faster-coco-eval (Apache-2.0) matches and accumulates in C++ and evaluates as pycocotools does;
-    where its numbers differ, it is in the last bit (tests/evaluation/test_coco_api.py). Of scores
-    that are no numbers it takes none.
+    faster-coco-eval (Apache-2.0) matches and accumulates in C++. Its results differ from
+    pycocotools' at most in the last bit (tests/evaluation/test_coco_api.py). It drops NaN scores.
     """
     try:
         from faster_coco_eval import COCO, COCOeval_faster
@@ -22,5 +21,5 @@ def coco_api() -> tuple[type[Any], type[Any]]:
         from pycocotools.cocoeval import COCOeval
 
         return COCO, COCOeval
-    logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # it tells of every table
+    logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # it logs every table
     return COCO, COCOeval_faster

@@ -1,8 +1,8 @@
 """CrowdHuman's metrics: AP50, log-average miss rate, recall and Jaccard index.
 
-Definitions, down to their quirks, are those of the evaluators that published numbers come from: the
-toolkit that CrowdDet (arXiv 2003.09163) and OneNet share for AP, miss rate and recall, and
-CrowdDet's for the Jaccard index. The code is this project's own, for all images at once.
+Definitions are exactly those of the evaluators behind published numbers: the toolkit that CrowdDet
+(arXiv 2003.09163) and OneNet share for AP, miss rate and recall, and CrowdDet's for the Jaccard
+index. The implementation is independent, and processes all images at once.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ __all__ = ["CrowdHumanEvaluator", "CrowdImage", "crowdhuman_report"]
 logger = logging.getLogger(__name__)
 
 FPPI_POINTS = (0.01, 0.0178, 0.0316, 0.0562, 0.1, 0.1778, 0.3162, 0.5623, 1.0)
-"""False positives an image at which miss rates are averaged: Caltech's, rounded as published."""
+"""False positives per image at which miss rates are averaged (Caltech's, rounded as published)."""
 
 SCORE_THRESHOLDS = tuple(0.1 * i for i in range(10))
-"""Scores above which detections count for the Jaccard index; unrounded, as in CrowdDet."""
+"""Score thresholds of the Jaccard index, unrounded as in CrowdDet."""
 
-_OVERLAP = 0.5  # IoU with an object, or share on an ignore region, that a detection has to exceed
-_EPSILON = 1e-6  # the public evaluators', in every denominator
+_OVERLAP = 0.5  # threshold of the IoU with an object, and of the share on an ignore region
+_EPSILON = 1e-6  # in every denominator, as in the public evaluators
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class CrowdImage:
     """Detections and ground truth of one image.
 
     Attributes:
-        boxes: (D, 4) corners in pixels, may leave the image.
+        boxes: (D, 4) corners in pixels; may leave the image.
         scores: (D,).
-        gt_boxes: (G, 4) corners in pixels, may leave the image.
-        is_ignore: (G,) bool, regions where detections count neither way.
+        gt_boxes: (G, 4) corners in pixels; may leave the image.
+        is_ignore: (G,) bool, ignore regions.
         height: of the image in pixels.
         width: of the image in pixels.
     """
@@ -62,8 +62,8 @@ class CrowdImage:
     width: int
 
     def clip(self, boxes: np.ndarray) -> np.ndarray:
-        """(n, 4) boxes cut to the image as the public evaluators do, which leave a box on the far
-        side of the right or lower edge one pixel.
+        """Clips (n, 4) boxes to the image. As in the public evaluators, one pixel remains of a box
+        beyond the right or lower edge.
         """
         limits = [self.width - 1, self.height - 1, self.width, self.height]
         return np.clip(np.asarray(boxes, dtype=np.float64), 0, limits)
@@ -71,7 +71,7 @@ class CrowdImage:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """All images' detections (D), objects (G), and the pairs (E) of an IoU > 0.5.
+    """Detections (D) and objects (G) of all images, and the pairs (E) with IoU > 0.5.
 
     Attributes:
         num_images: N.
@@ -82,7 +82,7 @@ class _Pairs:
         gt_ignored: (G,) bool, an object that lies on an ignore region.
         det: (E,) index of the detection.
         gt: (E,) index of the object.
-        iou: (E,), falling for each object: pairs are in the order of their objects.
+        iou: (E,), pairs are sorted by object, then by falling IoU.
     """
 
     num_images: int
@@ -101,7 +101,7 @@ def _areas(boxes: np.ndarray) -> np.ndarray:
 
 
 def _intersections(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(n, m) areas that (n, 4) and (m, 4) boxes share."""
+    """(n, m) intersection areas of (n, 4) and (m, 4) boxes."""
     x0, y0, x1, y1 = (boxes[:, i, None] for i in range(4))
     width = np.minimum(x1, others[:, 2]) - np.maximum(x0, others[:, 0])
     height = np.minimum(y1, others[:, 3]) - np.maximum(y0, others[:, 1])
@@ -109,7 +109,7 @@ def _intersections(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def _lies_on(boxes: np.ndarray, regions: np.ndarray) -> np.ndarray:
-    """(n,) bool: more than half of the box's own area is on one of the regions."""
+    """(n,) bool: whether more than half of a box's area is on one of the regions."""
     if not len(regions):
         return np.zeros(len(boxes), dtype=bool)
     share = _intersections(boxes, regions) / (_areas(boxes)[:, None] + _EPSILON)
@@ -117,7 +117,7 @@ def _lies_on(boxes: np.ndarray, regions: np.ndarray) -> np.ndarray:
 
 
 def _pair_up(images: Sequence[CrowdImage]) -> _Pairs:
-    """Finds who overlaps whom in each image, and numbers all through."""
+    """Finds the overlapping pairs of each image, with indices over all images."""
     parts: list[dict[str, np.ndarray]] = []
     num_dets = num_objects = 0
     for index, image in enumerate(images):
@@ -147,12 +147,12 @@ def _pair_up(images: Sequence[CrowdImage]) -> _Pairs:
 
 
 def _claims(pairs: _Pairs) -> np.ndarray:
-    """Which detections find an object, by Caltech's greedy matching.
+    """The detections that take an object, by Caltech's greedy matching.
 
-    By falling score (ties: as given) each detection takes the object of largest IoU (ties: the
-    first) among those that no better one has taken. That is the stable matching of detections that
-    prefer IoU with objects that prefer score, and so can be reached for all images at once: whoever
-    is refused or ousted asks for the next object (Gale and Shapley, 1962).
+    In order of score (ties: as given), a detection takes the free object of largest IoU (ties: the
+    first). This is the stable matching where detections prefer IoU and objects prefer score, so it
+    can be computed for all images at once: a rejected or displaced detection proposes to its next
+    object (Gale and Shapley, 1962).
 
     Returns:
         (D,) bool.
@@ -163,9 +163,9 @@ def _claims(pairs: _Pairs) -> np.ndarray:
     rank[by_rank] = np.arange(num_dets)
     order = np.lexsort((pairs.gt, -pairs.iou, pairs.det))
     wishes, owners = pairs.gt[order], pairs.det[order]
-    wish = np.searchsorted(owners, np.arange(num_dets))  # each detection's next one in `wishes`
+    wish = np.searchsorted(owners, np.arange(num_dets))  # index of each detection's next wish
     end = np.searchsorted(owners, np.arange(num_dets), side="right")
-    holder = np.full(len(pairs.gt_image), num_dets)  # by rank; num_dets for nobody
+    holder = np.full(len(pairs.gt_image), num_dets)  # rank of the detection; num_dets if free
     asking = np.flatnonzero(wish < end)
     while len(asking):
         before = holder.copy()
@@ -182,7 +182,7 @@ def _claims(pairs: _Pairs) -> np.ndarray:
 
 
 def _rank_within(group: np.ndarray, node: np.ndarray) -> np.ndarray:
-    """Numbers the nodes of each group from 0; both (n,), and so the result."""
+    """(n,) indices of the nodes within their groups, from 0; group and node are (n,)."""
     stride = node.max() + 1
     keys, inverse = np.unique(group * stride + node, return_inverse=True)
     return inverse - np.searchsorted(keys // stride, group)
@@ -191,7 +191,7 @@ def _rank_within(group: np.ndarray, node: np.ndarray) -> np.ndarray:
 def _heaviest_by_group(
     group: np.ndarray, det: np.ndarray, gt: np.ndarray, iou: np.ndarray
 ) -> np.ndarray:
-    """:func:`_heaviest_matching` of each group of pairs alone, by the assignment problem."""
+    """:func:`_heaviest_matching` of each group, as an assignment problem."""
     if not len(group):
         return np.zeros(0, dtype=np.int64)
     order = np.argsort(group, kind="stable")
@@ -203,7 +203,7 @@ def _heaviest_by_group(
         weights[rows, columns] = iou[part]
         index = np.full(weights.shape, -1)
         index[rows, columns] = part
-        # A pair that is none weighs nothing: the assignment may hold it, which changes nothing.
+        # Pairs that do not overlap have weight 0 and are dropped below
         chosen.append(index[linear_sum_assignment(weights, maximize=True)])
     found = np.concatenate(chosen)
     return found[found >= 0]
@@ -212,10 +212,10 @@ def _heaviest_by_group(
 def _heaviest_matching(
     det: np.ndarray, gt: np.ndarray, iou: np.ndarray, num_dets: int
 ) -> np.ndarray:
-    """The one-to-one matching of largest total IoU (which need not have the most pairs).
+    """The one-to-one matching of largest total IoU, which may not have the most pairs.
 
-    Where all objects of a connected group can have the detection of their largest IoU, that is it;
-    only the other groups have to be solved.
+    If all objects of a connected group can have their detection of largest IoU, that is the
+    solution; only other groups are solved as assignment problems.
 
     Args:
         det: (E,) indices of detections.
@@ -224,7 +224,7 @@ def _heaviest_matching(
         num_dets: D.
 
     Returns:
-        Indices of the pairs in it.
+        Indices of the chosen pairs.
     """
     if not len(det):
         return np.zeros(0, dtype=np.int64)
@@ -232,7 +232,7 @@ def _heaviest_matching(
     graph = coo_matrix((np.ones(len(det), bool), (det, num_dets + gt)), (num_nodes, num_nodes))
     num_groups, label = connected_components(graph, directed=False)
     group = label[det].astype(np.int64)
-    best = np.flatnonzero(np.diff(gt, prepend=-1))  # of each object
+    best = np.flatnonzero(np.diff(gt, prepend=-1))  # best pair of each object
     is_contested = np.bincount(det[best], minlength=num_dets)[det[best]] > 1
     is_hard = np.zeros(num_groups, dtype=bool)
     is_hard[group[best[is_contested]]] = True
@@ -244,7 +244,7 @@ def _heaviest_matching(
 
 
 def _jaccard_index(pairs: _Pairs, threshold: float) -> float:
-    """The mean over the images of k / (n + m - k), in percent; see :func:`crowdhuman_report`."""
+    """Mean over the images of k / (n + m - k), in percent; see :func:`crowdhuman_report`."""
     kept = pairs.scores > threshold
     near = np.flatnonzero(kept[pairs.det])
     found = near[
@@ -278,44 +278,42 @@ def _curve_metrics(pairs: _Pairs) -> tuple[dict[str, float], list[float]]:
     fppi = np.cumsum(~hits) / pairs.num_images
     reached = np.searchsorted(fppi, FPPI_POINTS).clip(max=len(fppi) - 1)
     miss_rates = 1 - recall[reached]
-    with np.errstate(divide="ignore"):  # nothing missed at one point makes the geometric mean 0
+    with np.errstate(divide="ignore"):  # a miss rate of 0 makes the geometric mean 0
         mean = np.exp(np.log(miss_rates).mean())
     metrics = {"AP50": ap, "mMR": mean, "recall": recall[-1]}
     return {name: 100 * float(x) for name, x in metrics.items()}, (100 * miss_rates).tolist()
 
 
 def crowdhuman_report(images: Sequence[CrowdImage]) -> dict[str, Any]:
-    """Measures the detections of a set of images of one class.
+    """Computes the metrics of a dataset of one class.
 
-    Boxes are cut to the image first. A detection lies on an object if IoU > 0.5, and on an ignore
-    region if more than half of its own area is on it.
+    Boxes are clipped to the image. A detection lies on an object if IoU > 0.5, and on an ignore
+    region if more than half of its own area is inside.
 
-    Caltech's matching (Dollar et al., "Pedestrian Detection", PAMI 2012): by falling score each
-    detection takes the free object of largest IoU that it lies on. One that takes none is left
-    out where it lies on an ignore region, and is a false positive elsewhere. Along the ranking of
-    all images' detections:
+    Matching is Caltech's (Dollar et al., "Pedestrian Detection", PAMI 2012): in order of score, a
+    detection takes the free object of largest IoU that it lies on. A detection that takes none is
+    ignored if it lies on an ignore region, and a false positive otherwise. Over the ranking of all
+    images' detections:
 
-    * ``AP50``: the area under precision over recall by the trapezoidal rule, from the first
-      detection's recall on, without interpolation. With n objects, all found and nothing else, that
-      is 100 (1 - 1/n).
-    * ``mMR``: the geometric mean of the miss rates, 1 - recall, at nine numbers of false positives
-      an image (``FPPI_POINTS``): each where the ranking first reaches it, at its end if it never
-      does.
-    * ``recall``: the share of the objects that any detection takes.
+    * ``AP50``: area under precision over recall by the trapezoidal rule, from the first detection's
+      recall on, without interpolation. Its maximum with n objects is 100 (1 - 1/n).
+    * ``mMR``: geometric mean of the miss rates, 1 - recall, where the ranking first reaches each of
+      ``FPPI_POINTS`` false positives per image, or at its end.
+    * ``recall``: share of the objects that are taken.
 
-    ``JI``, the Jaccard index (CrowdDet, arXiv 2003.09163): for each score threshold the mean over
-    the images of k / (n + m - k). The n detections of higher score and the m objects are paired
-    one to one, each detection with an object that it lies on, so that the total IoU is largest; k
-    is the number of pairs. Detections and objects that stay alone and lie on an ignore region are
-    in neither n nor m; images with n = m = 0 are left out. ``JI`` is that of the best threshold.
+    ``JI``, the Jaccard index (CrowdDet, arXiv 2003.09163), is the best over score thresholds of the
+    mean over the images of k / (n + m - k). The n detections above the threshold are paired one to
+    one with the m objects that they lie on, at the largest total IoU; k is the number of pairs.
+    Unpaired detections and objects on an ignore region are in neither n nor m; images with
+    n = m = 0 do not count.
 
     Args:
-        images: all of the set, those without detections or objects included.
+        images: all images of the dataset.
 
     Returns:
         "results": {"AP50", "mMR", "recall", "JI"} in percent; "miss_rate_by_fppi" and
         "JI_by_score_threshold" in percent; "num_images", "num_objects", "num_ignore_regions".
-        All percentages are nan without a single object.
+        Percentages are nan without objects.
     """
     num_ignore = sum(int(image.is_ignore.sum()) for image in images)
     num_objects = sum(len(image.is_ignore) for image in images) - num_ignore
@@ -339,11 +337,11 @@ def crowdhuman_report(images: Sequence[CrowdImage]) -> dict[str, Any]:
 
 
 def _ground_truth(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """An image's boxes (G, 4) as corners, and which of them are ignore regions (G,)."""
+    """Boxes (G, 4) of an image as corners, and whether they are ignore regions, (G,)."""
     annotations = record.get("annotations", [])
     boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
     modes = np.array([a["bbox_mode"] for a in annotations], dtype=np.int64)
-    for mode in np.unique(modes):  # all boxes of a mode at once: a call for each takes seconds
+    for mode in np.unique(modes):  # one call per mode: one per box takes seconds
         rows = modes == mode
         boxes[rows] = BoxMode.convert(boxes[rows], BoxMode(mode), BoxMode.XYXY_ABS)
     return boxes, np.array([a.get("iscrowd", 0) for a in annotations], dtype=bool)
@@ -352,7 +350,7 @@ def _ground_truth(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 def _crowd_images(
     records: Iterable[dict[str, Any]], predictions: Iterable[tuple[Any, np.ndarray, np.ndarray]]
 ) -> list[CrowdImage]:
-    """Brings ground truth and detections of each image together, in the order of the records."""
+    """Joins ground truth and detections of each image, in the order of the records."""
     by_image = {image_id: detections for image_id, *detections in predictions}
     nothing = (np.zeros((0, 4)), np.zeros(0))
     return [
@@ -367,12 +365,11 @@ def _crowd_images(
 
 
 class CrowdHumanEvaluator(DatasetEvaluator):
-    """AP50, mMR, recall and Jaccard index of any detector; see :func:`crowdhuman_report`.
+    """AP50, mMR, recall and Jaccard index; see :func:`crowdhuman_report`.
 
-    For outputs of any Detectron2 detector (``{"instances": Instances}`` with ``pred_boxes`` and
-    ``scores``, in the original image's pixels) on any registered dataset of one class whose
-    annotations are boxes; ``iscrowd`` marks ignore regions. An image without outputs counts as one
-    without detections. All detections count: the detector limits their number.
+    Takes the outputs of any Detectron2 detector on a registered dataset of one class; ``iscrowd``
+    marks ignore regions. An image without outputs counts as one without detections. The number of
+    detections is not limited.
     """
 
     def __init__(
@@ -380,9 +377,9 @@ class CrowdHumanEvaluator(DatasetEvaluator):
     ) -> None:
         """
         Args:
-            dataset_name: registered; its dicts tell the objects.
-            output_dir: where ``crowdhuman.json`` is written; None for nowhere.
-            distributed: whether to gather the outputs of all processes; else each has its own.
+            dataset_name: a registered dataset.
+            output_dir: folder for ``crowdhuman.json``; None to write nothing.
+            distributed: whether to gather the outputs of all processes.
 
         Raises:
             DataError: the dataset has several classes.
@@ -417,7 +414,7 @@ class CrowdHumanEvaluator(DatasetEvaluator):
             )
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """Measures, logs a table, and writes ``crowdhuman.json``.
+        """Computes the metrics, logs a table, and writes ``crowdhuman.json``.
 
         Returns:
             {"crowdhuman": {"AP50", "mMR", "recall", "JI"}}; {} in all but the main process.

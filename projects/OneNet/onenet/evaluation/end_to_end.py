@@ -1,4 +1,4 @@
-"""The end-to-end-ness evaluator: what is left to NMS, measured on any detector's outputs."""
+"""Evaluator of how much a detector still needs NMS."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ __all__ = ["CROWDING_BINS", "EndToEndEvaluator", "record_weights"]
 
 logger = logging.getLogger(__name__)
 
-THRESHOLDS = [round(0.05 * i, 2) for i in range(1, 20)]  # of the curves over scores
-MAIN_THRESHOLDS = (0.1, 0.3, 0.5)  # those of the table
+THRESHOLDS = [round(0.05 * i, 2) for i in range(1, 20)]  # of the curves
+MAIN_THRESHOLDS = (0.1, 0.3, 0.5)  # of the table
 CROWDING_BINS = ("none", "under_0.3", "0.3_to_0.5", "over_0.5")
 
 
 def crowding_bins(overlaps: np.ndarray) -> np.ndarray:
-    """The bin of each object, as index into ``CROWDING_BINS``.
+    """The bin of each object, as an index into ``CROWDING_BINS``.
 
     Args:
-        overlaps: (G,) from :func:`onenet.evaluation.matching.crowding`; 0 is "none", 0 < x < 0.3
+        overlaps: (G,) from :func:`onenet.evaluation.matching.crowding`: 0 is "none", 0 < x < 0.3
             "under_0.3", 0.3 <= x <= 0.5 "0.3_to_0.5", and x > 0.5 "over_0.5".
 
     Returns:
@@ -43,37 +43,35 @@ def crowding_bins(overlaps: np.ndarray) -> np.ndarray:
 
 
 class EndToEndEvaluator(DatasetEvaluator):
-    """Measures how far a detector is from needing no NMS.
+    """Measures how much a detector still needs NMS.
 
-    For outputs of any Detectron2 detector (``{"instances": Instances}`` with ``pred_boxes``,
-    ``scores``, ``pred_classes``, in the original image's pixels) on any dataset registered with box
-    annotations. It stands beside COCOEvaluator in one pass. Crowd regions are no objects; for AP
-    COCOeval knows them as crowd. An image without outputs counts as one without detections.
+    Takes the outputs of any Detectron2 detector on a dataset with box annotations, beside
+    COCOEvaluator in the same pass. Crowd regions are not objects; AP treats them as COCO does. An
+    image without outputs counts as one without detections.
 
     Claims and duplicates are those of :func:`onenet.evaluation.matching.match_detections`. With N
-    images, all of the dataset:
+    the number of images of the dataset:
 
-    * ``duplicates@t`` = (number of duplicates with score >= t) / N.
-    * ``recall``: the share of the objects that a detection claims, whatever its score, in percent.
-      nan without objects.
-    * ``score_gap``: the mean over the claimed objects of s - s', where s is the score of the
-      detection that claims the object and s' the highest score of its duplicates, 0 where it has
-      none (OneNet's paper, arXiv 2012.05780). nan where no object is claimed.
-    * ``AP``, ``AP50``: COCO's, in points, from 0 to 100, of the detections as they are;
-      ``AP_after_NMS``, ``AP50_after_NMS``: after class-wise NMS at ``nms_thresh``.
-      ``NMS_gap`` = ``AP_after_NMS`` - ``AP``, ``NMS_gap50`` likewise: what NMS would add.
-      nan without objects, and without a single detection, as COCOEvaluator has it. Duplicates are
-      nan without objects too.
+    * ``duplicates@t``: number of duplicates with score >= t, divided by N.
+    * ``recall``: share of the objects that are claimed, at any score, in percent.
+    * ``score_gap``: mean over the claimed objects of s - s', where s is the score of the claiming
+      detection and s' the highest score of its duplicates, or 0 (OneNet's paper, arXiv 2012.05780).
+      nan if no object is claimed.
+    * ``AP``, ``AP50``: COCO's, in points (0 to 100). ``AP_after_NMS``, ``AP50_after_NMS``: after
+      class-wise NMS at ``nms_thresh``. ``NMS_gap`` = ``AP_after_NMS`` - ``AP``, and ``NMS_gap50``
+      likewise. nan without detections, as in COCOEvaluator.
 
-    Crowding: an object's largest IoU with another object of its class in its image, in the bins of
-    :func:`crowding_bins`. For the metric of a bin, say ``duplicates@0.3-over_0.5``, only the
-    duplicates of its objects and its claimed objects count (N stays). Its APs are of the ground
-    truth without the other bins' objects, and without the detections whose most overlapped object
-    of their class, if that IoU >= ``iou_thresh``, is in another bin; NMS comes before this choice.
+    Without objects all metrics are nan.
 
-    It also calibrates: ``thresholds.json`` has the score threshold of best F1 of every class
-    (:mod:`onenet.evaluation.thresholds`), where the dataset's metadata names the classes. The file
-    does not say of which weights: :func:`record_weights` adds that.
+    Crowding is an object's largest IoU with another object of its class, in the bins of
+    :func:`crowding_bins`. The metric of a bin, such as ``duplicates@0.3-over_0.5``, counts claims
+    and duplicates of its objects only (N stays). Its AP leaves out the objects of other bins, and
+    the detections whose most overlapped object of their class, if IoU >= ``iou_thresh``, is in
+    another bin. NMS is applied before that selection.
+
+    If the metadata has class names, ``thresholds.json`` gets the score threshold of best F1 of
+    every class (:mod:`onenet.evaluation.thresholds`); :func:`record_weights` adds the digest of the
+    weights.
     """
 
     def __init__(
@@ -89,14 +87,14 @@ class EndToEndEvaluator(DatasetEvaluator):
     ) -> None:
         """
         Args:
-            dataset_name: registered; its dicts tell the objects.
-            output_dir: where ``end_to_end.json`` and ``thresholds.json`` are written; None for
-                nowhere.
-            nms_thresh: IoU above which the NMS that is tried out removes the lower score.
-            iou_thresh: IoU from which on a detection lies on an object.
-            max_dets_per_image: COCOeval's limit, for each class of each image.
+            dataset_name: a registered dataset.
+            output_dir: folder for ``end_to_end.json`` and ``thresholds.json``; None to write
+                nothing.
+            nms_thresh: IoU threshold of NMS.
+            iou_thresh: least IoU at which a detection lies on an object.
+            max_dets_per_image: COCOeval's limit per class and image.
             calibrates: whether to write ``thresholds.json``.
-            distributed: whether to gather the outputs of all processes; else each has its own.
+            distributed: whether to gather the outputs of all processes.
         """
         self._dataset_name = dataset_name
         self._output_dir = output_dir
@@ -112,7 +110,7 @@ class EndToEndEvaluator(DatasetEvaluator):
         self._predictions = []
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Stores the detections of some images, but for those of a score or box of NaN or inf.
+        """Stores the detections of some images, without those whose score or box is NaN or inf.
 
         Args:
             inputs: dicts with "image_id".
@@ -130,11 +128,11 @@ class EndToEndEvaluator(DatasetEvaluator):
             )
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """Measures, logs a table, and writes ``end_to_end.json`` and ``thresholds.json``.
+        """Computes metrics, logs a table, and writes ``end_to_end.json`` and ``thresholds.json``.
 
         Returns:
-            {"end_to_end": metric -> value}, without nesting; the metrics of a bin are called
-            "<metric>-<bin>". {} in all but the main process.
+            {"end_to_end": metric -> value}, with "<metric>-<bin>" for the metrics of a bin; {} in
+            all but the main process.
         """
         predictions = gather_lists(self._predictions, self._distributed)
         if predictions is None:
@@ -161,10 +159,10 @@ class EndToEndEvaluator(DatasetEvaluator):
         write_json(os.path.join(folder, FILE_NAME), content)
 
     def _measure(self, scenes: Sequence[Scene]) -> dict:
-        """The content of ``end_to_end.json``, with nan where the file has null."""
+        """The content of ``end_to_end.json``; nan becomes null there."""
         tally = _tally(scenes, self._iou_thresh)
         survivors = [nms_survivors(scene, self._nms_thresh) for scene in scenes]
-        # COCOEvaluator calls the AP of a detector that detects nothing nan, not 0.
+        # Without detections AP is nan, as in COCOEvaluator
         detects = any(len(scene.scores) for scene in scenes)
 
         def precision_both_ways(
@@ -173,7 +171,7 @@ class EndToEndEvaluator(DatasetEvaluator):
             if not detects:
                 return np.zeros((10, 101, 0)), np.zeros((10, 101, 0))
             table = precision_table(part, self._max_dets_per_image)
-            if all(k.all() for k in keep):  # NMS has nothing to do, as behind a detector's own
+            if all(k.all() for k in keep):  # NMS removes nothing
                 return table, table
             after = [scene.with_detections(k) for scene, k in zip(part, keep, strict=True)]
             return table, precision_table(after, self._max_dets_per_image)
@@ -255,7 +253,7 @@ class _Tally:
         duplicates = _per_image(scores, num_images, MAIN_THRESHOLDS)
         return {
             "recall": 100 * len(gaps) / num_objects if num_objects else float("nan"),
-            # Without objects there is nothing to repeat: 0 would pass for a good result.
+            # nan without objects: 0 would look like a good result
             **{
                 f"duplicates@{t}": n if len(self.object_bins) else float("nan")
                 for t, n in zip(MAIN_THRESHOLDS, duplicates, strict=True)
@@ -289,7 +287,7 @@ def _tally(scenes: Iterable[Scene], iou_thresh: float) -> _Tally:
 
 
 def _bin_masks(scene: Scene, index: int, iou_thresh: float) -> tuple[np.ndarray, np.ndarray]:
-    """Ground truth (G,) and detections (D,) of a scene that count in a bin of crowding, as bool."""
+    """Bool masks of the ground truth (G,) and detections (D,) of a crowding bin."""
     gt_boxes, gt_classes = scene.objects()
     inside = crowding_bins(crowding(gt_boxes, gt_classes)) == index
     ious = class_overlaps(scene.boxes, scene.classes, gt_boxes, gt_classes)
@@ -303,8 +301,8 @@ def _bin_masks(scene: Scene, index: int, iou_thresh: float) -> tuple[np.ndarray,
 def _per_image(
     scores: np.ndarray, num_images: int, thresholds: Sequence[float] = THRESHOLDS
 ) -> list[float]:
-    """For each threshold the number of scores >= it, divided by the number of images."""
-    # In float32, as the scores are: there 0.7 is not less than 0.7.
+    """Number of scores >= each threshold, divided by the number of images."""
+    # In float32, as the scores, so that 0.7 >= 0.7
     limits = np.asarray(thresholds, dtype=np.float32)
     counts = (np.asarray(scores, dtype=np.float32)[None, :] >= limits[:, None]).sum(axis=1)
     return [int(count) / num_images if num_images else float("nan") for count in counts]
@@ -327,7 +325,7 @@ def _mean_over_classes(precision: np.ndarray) -> list[float]:
 
 
 def _scenes(dataset_dicts: Iterable[dict], predictions: Iterable[tuple]) -> list[Scene]:
-    """Brings ground truth and detections of each image together, in the order of the ids."""
+    """Joins ground truth and detections of each image, in the order of the ids."""
     by_image = {image_id: detections for image_id, *detections in predictions}
     nothing = (
         np.zeros((0, 4), dtype=np.float32),
@@ -353,13 +351,11 @@ def _scenes(dataset_dicts: Iterable[dict], predictions: Iterable[tuple]) -> list
 
 
 def record_weights(folder: str, digest: str) -> None:
-    """Adds to a ``thresholds.json`` whose they are.
-
-    The evaluator does not see the model: who evaluates does.
+    """Adds the digest of the weights to a ``thresholds.json``; evaluators do not see the model.
 
     Args:
-        folder: the evaluator's ``output_dir``; without the file, nothing is done.
-        digest: of the model evaluated, see :func:`onenet.evaluation.thresholds.weights_digest`.
+        folder: the evaluator's ``output_dir``; the file may be missing.
+        digest: of the evaluated model, see :func:`onenet.evaluation.thresholds.weights_digest`.
 
     Raises:
         DataError: the file is damaged.
@@ -368,5 +364,5 @@ def record_weights(folder: str, digest: str) -> None:
     if not os.path.isfile(path):
         return
     content = read_thresholds(path)
-    if content.get("weights") is None:  # else it was there before this evaluation
+    if content.get("weights") is None:  # otherwise it is from an earlier evaluation
         write_json(path, {**content, "weights": digest})

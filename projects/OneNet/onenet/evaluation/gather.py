@@ -1,4 +1,4 @@
-"""What all processes have, in one."""
+"""Gathering of lists from all processes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def gather_lists(items: list[T], distributed: bool = True) -> list[T] | None:
 
     Args:
         items: of this process.
-        distributed: whether to gather; else each process keeps its own.
+        distributed: False to return the items unchanged.
 
     Returns:
-        All items, one process's behind the other's; None in all but the main process.
+        The items of all processes in order; None in all but the main process.
     """
     if not distributed:
         return items

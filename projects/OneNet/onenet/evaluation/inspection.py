@@ -1,7 +1,7 @@
-"""Which sample stands for each object, why, and how that changes between two checkpoints.
+"""Inspection of the assignment: positive samples, cost terms, runners-up, and changes between two
+checkpoints.
 
-The samples' places, the terms of their costs and the runners-up, as plain numbers; pictures of them
-are in :mod:`onenet.utils.visualizer`.
+For drawings see :mod:`onenet.evaluation.inspection_pictures`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torchvision.ops import box_iou
 from ..modeling.criterion import candidates_only
 from ..structures import DensePredictions
 
-if TYPE_CHECKING:  # the model draws its own assignments while it trains
+if TYPE_CHECKING:  # for annotations only
     from ..modeling.meta_arch import OneNet
 
 __all__ = [
@@ -38,20 +38,20 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample (location or anchor) as one object sees it. Pixels are those of the network's input.
+    """A sample (location or anchor) with its cost for one object, in pixels of the network's input.
 
     Attributes:
         index: in [0, M), see :class:`onenet.structures.DensePredictions`.
         level: 0 for the finest.
         stride: of the level, in pixels.
         location: x, y of the anchor's centre, in pixels.
-        terms: the matching cost's weighted terms by name, see
-            :meth:`onenet.modeling.costs.MatchingCost.terms`; a cost that is a mere function is one
-            term, "cost".
-        cost: their sum; not finite where the prediction is not.
+        terms: weighted cost terms by name, see
+            :meth:`onenet.modeling.costs.MatchingCost.terms`; {"cost": ...} for a cost without
+            terms.
+        cost: sum of the terms; not finite if the prediction is not.
         score: of the object's class, in [0, 1].
-        iou: of the predicted box, not clipped to the image, with the object's box; nan for two
-            boxes without area.
+        iou: of the predicted box, not clipped, with the object's box; nan for two boxes without
+            area.
     """
 
     index: int
@@ -66,21 +66,21 @@ class Sample:
 
 @dataclass(frozen=True)
 class Assignment:
-    """One matched object of an image. Pixels are those of the network's input.
+    """A matched object of an image, in pixels of the network's input.
 
     Attributes:
         object_index: among the image's objects.
         object_class: in [0, K).
         box: corners ``x1, y1, x2, y2`` in pixels.
-        positive: the sample that the matcher gives to the object.
-        offset: the positive's location minus the box centre, dx and dy in pixels.
-        relative_offset: dx by the box's width, dy by its height: within +-0.5 inside of the box;
-            nan for a box without area.
+        positive: the sample that the object is matched to.
+        offset: location of the positive minus box centre, dx and dy in pixels.
+        relative_offset: dx / width, dy / height of the box; within +-0.5 inside the box; nan for a
+            box without area.
         distance: length of ``offset``, in pixels.
         relative_distance: length of ``relative_offset``.
-        runner_up: the cheapest sample but for the positive; None where no other has a finite cost.
-        margin: the runner-up's cost minus the positive's, None without a runner-up. Negative where
-            the matcher did not give the cheapest sample, as the Hungarian one may.
+        runner_up: the cheapest other sample; None if no other cost is finite.
+        margin: cost of the runner-up minus that of the positive; None without a runner-up. Negative
+            if the positive is not the cheapest sample, which the Hungarian matcher allows.
     """
 
     object_index: int
@@ -102,13 +102,13 @@ class Move:
     Attributes:
         object_index: among the image's objects.
         box: the object's corners ``x1, y1, x2, y2`` in pixels.
-        before: the positive under the first model.
-        after: that under the second.
-        moved: whether it is another sample. With several anchors a location, or levels whose
-            locations coincide, the distance can still be 0.
-        level_change: level of the second minus level of the first; positive towards the coarse.
+        before: the positive of the first model.
+        after: the positive of the second model.
+        moved: whether the samples differ. The distance can still be 0, with several anchors per
+            location or levels whose locations coincide.
+        level_change: level of ``after`` minus level of ``before``; positive towards coarser levels.
         distance: between the two locations, in pixels.
-        distance_in_strides: the same in strides of the first's level.
+        distance_in_strides: the same in strides of the level of ``before``.
     """
 
     object_index: int
@@ -123,18 +123,18 @@ class Move:
 
 @torch.no_grad()
 def inspect_assignment(model: OneNet, inputs: dict[str, Any]) -> list[Assignment]:
-    """What the criterion's matcher gives to each object of an image, and at what cost.
+    """Matches the objects of an image with the criterion's matcher and reports the costs.
 
-    With rescoring, that is the one-to-one match of the rescored candidates. Costs are computed one
-    object at a time: memory grows with the samples only.
+    With rescoring, the match is that of the rescored candidates. Costs are computed one object at a
+    time, so memory is O(M).
 
     Args:
         model: in evaluation mode.
-        inputs: of one image, as the training mapper makes it: "image" and "instances".
+        inputs: one image from the training mapper, with "image" and "instances".
 
     Returns:
-        One for each matched object, in the order of the objects. A matcher may leave objects out
-        (Hungarian, with more objects than samples).
+        One assignment for each matched object, in the order of the objects. The Hungarian matcher
+        may leave objects out.
     """
     images = model.preprocess_image([inputs])
     features = model.backbone(images.tensor)
@@ -142,7 +142,7 @@ def inspect_assignment(model: OneNet, inputs: dict[str, Any]) -> list[Assignment
     shapes = model.backbone.output_shape()
     strides = [shapes[name].stride for name in model.head_in_features]
     gt = inputs["instances"].to(model.device)
-    # In float32, as the criterion has them
+    # In float32, as in the criterion
     with torch.autocast(predictions.pred_logits.device.type, enabled=False):
         predictions = predictions.in_float32()
         if model.rescoring is not None:
@@ -165,7 +165,7 @@ def _assignment(
     index: int,
     positive: int,
 ) -> Assignment:
-    """The assignment of one object of the (only) image to a sample."""
+    """The assignment of one object of the image."""
     one = gt[index]
     arguments = (predictions.pred_logits[0], predictions.pred_boxes[0], predictions.anchors, one)
     if hasattr(cost_function, "terms"):
@@ -219,17 +219,17 @@ def _length(vector: Tensor) -> float:
 
 
 def compare_assignments(before: Sequence[Assignment], after: Sequence[Assignment]) -> list[Move]:
-    """How the positives of an image's objects differ between two models.
+    """Compares the positives of an image's objects between two models.
 
     Args:
         before: of the first model.
-        after: of the second, for the same inputs.
+        after: of the second model, for the same inputs.
 
     Returns:
-        One for each object that both matched, in the order of the objects.
+        One move for each object matched by both, in the order of the objects.
 
     Raises:
-        ValueError: the two do not belong to one image: an object's box differs.
+        ValueError: the two are of different images, as an object's box differs.
     """
     later = {assignment.object_index: assignment for assignment in after}
     moves = []
@@ -264,7 +264,7 @@ def summarize_assignments(assignments: Sequence[Assignment]) -> dict[str, Any]:
     Returns:
         "objects", their number; "share_by_stride", stride -> share of the positives, finest first;
         the means "distance" (pixels), "relative_distance", "terms" (by name), "cost", "score",
-        "iou" and "margin", nan where there is nothing to average.
+        "iou" and "margin", nan without values.
     """
     positives = [assignment.positive for assignment in assignments]
     strides = [positive.stride for positive in positives]
@@ -290,8 +290,7 @@ def summarize_moves(moves: Sequence[Move]) -> dict[str, float]:
 
     Returns:
         "objects", their number; the shares "moved", "to_finer" and "to_coarser" level; the mean
-        "distance" (pixels) and "distance_in_strides" of those that moved; nan where there is
-        nothing to average.
+        "distance" (pixels) and "distance_in_strides" of those that moved; nan without values.
     """
     moved = [move for move in moves if move.moved]
     return {

@@ -1,4 +1,4 @@
-"""Pictures: where each object's positive sample lies, and how that moved."""
+"""Drawings of each object's positive sample, and of its move between two models."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def draw_assignment(
     height: int = 384,
     labels: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """Draws each object's box, a dot on its positive sample, and a ring on the runner-up.
+    """Draws each object's box, its positive sample as a dot, and the runner-up as a ring.
 
-    A line joins box centre and positive.
+    A line connects box centre and positive.
 
     Args:
         assignments: of the image's objects, see
@@ -57,7 +57,7 @@ def draw_moves(
 ) -> np.ndarray:
     """Draws each object's box, and an arrow from its old positive sample (ring) to the new one.
 
-    An object that kept its sample, or moved to one at the same place, has a dot instead.
+    An object whose positive is at the same location has a dot instead.
 
     Args:
         moves: of the image's objects, see :func:`onenet.evaluation.inspection.compare_assignments`.
@@ -107,7 +107,7 @@ def _overlay_boxes(
     )
 
 
-# Marks lie over the labels, whose place in the order of drawing is 10: small objects have both.
+# Above the labels, whose zorder is 10
 _ABOVE_LABELS = 11
 
 
@@ -121,7 +121,7 @@ def _draw_dot(picture: Any, point: tuple[float, float], color: np.ndarray) -> No
 
 
 def _draw_ring(picture: Any, point: tuple[float, float], color: np.ndarray) -> None:
-    """Smaller than the dot and hollow, so that it shows what lies under it."""
+    """Draws a ring smaller than the dot, so that both stay visible."""
     from matplotlib.patches import Circle
 
     for edge, width in (("white", 4), (color, 2)):

@@ -1,4 +1,4 @@
-"""Which detection finds which object, which one is a duplicate, and which objects are crowded."""
+"""Matching of detections to objects, duplicates, and crowding."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["Status", "class_overlaps", "crowding", "match_detections"]
 
 
 class Status(enum.IntEnum):
-    """What a detection is."""
+    """The result of matching a detection."""
 
     NEITHER = 0  # lies on no object of its class
-    CLAIM = 1  # finds an object
-    DUPLICATE = 2  # lies only on objects that better scores have found
+    CLAIM = 1  # true positive
+    DUPLICATE = 2  # lies only on objects claimed by better scores
 
 
 def class_overlaps(
@@ -32,7 +32,7 @@ def class_overlaps(
         gt_classes: (G,).
 
     Returns:
-        (D, G), float64: in float32 an IoU of 3/10 is not 0.3, and bins and thresholds would err.
+        (D, G), float64, so that an IoU of 3/10 equals 0.3.
     """
     first = torch.as_tensor(boxes, dtype=torch.float64).reshape(-1, 4)
     second = torch.as_tensor(gt_boxes, dtype=torch.float64).reshape(-1, 4)
@@ -49,16 +49,15 @@ def match_detections(
     gt_classes: ArrayLike,
     iou_thresh: float = 0.5,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tells the detections of an image that find an object from duplicates and from others.
+    """Classifies the detections of an image as claims, duplicates or neither.
 
-    A detection *lies on* an object if both have the same class and IoU >= ``iou_thresh``. By
-    falling score (ties: as given) each detection claims, among the objects that it lies on and that
-    nobody has claimed, the one of largest IoU (ties: the last, as COCO has it). If all objects that
-    it lies on are claimed, it is a duplicate of the one of largest IoU. If it lies on none, it is
-    neither.
+    A detection *lies on* an object of its class if IoU >= ``iou_thresh``. In order of score (ties:
+    as given), a detection claims the object of largest IoU (ties: the last, as in COCO) among the
+    unclaimed objects that it lies on. If all of those are claimed, it is a duplicate of the one of
+    largest IoU. If it lies on none, it is neither.
 
-    This is COCO's matching at that IoU, crowd regions aside: claims are its true positives, and
-    duplicates those of its false positives that lie on an object.
+    This is COCO's matching without crowd regions: claims are its true positives, duplicates those
+    false positives that lie on an object.
 
     Args:
         boxes: (D, 4) corners in pixels.
@@ -69,8 +68,8 @@ def match_detections(
         iou_thresh: in (0, 1].
 
     Returns:
-        status (D,) of :class:`Status` values, and objects (D,): the index of the object that the
-        detection claims or is a duplicate of, -1 for neither. Both int64, in ``boxes`` order.
+        (D,) :class:`Status` values, and (D,) indices of the claimed or duplicated objects, -1 for
+        neither; both int64.
     """
     ious = class_overlaps(boxes, classes, gt_boxes, gt_classes)
     status = np.full(len(ious), Status.NEITHER, dtype=np.int64)
@@ -91,14 +90,14 @@ def match_detections(
 
 
 def crowding(gt_boxes: ArrayLike, gt_classes: ArrayLike) -> np.ndarray:
-    """How crowded each object of an image is: its largest IoU with another one of its class.
+    """Crowding of each object of an image: its largest IoU with another object of its class.
 
     Args:
         gt_boxes: (G, 4) corners in pixels, without crowd regions.
         gt_classes: (G,).
 
     Returns:
-        (G,) float64; 0 for an object that touches none of its class.
+        (G,) float64; 0 if it overlaps none.
     """
     ious = class_overlaps(gt_boxes, gt_classes, gt_boxes, gt_classes)
     np.fill_diagonal(ious, 0.0)

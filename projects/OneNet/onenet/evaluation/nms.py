@@ -1,4 +1,4 @@
-"""Switching off a detector's NMS, to see how many duplicates it hides."""
+"""Switching off a detector's NMS."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ __all__ = ["carries_nms", "without_nms"]
 
 
 def _thresholds(model: nn.Module) -> Iterator[tuple[nn.Module, str, float | None]]:
-    """The module, name and "off" value of each threshold of an NMS on the detections.
+    """The module, attribute name and "off" value of each NMS threshold of detections.
 
-    An RPN's ``nms_thresh``, which is for proposals, is none of them.
+    An RPN's ``nms_thresh`` is for proposals and not included.
     """
     for module in model.modules():
         if isinstance(module, OneNet):
             yield module, "nms_thresh", None
         elif hasattr(module, "test_nms_thresh"):
-            yield module, "test_nms_thresh", 1.0  # NMS removes what has an IoU *above* it
+            yield module, "test_nms_thresh", 1.0  # NMS removes boxes with an IoU above it
 
 
 def carries_nms(model: nn.Module) -> bool:
-    """Whether NMS follows the detector.
+    """Whether a detector applies NMS to its detections.
 
     Args:
-        model: OneNet, or a detector of Detectron2 that keeps its threshold in an attribute
-            ``test_nms_thresh`` (RetinaNet, FCOS, the R-CNNs); may be wrapped, as by DDP.
+        model: OneNet, or a Detectron2 detector with an attribute ``test_nms_thresh`` (RetinaNet,
+            FCOS, R-CNN); may be wrapped in DDP.
     """
     return any(getattr(module, name) != off for module, name, off in _thresholds(model))
 
 
 @contextlib.contextmanager
 def without_nms(model: nn.Module) -> Iterator[None]:
-    """Within it, the model's NMS suppresses nothing; afterwards all is as before.
+    """Context in which a model's NMS is off.
 
     Args:
-        model: see :func:`carries_nms`; one without NMS stays as it is.
+        model: see :func:`carries_nms`; may have no NMS.
     """
     before = [(module, name, getattr(module, name)) for module, name, _ in _thresholds(model)]
     try:

@@ -1,7 +1,7 @@
-"""Score thresholds of best F1, one a class: found by the evaluation, kept beside the weights.
+"""Score thresholds of best F1 for each class, computed by the evaluation.
 
-The evaluation writes ``thresholds.json``. It names the weights by their digest, so that nobody
-takes the thresholds of one checkpoint for another's.
+They are written to ``thresholds.json`` with the digest of the weights, so that they are not used
+with another checkpoint.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ __all__ = [
 ]
 
 FILE_NAME = "thresholds.json"
-DEFAULT_THRESHOLD = 0.3  # where no class has one of its own
+DEFAULT_THRESHOLD = 0.3  # if no class is calibrated
 
-_MAX_BYTES = 2**26  # a name and a number for each of thousands of classes are less than 1 MB
+_MAX_BYTES = 2**26  # thousands of classes take less than 1 MB
 _HOW_TO_MAKE = "evaluate the checkpoint (train_net.py --eval-only) to write it anew"
 
 
@@ -47,31 +47,30 @@ def best_threshold(
 ) -> dict[str, float] | None:
     """The threshold of best F1 = 2 TP / (detections kept + objects) of one class.
 
-    Kept is what has a score >= the threshold, so detections of equal score stay or go together.
-    The threshold lies in the middle between the lowest score kept and the highest one dropped (0
-    where none is): noise of the size of float32's does not flip a detection. Of several cuts
-    of the best F1 it is the highest one, which keeps the fewest detections.
+    Detections with a score >= the threshold are kept. The threshold is midway between the lowest
+    score kept and the highest dropped (0 if none is), so that float32 rounding does not change the
+    result. Of several thresholds of best F1, the highest is returned.
 
     Args:
         scores: (D,) float32 in [0, 1], of all images.
-        correct: (D,) bool, which detections are true positives.
+        correct: (D,) bool, true positives.
         num_objects: of the class, in all images.
 
     Returns:
-        "threshold" (exact in float32), "f1", "precision" and "recall", the last three in [0, 1];
-        None without a true positive, where every threshold is as bad as the others.
+        "threshold" (exact in float32), and "f1", "precision" and "recall" in [0, 1]; None without
+        true positives.
     """
     if not correct.any():
         return None
     order = np.argsort(-scores, kind="stable")
-    # In float32, as the detections will be compared: there the middle of two neighbours is one.
+    # In float32, in which scores will be compared; the middle of two neighbours is one of them
     falling = np.append(scores[order], 0).astype(np.float32)
     true_positives = np.cumsum(correct[order])
     kept = np.arange(1, len(order) + 1)
     f1 = 2 * true_positives / (kept + num_objects)
     splits_equals = falling[:-1] == falling[1:]
-    splits_equals[-1] = False  # nothing follows the last
-    last = int(np.argmax(np.where(splits_equals, -1.0, f1)))  # the first of the best
+    splits_equals[-1] = False  # the last has no successor
+    last = int(np.argmax(np.where(splits_equals, -1.0, f1)))  # the first maximum
     lowest, next_lower = falling[last], falling[last + 1]
     middle = lowest - (lowest - next_lower) / 2
     return {
@@ -83,7 +82,7 @@ def best_threshold(
 
 
 def _on_crowd(scene: Scene, iou_thresh: float) -> np.ndarray:
-    """Which detections (D,) lie on a crowd region of their class, by the share of *their* area."""
+    """(D,) bool: detections on a crowd region of their class, by the share of their own area."""
     if not len(scene.scores) or not scene.is_crowd.any():
         return np.zeros(len(scene.scores), dtype=bool)
     boxes = BoxMode.convert(scene.boxes.astype(float), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
@@ -98,19 +97,18 @@ def calibrate(
 ) -> list[dict[str, Any]]:
     """The threshold of best F1 of every class.
 
-    True positives are the claims of :func:`onenet.evaluation.match_detections`, which do not depend
-    on detections of lower score: one matching serves all thresholds. As in COCO, detections on
-    crowd regions that claim nothing count neither way.
+    True positives are the claims of :func:`onenet.evaluation.match_detections`. As in COCO,
+    detections on crowd regions that claim nothing are ignored.
 
     Args:
         scenes: all images.
         class_names: of the K classes.
-        iou_thresh: IoU from which on a detection lies on an object.
+        iou_thresh: least IoU at which a detection lies on an object.
 
     Returns:
         For each class "name", "threshold", "f1", "precision", "recall" (see
-        :func:`best_threshold`) and "num_objects". All four numbers are None where the class has no
-        objects, or no true positives.
+        :func:`best_threshold`) and "num_objects". The four numbers are None for a class without
+        objects or true positives.
     """
     scores, classes, correct, objects = [], [], [], [np.zeros(0, dtype=np.int64)]
     for scene in scenes:
@@ -141,20 +139,18 @@ def calibrate(
 
 
 def _inference_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and values of the parameters and buffers that the detections depend on."""
-    # Buffers that no checkpoint holds are among them: the pixels' mean, the anchors.
+    """Parameters and buffers that detections depend on, with their names."""
+    # Including buffers that are not in checkpoints: pixel mean, anchors
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if not name.endswith("num_batches_tracked"):
             yield name, tensor
 
 
 def weights_digest(model: nn.Module) -> str:
-    """A name for a model's weights: the SHA-256 of those that inference uses.
-
-    It is the same on every device.
+    """SHA-256 of the weights that inference uses; the same on every device.
 
     Args:
-        model: may be wrapped by DDP.
+        model: may be wrapped in DDP.
 
     Returns:
         64 hexadecimal digits.
@@ -165,19 +161,19 @@ def weights_digest(model: nn.Module) -> str:
     for name, tensor in sorted(_inference_tensors(model), key=lambda item: item[0]):
         values = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-        # As bytes: numpy has no bfloat16
+        # As bytes, since NumPy has no bfloat16
         digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
 def find_thresholds(weights_path: str) -> str | None:
-    """The file that the evaluation of a run with one test set wrote, by the run's checkpoint.
+    """Finds the thresholds beside a checkpoint, for runs with one test set.
 
     Args:
         weights_path: a checkpoint in the run's OUTPUT_DIR.
 
     Returns:
-        The path of ``inference/thresholds.json`` beside it; None where there is none.
+        Path of ``inference/thresholds.json`` beside it; None if it does not exist.
     """
     path = os.path.join(os.path.dirname(weights_path), "inference", FILE_NAME)
     return path if os.path.isfile(path) else None
@@ -198,11 +194,11 @@ def read_thresholds(path: str) -> dict[str, Any]:
         path: of the file.
 
     Returns:
-        Its content: "dataset", "iou_thresh", "weights" (a digest, or None if unknown), "classes",
-        see :func:`calibrate`.
+        "dataset", "iou_thresh", "weights" (a digest, or None) and "classes", see
+        :func:`calibrate`.
 
     Raises:
-        DataError: it is missing or damaged.
+        DataError: the file is missing or damaged.
     """
     try:
         content = read_json(path, _MAX_BYTES)
@@ -218,7 +214,7 @@ def read_thresholds(path: str) -> dict[str, Any]:
 
 
 def load_thresholds(path: str, class_names: Sequence[str], digest: str) -> list[float]:
-    """The thresholds of a model's classes, for detections with a score >= them.
+    """Loads the thresholds of a model's classes.
 
     Args:
         path: of a ``thresholds.json``.
@@ -226,12 +222,11 @@ def load_thresholds(path: str, class_names: Sequence[str], digest: str) -> list[
         digest: of the model's weights, see :func:`weights_digest`.
 
     Returns:
-        K thresholds; for a class without one of its own the median of the others', and
-        ``DEFAULT_THRESHOLD`` where no class has one.
+        K thresholds. A class without one gets the median of the others', or ``DEFAULT_THRESHOLD``.
 
     Raises:
         DataError: the file is missing or damaged.
-        ConfigError: it is of other classes, or of other weights.
+        ConfigError: the file is for other classes or weights.
     """
     content = read_thresholds(path)
     names = [entry["name"] for entry in content["classes"]]

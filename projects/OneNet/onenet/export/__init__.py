@@ -1,4 +1,4 @@
-"""Trained detectors as files that need neither this package nor Detectron2."""
+"""Export of trained detectors to files that need neither this package nor Detectron2."""
 
 from .formats import FORMATS, open_exported, write_exported
 from .metadata import Metadata

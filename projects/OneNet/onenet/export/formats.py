@@ -1,4 +1,4 @@
-"""Detectors as files: ONNX, torch.export's programs, TorchScript; writing and running them."""
+"""Writing and running of ONNX, torch.export and TorchScript files."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .network import ExportableOneNet
 __all__ = ["FORMATS", "Runner", "open_exported", "write_exported"]
 
 Runner = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
-"""From images and image_sizes to boxes, scores, classes; see
+"""Maps images and image_sizes to boxes, scores and classes; see
 :meth:`onenet.export.network.ExportableOneNet.forward`."""
 
 FORMATS = {".onnx": "ONNX", ".pt2": "torch.export", ".ts": "TorchScript"}
-"""Name of the format by the file's ending."""
+"""Name of the format by file ending."""
 
 _OPSET = 20  # DeformConv is standard since 19
 _INPUTS, _OUTPUTS = ["images", "image_sizes"], ["boxes", "scores", "classes"]
@@ -32,19 +32,19 @@ _METADATA_FILE = "metadata.json"  # within .pt2 and .ts
 
 
 def write_exported(network: ExportableOneNet, metadata: Metadata, path: str | Path) -> None:
-    """Writes a detector to a file, in the format that its ending tells.
+    """Writes a detector to a file in the format of its ending.
 
-    The files take any number of images, and any height and width that are multiples of
-    ``metadata.size_divisibility``; torch.export's programs beyond the coarsest map's stride,
-    TorchScript where an image holds k samples.
+    Number of images, height and width are dynamic; height and width are multiples of
+    ``metadata.size_divisibility``. torch.export needs them above the stride of the coarsest map,
+    TorchScript needs images with at least k samples.
 
     Args:
         network: on the CPU.
-        metadata: stored in the file: ONNX's metadata_props, extra files of the two others.
+        metadata: stored in ONNX's metadata_props, or in an extra file of the other formats.
         path: with an ending of :data:`FORMATS`.
 
     Raises:
-        ConfigError: there is no such format, or it needs a package that is missing.
+        ConfigError: the format is unknown, or needs a package that is not installed.
     """
     suffix = Path(path).suffix
     writers = {".onnx": _write_onnx, ".pt2": _write_program, ".ts": _write_torchscript}
@@ -55,18 +55,18 @@ def write_exported(network: ExportableOneNet, metadata: Metadata, path: str | Pa
             + "."
         )
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tracing, and of what torch itself calls deprecated
+        warnings.simplefilter("ignore")  # of tracing and deprecation within torch
         writers[suffix](network, metadata, str(path))
 
 
 def open_exported(path: str | Path) -> tuple[Runner, dict[str, str]]:
-    """Loads what :func:`write_exported` wrote, to be run on the CPU.
+    """Loads a file of :func:`write_exported` on the CPU.
 
     Args:
         path: with an ending of :data:`FORMATS`.
 
     Returns:
-        The detector, and the metadata: each value as json.
+        The detector, and the metadata with each value as json.
     """
     suffix = Path(path).suffix
     if suffix == ".onnx":
@@ -97,7 +97,7 @@ def open_exported(path: str | Path) -> tuple[Runner, dict[str, str]]:
 
 
 def _example(metadata: Metadata) -> tuple[Tensor, Tensor]:
-    """Two images of unlike sides: a size of 1 or equal sizes could be taken for constants."""
+    """Example inputs of different sizes, since 1 or equal sizes may become constants."""
     side = metadata.size_divisibility
     height, width = _multiple(384, side), _multiple(512, side)
     images = torch.randint(256, (2, height, width, 3), dtype=torch.uint8)
@@ -121,8 +121,8 @@ def _dynamic_shapes(metadata: Metadata, least_cells: int = 1) -> dict[str, dict[
 def _write_onnx(network: ExportableOneNet, metadata: Metadata, path: str) -> None:
     try:
         import onnx
-        import onnxruntime  # noqa: F401  (the check that follows needs it: better to know now)
-        import onnxscript  # noqa: F401  (torch's exporter needs it)
+        import onnxruntime  # noqa: F401  (needed by the parity check)
+        import onnxscript  # noqa: F401  (needed by torch's exporter)
     except ImportError as error:
         raise ConfigError(
             f"Writing ONNX needs the package {error.name}: pip install onnx onnxscript onnxruntime"
@@ -150,7 +150,7 @@ def _write_onnx(network: ExportableOneNet, metadata: Metadata, path: str) -> Non
 
 
 def _name_axes(model: object) -> None:
-    """Gives the inputs' and outputs' dynamic axes names in place of the exporter's formulas."""
+    """Names the dynamic axes of inputs and outputs, instead of the exporter's formulas."""
     axes = {
         "images": ("batch", "height", "width"),
         "image_sizes": ("batch",),
@@ -164,7 +164,7 @@ def _name_axes(model: object) -> None:
 
 
 def _check_operators(model: object) -> None:
-    """Raises RuntimeError for NMS, or for what is in no ONNX standard."""
+    """Raises RuntimeError for NMS and for operators outside the ONNX standard."""
     own = {f"{n.domain}.{n.op_type}" for n in model.graph.node if n.domain not in ("", "ai.onnx")}
     nms = {n.op_type for n in model.graph.node if n.op_type == "NonMaxSuppression"}
     if own or nms or model.functions:
@@ -172,7 +172,7 @@ def _check_operators(model: object) -> None:
 
 
 def _write_program(network: ExportableOneNet, metadata: Metadata, path: str) -> None:
-    # It specialises on maps of one cell: even the coarsest map has to have two.
+    # Maps of one cell would be specialised: the coarsest map needs at least two
     strides = [network.backbone.output_shape()[name].stride for name in network.in_features]
     side = metadata.size_divisibility
     shapes = _dynamic_shapes(metadata, least_cells=max([*strides, side]) // side + 1)

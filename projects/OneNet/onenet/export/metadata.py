@@ -1,4 +1,4 @@
-"""What a user of an exported file has to know besides its weights, kept in the file itself."""
+"""Metadata in exported files."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from ..utils.errors import ConfigError
 
 __all__ = ["FORMAT", "Metadata"]
 
-FORMAT = 1  # raise it with every change that a reader of the file has to know
+FORMAT = 1  # increase with every change that readers of the file must know
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """Facts about an exported model.
+    """Metadata of an exported model.
 
     Attributes:
         class_names: of the K classes.
-        category_ids: the dataset's id of each class; None where the dataset is not at hand.
-        thresholds: score of best F1 for each class; None where not calibrated.
+        category_ids: the dataset's id of each class; None if the dataset is not available.
+        thresholds: score of best F1 for each class; None if not calibrated.
         input_format: "RGB" or "BGR", the images' channel order.
-        min_size: length in pixels that the images' shorter side is resized to; 0 for no resizing.
-        max_size: that the longer side does not exceed then.
-        size_divisibility: what height and width of a batch are multiples of.
+        min_size: pixels to which the images' shorter side is resized; 0 for no resizing.
+        max_size: limit of the longer side in pixels.
+        size_divisibility: height and width of a batch are multiples of this.
         max_detections: k.
         config_digest: SHA-256 of the config's nodes MODEL and INPUT, without device and weights.
-        weights_digest: of the weights; see :func:`onenet.evaluation.weights_digest`.
+        weights_digest: see :func:`onenet.evaluation.weights_digest`.
         precision: "float32" or "float16", of backbone and head.
-        onenet_version: of the exporter.
+        onenet_version: version of the exporter.
         onenet_format: :data:`FORMAT`.
     """
 
@@ -63,17 +63,17 @@ class Metadata:
         thresholds: list[float] | None,
         half: bool,
     ) -> Metadata:
-        """The facts about a model.
+        """Collects the metadata of a model.
 
         Args:
             cfg: of the model.
-            model: built from it.
+            model: built from ``cfg``.
             class_names: of the K classes.
-            thresholds: one score a class, or None.
+            thresholds: one score per class, or None.
             half: whether it is exported in float16.
 
         Raises:
-            ConfigError: there are not K names.
+            ConfigError: the number of names is not K.
         """
         num_classes = model.head.num_classes
         if len(class_names) != num_classes:
@@ -96,11 +96,11 @@ class Metadata:
         )
 
     def entries(self) -> dict[str, str]:
-        """Key and value, as json, of each fact that is known."""
+        """The known entries, with values as json."""
         return {key: json.dumps(value) for key, value in self._known().items()}
 
     def to_json(self) -> str:
-        """The facts that are known, as one json object."""
+        """The known entries as a json object."""
         return json.dumps(self._known())
 
     def _known(self) -> dict[str, object]:
@@ -115,12 +115,12 @@ def _config_digest(cfg: CfgNode) -> str:
 
 
 def _category_ids(cfg: CfgNode) -> list[int] | None:
-    """The ids that the config's test (or training) set gives its classes, if it is at hand."""
+    """The category ids of the config's test or training dataset, if available."""
     for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
         metadata = MetadataCatalog.get(name)
         if metadata.get("thing_dataset_id_to_contiguous_id") is None:
             with contextlib.suppress(OSError, ValueError):  # absent
-                DatasetCatalog.get(name)  # loading a set in COCO's format completes its metadata
+                DatasetCatalog.get(name)  # loading completes the metadata of COCO datasets
         by_id = metadata.get("thing_dataset_id_to_contiguous_id")
         if by_id is not None:
             return sorted(by_id, key=by_id.__getitem__)

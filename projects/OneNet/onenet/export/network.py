@@ -1,4 +1,4 @@
-"""The whole detector as one function of tensors: from pixels to the best boxes."""
+"""The detector as one function of tensors, from pixels to boxes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["ExportableOneNet"]
 class ExportableOneNet(nn.Module):
     """Normalisation, network, top-k and decoding of a :class:`onenet.modeling.meta_arch.OneNet`.
 
-    What Detectron2 does with lists and Instances, done with tensors, so that a graph can hold it.
+    Works on tensors instead of Detectron2's lists and Instances, so that it can be exported.
     """
 
     def __init__(self, model: OneNet, half: bool = False) -> None:
         """
         Args:
-            model: with its weights; stays as it is, since this takes a copy.
-            half: whether backbone and head compute in float16.
+            model: with weights; is copied.
+            half: whether backbone and head run in float16.
         """
         super().__init__()
         model = copy.deepcopy(model)
@@ -54,7 +54,7 @@ class ExportableOneNet(nn.Module):
         in_rows = torch.arange(height, device=images.device) < image_sizes[:, :1]  # (N, H)
         in_columns = torch.arange(width, device=images.device) < image_sizes[:, 1:]  # (N, W)
         inside = in_rows[:, :, None] & in_columns[:, None, :]
-        # Detectron2 pads behind the normalisation, with zeros.
+        # Detectron2 pads with zeros after normalisation
         pixels = (pixels * inside[..., None]).permute(0, 3, 1, 2).to(self.dtype)
         features = self.backbone(pixels)
         predictions = self.head([features[name] for name in self.in_features])

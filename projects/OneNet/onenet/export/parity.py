@@ -1,4 +1,4 @@
-"""Whether an exported file finds what the model finds, on real images."""
+"""Parity check: compares an exported file with the model on real images."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["Difference", "ExportedDetector", "compare_detections", "compare_on_i
 
 
 class ExportedDetector(nn.Module):
-    """Lets an exported file take the place of a Detectron2 model, in evaluators for example."""
+    """An exported file with the interface of a Detectron2 model, for example for evaluators."""
 
     def __init__(self, run: Runner, size_divisibility: int) -> None:
         """
         Args:
             run: from :func:`onenet.export.formats.open_exported`.
-            size_divisibility: what the batch's height and width are padded to multiples of.
+            size_divisibility: the batch's height and width are padded to multiples of this.
         """
         super().__init__()
         self.run = run
@@ -45,11 +45,11 @@ class ExportedDetector(nn.Module):
 
 
 def pad_batch(images: list[Tensor], size_divisibility: int) -> tuple[np.ndarray, np.ndarray]:
-    """The inputs of an exported file.
+    """Builds the inputs of an exported file.
 
     Args:
         images: (3, h, w) uint8 each.
-        size_divisibility: what the batch's height and width are multiples of.
+        size_divisibility: the batch's height and width are multiples of this.
 
     Returns:
         images (N, H, W, 3) uint8, padded with zeros, and image_sizes (N, 2) int64.
@@ -64,13 +64,13 @@ def pad_batch(images: list[Tensor], size_divisibility: int) -> tuple[np.ndarray,
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two detectors' results on the same image are apart.
+    """Difference between the results of two detectors.
 
     Attributes:
         box: largest difference of a coordinate, divided by the image's longer side.
-        score: largest difference of the scores of equal rank.
-        unmatched: detections of either without a partner in the other.
-        compared: detections of the first that have a partner. With 0 the rest says nothing.
+        score: largest difference of scores of equal rank.
+        unmatched: number of detections of either without a partner in the other.
+        compared: number of the first's detections with a partner; if 0, nothing was compared.
     """
 
     box: float = 0.0
@@ -79,7 +79,7 @@ class Difference:
     compared: int = 0
 
     def join(self, other: Difference) -> Difference:
-        """Of both together: the larger differences, the sum of the counts."""
+        """Combines two: the larger differences and the sums of the counts."""
         return Difference(
             max(self.box, other.box),
             max(self.score, other.score),
@@ -91,18 +91,17 @@ class Difference:
 def compare_detections(ours: Instances, theirs: Instances, score_tolerance: float) -> Difference:
     """Compares two results on one image.
 
-    A detection's partner is the nearest box among those of its class whose score differs by at most
-    the tolerance, since nearly equal scores may change places. Partners and boxes are looked at for
-    those detections whose score is clearly above the last one's, where others may have taken
-    the place.
+    A detection's partner is the nearest box of its class whose score differs by at most the
+    tolerance, since nearly equal scores may swap ranks. Detections that score close to the last one
+    have no certain partner, and only their scores are compared.
 
     Args:
         ours, theirs: results for an image, best first.
-        score_tolerance: see above.
+        score_tolerance: largest score difference of partners.
     """
     ranks = min(len(ours), len(theirs))
     score = (ours.scores[:ranks].float() - theirs.scores[:ranks].float()).abs()
-    score = score.nan_to_num(nan=torch.inf)  # max() of Python would lose it
+    score = score.nan_to_num(nan=torch.inf)  # Python's max() would ignore NaN
     distances, missing = _partners(ours, theirs, score_tolerance)
     _, missing_of_theirs = _partners(theirs, ours, score_tolerance)
     return Difference(
@@ -114,9 +113,8 @@ def compare_detections(ours: Instances, theirs: Instances, score_tolerance: floa
 
 
 def _partners(a: Instances, b: Instances, score_tolerance: float) -> tuple[Tensor, int]:
-    """Of the certain detections of ``a``: distances in pixels to partners, and how many have none.
-
-    The distance is the largest of the four coordinates'.
+    """Distances in pixels (largest of the four coordinates) of ``a``'s detections to their partners
+    in ``b``, and the number without a partner, for those that score clearly above the last one.
     """
     if not len(a):
         return torch.zeros(0), 0
@@ -136,12 +134,12 @@ def _partners(a: Instances, b: Instances, score_tolerance: float) -> tuple[Tenso
 def compare_on_images(
     model: OneNet, exported: ExportedDetector, images: list[Tensor], score_tolerance: float
 ) -> Difference:
-    """Runs both on the same batch and compares their results.
+    """Runs model and file on the same batch and compares their results.
 
     Args:
-        model: the reference, as Detectron2 runs it.
+        model: the reference.
         exported: the file.
-        images: (3, h, w) uint8 each, of any sizes: the batch.
+        images: the batch, (3, h, w) uint8 each, of any sizes.
         score_tolerance: see :func:`compare_detections`.
     """
     inputs = [{"image": image} for image in images]

@@ -1,1 +1,1 @@
-"""OneNet's meta-architecture and all that it is made of."""
+"""OneNet's meta-architecture and its modules."""

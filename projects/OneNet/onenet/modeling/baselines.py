@@ -1,6 +1,7 @@
-"""Detectors with NMS to compare OneNet with, in the same harness.
+"""Baselines with NMS.
 
-Detectron2's RetinaNet needs nothing; its FCOS is in no registry, hence this adapter.
+Detectron2's RetinaNet can be built from a yaml config; its FCOS is in no registry and needs this
+adapter.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ __all__ = ["FCOSBaseline"]
 
 @META_ARCH_REGISTRY.register()
 class FCOSBaseline(FCOS):
-    """Detectron2's FCOS (arXiv 1904.01355), buildable from a yaml config."""
+    """Detectron2's FCOS (arXiv 1904.01355), for yaml configs."""
 
     @configurable
     def __init__(self, *, channels_last: bool = False, **kwargs: Any) -> None:

@@ -13,21 +13,21 @@ __all__ = ["match_centers"]
 
 @torch.no_grad()
 def match_centers(predictions: DensePredictions, targets: Targets, radius: float) -> Matches:
-    """Gives each object the samples around its centre, as FCOS does (arXiv 1904.01355).
+    """Matches each object to the samples around its centre, as FCOS does (arXiv 1904.01355).
 
-    They lie inside its box, within ``radius`` strides of its centre, and the farthest of its sides
-    is 4 to 8 strides away (on the finest level 0 to 8, on the coarsest 4 and more), so that a box
-    whose half side is near such a limit has samples on two levels. An object without any has the
-    sample nearest to its centre, on the level that serves its half side. A sample that several
-    objects want goes to the smallest of them.
+    A sample is positive if it lies inside the box, within ``radius`` strides of its centre, and the
+    farthest side of the box is 4 to 8 strides away (0 to 8 on the finest level, 4 and more on the
+    coarsest). So objects between two levels have positives on both. An object without a positive
+    takes the sample nearest to its centre on the level of its size. A sample of several objects
+    goes to the smallest one.
 
     Args:
-        predictions: of N images; its anchors are squares of the stride.
-        targets: their objects.
-        radius: in strides (sides of the anchor).
+        predictions: of N images; anchors are squares with the stride as side.
+        targets: the images' objects.
+        radius: in strides.
 
     Returns:
-        Each sample of an image appears once at most; not in the objects' order.
+        The matches; each sample of an image appears at most once. Not sorted by object.
 
     Raises:
         ValueError: there are objects, but no samples.

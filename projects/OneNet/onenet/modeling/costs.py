@@ -1,8 +1,8 @@
-"""What it costs to assign an object to a sample (paper, section 3.1): cost terms and their sum.
+"""Matching costs (paper, section 3.1): cost terms and their weighted sum.
 
 Shape legend, here and in :mod:`onenet.modeling.matcher`: ``M`` samples (locations or anchors),
-``n`` objects, ``K`` classes. Every cost is a float32 matrix of shape (M, n), the transpose of one
-with a row an object, as the search for an object's best sample runs; lower is better.
+``n`` objects, ``K`` classes. A cost is a float32 matrix (M, n), lower is better. In memory it
+is a contiguous (n, M) matrix, so that the search for an object's best sample is fast.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
 
 ONENET_COST_REGISTRY = Registry("ONENET_COST")
 ONENET_COST_REGISTRY.__doc__ = """
-Registry for matching costs: what it costs to assign an object to a sample.
+Registry for matching costs, the cost of assigning an object to a sample.
 
 The registered class has `from_config(cfg)`, which returns an object with two methods of
 :class:`WeightedCost`: `terms(...)` and the call, which gives their sum.
@@ -46,12 +46,12 @@ The registered class has `from_config(cfg)`, which returns an object with two me
 def focal_cost(
     pred_logits: Tensor, gt_classes: Tensor, alpha: float = 0.25, gamma: float = 2.0
 ) -> Tensor:
-    """The classification cost: what focal loss would change if the sample became positive.
+    """Classification cost: the change of focal loss if the sample became positive.
 
-    With ``p`` the sigmoid score of the object's class at the sample,
-    ``alpha (1-p)^gamma (-log p) - (1-alpha) p^gamma (-log(1-p))``, where 1e-8 inside the logarithms
-    keeps saturated scores finite (as in the authors' code). Only the objects' own classes are
-    looked up, so that memory is O(M n) and not O(M K).
+    With ``p`` the sigmoid score of the object's class at the sample, it is
+    ``alpha (1-p)^gamma (-log p) - (1-alpha) p^gamma (-log(1-p))``. 1e-8 inside the logarithms keeps
+    saturated scores finite, as in the authors' code. Only the objects' classes are computed: memory
+    is O(M n), not O(M K).
 
     Args:
         pred_logits: (M, K), before the sigmoid.
@@ -63,7 +63,7 @@ def focal_cost(
         (M, n) float32.
     """
     if pred_logits.shape[1] <= len(gt_classes):
-        return _focal(pred_logits.t(), alpha, gamma)[gt_classes].t()  # each class once
+        return _focal(pred_logits.t(), alpha, gamma)[gt_classes].t()  # computes each class once
     return _focal(pred_logits.t()[gt_classes], alpha, gamma).t()
 
 
@@ -75,11 +75,11 @@ def _focal(logits: Tensor, alpha: float, gamma: float) -> Tensor:
 
 
 def image_scale(image_size: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
-    """What box corners are divided by for the L1 cost.
+    """The divisor of box corners in the L1 cost.
 
     Args:
         image_size: (height, width) in pixels, before padding.
-        device: where the result lies.
+        device: of the result.
 
     Returns:
         (4,) float32: width, height, width, height.
@@ -89,7 +89,7 @@ def image_scale(image_size: tuple[int, int], device: torch.device | str = "cpu")
 
 
 def l1_cost(pred_boxes: Tensor, gt_boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """L1 distance of the corners, each coordinate divided by the image's own width or height.
+    """L1 distance of box corners, divided by the image's width and height.
 
     Args:
         pred_boxes: (M, 4) corners ``x1, y1, x2, y2`` in pixels.
@@ -104,10 +104,9 @@ def l1_cost(pred_boxes: Tensor, gt_boxes: Tensor, image_size: tuple[int, int]) -
 
 
 def giou_cost(pred_boxes: Tensor, gt_boxes: Tensor) -> Tensor:
-    """Minus the generalized IoU (arXiv 1902.09630) of every pair.
+    """Negative generalized IoU (arXiv 1902.09630) of every pair.
 
-    Two coincident boxes of zero area have no IoU (0/0): their cost is NaN, which the matchers
-    treat as worse than any number.
+    It is NaN (0/0) for two coincident boxes of zero area; the matchers rank NaN last.
 
     Args:
         pred_boxes: (M, 4) corners ``x1, y1, x2, y2`` in pixels.
@@ -116,13 +115,13 @@ def giou_cost(pred_boxes: Tensor, gt_boxes: Tensor) -> Tensor:
     Returns:
         (M, n) float32 in [-1, 1].
     """
-    # A coordinate at a time, each operator along memory
+    # One coordinate at a time, so that each operator reads contiguous memory
     x1, y1, x2, y2 = pred_boxes.float().t().contiguous()[:, None]  # (1, M)
     gt_x1, gt_y1, gt_x2, gt_y2 = gt_boxes.float().t()[..., None]  # (n, 1)
     width, height, gt_width, gt_height = x2 - x1, y2 - y1, gt_x2 - gt_x1, gt_y2 - gt_y1
     overlap_x = torch.minimum(x2, gt_x2).sub_(torch.maximum(x1, gt_x1))
     overlap_y = torch.minimum(y2, gt_y2).sub_(torch.maximum(y1, gt_y1))
-    # What encloses two intervals is as long as both together, but for their (signed) overlap
+    # Length of the enclosing interval: the sum of both lengths minus the (signed) overlap
     around_x, around_y = (width + gt_width).sub_(overlap_x), (height + gt_height).sub_(overlap_y)
     enclosing = around_x.mul_(around_y)
     intersection = overlap_x.clamp_(min=0).mul_(overlap_y.clamp_(min=0))
@@ -133,13 +132,12 @@ def giou_cost(pred_boxes: Tensor, gt_boxes: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class WeightedCost:
-    """Base of the costs: a sum of weighted terms.
+    """Base class of matching costs: a sum of weighted terms.
 
-    A subclass has :meth:`terms`.
+    Subclasses implement :meth:`terms`.
 
     Attributes:
-        class_weight: weight of :func:`focal_cost`; 0 gives the paper's assignment by location
-            alone.
+        class_weight: weight of :func:`focal_cost`; 0 for assignment by location only.
         l1_weight: weight of the L1 term.
         giou_weight: weight of the GIoU term.
         focal_alpha: alpha of the classification cost.
@@ -167,24 +165,24 @@ class WeightedCost:
     def terms(
         self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
     ) -> dict[str, Tensor]:
-        """The weighted terms of the cost, by name; they add up to it.
+        """Weighted cost terms by name; the cost is their sum.
 
         Args:
             pred_logits: (M, K), before the sigmoid.
             pred_boxes: (M, 4) corners in pixels.
             anchors: (M, 4) corners in pixels; see :class:`onenet.structures.DensePredictions`.
-            gt: n objects with ``gt_boxes`` and ``gt_classes``; its ``image_size`` is the image's
-                own, before padding.
+            gt: n objects with ``gt_boxes`` and ``gt_classes``; ``image_size`` is that of the image
+                before padding.
 
         Returns:
-            (M, n) float32 each; not finite where the prediction is not.
+            (M, n) float32 each; not finite if the prediction is not.
         """
         raise NotImplementedError
 
     def __call__(
         self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
     ) -> Tensor:
-        """Cost of every pair in one image, (M, n): the sum of :meth:`terms`."""
+        """Cost of every pair of an image, (M, n): the sum of :meth:`terms`."""
         first, *others = self.terms(pred_logits, pred_boxes, anchors, gt).values()
         return functools.reduce(torch.add, others, first)
 
@@ -197,7 +195,7 @@ class WeightedCost:
 @ONENET_COST_REGISTRY.register()
 @dataclass(frozen=True)
 class MatchingCost(WeightedCost):
-    """The weighted sum of classification, L1 and GIoU cost of the predicted boxes (equation 1)."""
+    """Weighted classification, L1 and GIoU cost of the predicted boxes (paper, equation 1)."""
 
     def terms(
         self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
@@ -213,8 +211,8 @@ class MatchingCost(WeightedCost):
     def __call__(
         self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
     ) -> Tensor:
-        """See :meth:`WeightedCost.__call__`; a single kernel on a GPU, where Triton works."""
-        if type(self).terms is MatchingCost.terms:  # a subclass with others is not the kernel's
+        """See :meth:`WeightedCost.__call__`; one Triton kernel on a GPU if available."""
+        if type(self).terms is MatchingCost.terms:  # the kernel has these terms only
             weights = (self.class_weight, self.l1_weight, self.giou_weight, self.focal_alpha)
             boxes = self._located(pred_boxes, anchors)
             arguments = (pred_logits, boxes, gt, *weights)
@@ -226,17 +224,17 @@ class MatchingCost(WeightedCost):
         return super().__call__(pred_logits, pred_boxes, anchors, gt)
 
     def _located(self, pred_boxes: Tensor, anchors: Tensor) -> Tensor:
-        """The boxes that L1 and GIoU are of."""
+        """The boxes of the L1 and GIoU terms."""
         return pred_boxes
 
 
 @ONENET_COST_REGISTRY.register()
 @dataclass(frozen=True)
 class AnchorCost(MatchingCost):
-    """:class:`MatchingCost` with the anchors in place of the predicted boxes (paper, section 4.2).
+    """:class:`MatchingCost` of the anchors instead of the predicted boxes (paper, section 4.2).
 
-    The predefined location cost of anchor heads: fixed before training. With ``class_weight`` 0
-    the assignment never changes.
+    The predefined location cost of anchor heads. With ``class_weight`` 0 the assignment is fixed
+    before training.
     """
 
     def _located(self, pred_boxes: Tensor, anchors: Tensor) -> Tensor:
@@ -246,14 +244,13 @@ class AnchorCost(MatchingCost):
 @ONENET_COST_REGISTRY.register()
 @dataclass(frozen=True)
 class PointCost(WeightedCost):
-    """Distance of the location from the object's centre (paper, section 4.2).
+    """Distance between location and object centre (paper, section 4.2).
 
     The predefined location cost of point heads. The term "l1" is the L1 distance of the two points,
-    x and y divided by the image's own width and height; there is no "giou". On several levels, told
-    apart by the size of their anchors, an object has the locations of one level alone, by FCOS's
-    rule (arXiv 1904.01355, section 3.2): that of stride s serves objects whose longer half side is
-    in (4s, 8s], the finest also smaller and the coarsest also larger ones; elsewhere the cost is
-    +inf.
+    divided by the image's width and height; there is no "giou". With several levels an object has
+    the locations of one level only, by FCOS's rule (arXiv 1904.01355, section 3.2): stride s serves
+    objects whose longer half side is in (4s, 8s], the finest level also smaller and the coarsest
+    also larger ones. On other levels the cost is +inf.
     """
 
     def terms(
@@ -269,14 +266,13 @@ class PointCost(WeightedCost):
 
 @dataclass(frozen=True)
 class SpatialPrior:
-    """Another cost, but +inf where the anchor's centre does not lie inside the object.
+    """Restricts a cost to samples inside the object: +inf if the anchor's centre is outside.
 
-    Early in a training the predictions say little of where an object is; its place does. The
-    samples whose centre is nearest to the object's centre are always candidates, so that no object
-    is without one.
+    Early in training, predictions say little about where an object is. The samples nearest to the
+    object's centre are always candidates, so that every object has one.
 
     Attributes:
-        cost: of the candidates.
+        cost: the cost of the candidates.
     """
 
     cost: WeightedCost
@@ -284,7 +280,7 @@ class SpatialPrior:
     def terms(
         self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
     ) -> dict[str, Tensor]:
-        """The cost's own, and "prior": 0 for candidates, else +inf."""
+        """The terms of ``cost``, and "prior": 0 for candidates, else +inf."""
         candidates = self.candidates(anchors, gt.gt_boxes.tensor)
         prior = torch.zeros(candidates.shape, device=anchors.device)
         prior.masked_fill_(~candidates, float("inf"))
@@ -293,13 +289,13 @@ class SpatialPrior:
     def __call__(
         self, pred_logits: Tensor, pred_boxes: Tensor, anchors: Tensor, gt: Instances
     ) -> Tensor:
-        """Cost of every pair in one image, (M, n)."""
+        """Cost of every pair of an image, (M, n)."""
         candidates = self.candidates(anchors, gt.gt_boxes.tensor)
         cost = self.cost(pred_logits, pred_boxes, anchors, gt)
         return cost.masked_fill(~candidates, float("inf"))
 
     def candidates(self, anchors: Tensor, gt_boxes: Tensor) -> Tensor:
-        """Which samples an object may have.
+        """The samples that may be matched to each object.
 
         Args:
             anchors: (M, 4) corners in pixels.
@@ -310,7 +306,7 @@ class SpatialPrior:
         """
         x, y = ((anchors[:, :2] + anchors[:, 2:]) / 2).t()  # (M,)
         x1, y1, x2, y2 = gt_boxes.t()[..., None]  # (n, 1)
-        left, top, right, bottom = x - x1, y - y1, x2 - x, y2 - y  # (n, M), as costs lie in memory
+        left, top, right, bottom = x - x1, y - y1, x2 - x, y2 - y  # (n, M), as costs in memory
         inside = torch.minimum(torch.minimum(left, right), torch.minimum(top, bottom)) >= 0
         offset_x = left.sub_(right).abs_().div_(2)  # to the box's centre
         offset_y = top.sub_(bottom).abs_().div_(2)
@@ -319,16 +315,17 @@ class SpatialPrior:
 
 
 def level_serves(anchors: Tensor, gt_boxes: Tensor) -> Tensor:
-    """Whether a square anchor's level serves an object's size, by FCOS's rule: (M, n) bool."""
+    """(M, n) bool: whether a sample's level serves the object's size, by FCOS's rule."""
     half_sides = (gt_boxes[:, 2:] - gt_boxes[:, :2]).amax(dim=1) / 2  # (n,)
     lower, upper = level_range(anchors)
     return (half_sides > lower) & (half_sides <= upper)
 
 
 def level_range(anchors: Tensor) -> tuple[Tensor, Tensor]:
-    """FCOS's distances that a square anchor's level serves: (M, 1) above which, up to which.
+    """Lower and upper distance, (M, 1) each, that a sample's level serves in FCOS.
 
-    They are 4 and 8 strides; without a lower limit on the finest level, an upper on the coarsest.
+    They are 4 and 8 strides (sides of the square anchor); the finest level has no lower limit and
+    the coarsest no upper one.
     """
     strides = anchors[:, 2:3] - anchors[:, :1]
     lower = torch.where(strides == strides.amin(), -1.0, 4 * strides)
@@ -336,7 +333,7 @@ def level_range(anchors: Tensor) -> tuple[Tensor, Tensor]:
     return lower, upper
 
 
-# Cost and head, and the cost that is meant
+# (cost, head): the predefined location cost for that head
 _MISMATCHED = {
     ("PointCost", "RetinaNetHead"): "AnchorCost",
     ("AnchorCost", "FCOSHead"): "PointCost",
@@ -345,14 +342,14 @@ _MISMATCHED = {
 
 
 def build_cost(cfg: CfgNode) -> WeightedCost | SpatialPrior:
-    """Builds the cost that ``cfg.MODEL.ONENET.MATCHER.COST`` names, with its spatial prior.
+    """Builds the cost ``cfg.MODEL.ONENET.MATCHER.COST``, with the spatial prior ``PRIOR`` if set.
 
     Raises:
-        ConfigError: no cost of that name is registered, it is not for the config's head, or there
-            is no such prior.
+        ConfigError: the cost is not registered or not meant for the config's head, or the prior is
+            unknown.
     """
     name, head = cfg.MODEL.ONENET.MATCHER.COST, cfg.MODEL.ONENET.HEAD.NAME
-    # Heads that are not ours pass: they know what their anchors are.
+    # Heads of users are not checked
     if (name, head) in _MISMATCHED:
         raise ConfigError(
             f"MODEL.ONENET.MATCHER.COST is '{name}', which does not go with MODEL.ONENET.HEAD.NAME"

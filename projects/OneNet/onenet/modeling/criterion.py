@@ -1,4 +1,4 @@
-"""The losses of a matched batch (paper, section 3.2).
+"""Matching and losses (paper, section 3.2).
 
 Shape legend: ``N`` images, ``M`` samples, ``K`` classes, ``P`` matched pairs of the batch.
 """
@@ -24,33 +24,30 @@ from .soft_negatives import negative_weights
 __all__ = ["Criterion", "candidates_only", "giou_loss"]
 
 _NO_CANDIDATE = -100.0
-"""The logit of what rescoring leaves out: a score of 0."""
+"""Logit of samples that are not candidates of rescoring: a score of 0."""
 
 
 class Criterion(nn.Module):
     """Matches objects to samples and computes the weighted losses, in float32.
 
     * ``loss_cls``: sigmoid focal loss (arXiv 1708.02002) over all samples and classes;
-    * ``loss_l1``: L1 distance of the matched pairs' corners, divided by the image's own size;
-    * ``loss_giou``: 1 - GIoU of the matched pairs.
+    * ``loss_l1``: L1 distance of the matched pairs' corners, divided by the image size;
+    * ``loss_giou``: 1 - GIoU of the matched pairs;
+    * ``loss_cls_rescored``: with :class:`onenet.modeling.rescoring.Rescoring`, the mean binary
+      cross-entropy of the rescored candidates, which are always matched one-to-one.
 
-    Each is summed and divided by the number of objects over all workers (at least 1), so that
-    several workers give the losses and, averaged by DDP, the gradients of one process on the
+    The first three are summed and divided by the number of objects over all workers (at least 1).
+    So several workers give the losses and, averaged by DDP, the gradients of one process on the
     joined batch. With ``center_radius`` objects are matched one-to-many
-    (:func:`onenet.modeling.center_sampling.match_centers`), and the losses divided by the number of
+    (:func:`onenet.modeling.center_sampling.match_centers`), and the divisor is the number of
     matched samples.
 
-    ``loss_cls_rescored`` is the binary cross-entropy of the rescored candidates, where the model
-    has :class:`onenet.modeling.rescoring.Rescoring`. These are always matched one-to-one, by the
-    rescored scores; the loss is their mean.
+    If the matcher gives one sample to several objects, it is a positive of each of their classes,
+    and its box is regressed to each of them, whatever their order. (The authors' code keeps the
+    class that is written last.)
 
-    Collisions, where the matcher gives one sample to several objects: the sample is a positive of
-    each of their classes, and its box is regressed to each of them. That depends on no order of
-    the objects. (The authors' code keeps the class that happens to be written last.)
-
-    An image without objects has negatives only. Predictions of NaN or inf are matched as
-    :class:`onenet.modeling.matcher.Matcher` says; a logit of NaN makes the loss NaN, at which
-    Detectron2's trainer stops.
+    All samples of an image without objects are negatives. For NaN and inf see
+    :class:`onenet.modeling.matcher.Matcher`; a NaN logit makes the loss NaN.
     """
 
     @configurable
@@ -68,16 +65,16 @@ class Criterion(nn.Module):
     ) -> None:
         """
         Args:
-            matcher: gives each object its sample.
+            matcher: assigns samples to objects.
             class_weight: weight of ``loss_cls``.
             l1_weight: weight of ``loss_l1``.
             giou_weight: weight of ``loss_giou``.
             focal_alpha: alpha of the focal loss.
             focal_gamma: gamma of the focal loss.
-            soft_negatives: whether negatives near a positive weigh less, as
-                :func:`onenet.modeling.soft_negatives.negative_weights` says.
+            soft_negatives: whether negatives near a positive have a lower weight; see
+                :func:`onenet.modeling.soft_negatives.negative_weights`.
             center_radius: 0 for one-to-one matching; else an object's positives are all samples
-                within so many strides of its centre.
+                within this many strides of its centre.
 
         Raises:
             ConfigError: the radius is negative.
@@ -127,12 +124,12 @@ class Criterion(nn.Module):
         Args:
             predictions: of N images.
             gt_instances: N Instances with ``gt_boxes`` (pixels) and ``gt_classes`` in [0, K).
-            rescored: the best predictions with their new logits, for ``loss_cls_rescored``.
+            rescored: candidates with rescored logits, for ``loss_cls_rescored``.
 
         Returns:
-            ``loss_cls``, ``loss_l1``, ``loss_giou`` and, of rescored logits,
-            ``loss_cls_rescored``: weighted float32 scalars. All depend on the predictions even when
-            no image has an object (DDP needs every gradient).
+            ``loss_cls``, ``loss_l1``, ``loss_giou`` and, with ``rescored``, ``loss_cls_rescored``:
+            weighted float32 scalars. All depend on the predictions even when no image has an
+            object, since DDP needs every gradient.
         """
         with torch.autocast(predictions.pred_logits.device.type, enabled=False):
             predictions = predictions.in_float32()
@@ -150,7 +147,7 @@ class Criterion(nn.Module):
     def _losses(
         self, predictions: DensePredictions, targets: Targets, matches: Matches, count: int
     ) -> dict[str, Tensor]:
-        """The weighted losses of matched predictions, divided by all workers' ``count``."""
+        """Weighted losses of matched predictions, divided by the sum of all workers' ``count``."""
         boxes = predictions.pred_boxes
         matched = boxes.flatten(0, 1)[matches.images * boxes.shape[1] + matches.samples]  # (P, 4)
         gt_boxes, scales = targets.boxes[matches.objects], targets.scales[matches.objects]
@@ -170,12 +167,12 @@ class Criterion(nn.Module):
         matches: Matches,
         count: float | Tensor,
     ) -> Tensor:
-        """The weighted class loss, divided by ``count``."""
+        """Weighted classification loss, divided by ``count``."""
         logits = predictions.pred_logits
         weight = self.class_weight / count
         places = _places(predictions, targets, matches)
         arguments = (logits, places, self.focal_alpha, self.focal_gamma)
-        if not self.soft_negatives and isinstance(weight, Tensor):  # of several workers
+        if not self.soft_negatives and isinstance(weight, Tensor):  # with several workers
             return focal_loss_sum(*arguments) * weight
         if not self.soft_negatives:
             return focal_loss_sum(*arguments, weight)
@@ -189,11 +186,10 @@ class Criterion(nn.Module):
     def _rescored_loss(
         self, predictions: DensePredictions, rescored: Candidates, targets: Targets
     ) -> Tensor:
-        """The weighted binary cross-entropy of candidates, their mean; objects are matched to one
-        sample each, by the rescored scores.
+        """Weighted mean binary cross-entropy of rescored candidates, matched one-to-one.
 
-        Not the focal loss: its best logits are shrunk ones, to which weights that only add to a
-        logit get by taking votes away.
+        Not focal loss: its minimum is at logits closer to zero, which three weights can only reach
+        by lowering the votes.
         """
         predictions = candidates_only(predictions.detach(), rescored)
         matches = self.matcher.match(predictions, targets)
@@ -207,7 +203,7 @@ class Criterion(nn.Module):
     def _soft_weights(
         self, predictions: DensePredictions, targets: Targets, matches: Matches
     ) -> Tensor:
-        """The weight of every logit's loss, (N, M, K): 1 for the positives."""
+        """(N, M, K) weight of every logit's loss; 1 for positives."""
         logits = predictions.pred_logits
         weights = torch.stack(
             [
@@ -242,20 +238,21 @@ def candidates_only(predictions: DensePredictions, rescored: Candidates) -> Dens
 
 
 def _places(predictions: DensePredictions, targets: Targets, matches: Matches) -> Tensor:
-    """Flat indices of the matched (sample, class) pairs among the batch's logits, (P,)."""
+    """(P,) flat indices of the matched (sample, class) pairs into the batch's logits."""
     num_samples, num_classes = predictions.pred_logits.shape[1:]
     samples = matches.images * num_samples + matches.samples
     return samples * num_classes + targets.classes[matches.objects]
 
 
 def giou_loss(boxes: Tensor, gt_boxes: Tensor, eps: float = 1e-7) -> Tensor:
-    """1 - GIoU (arXiv 1902.09630) of each pair, as torchvision's ``generalized_box_iou_loss``,
-    which makes the host wait for a GPU ten times.
+    """1 - GIoU (arXiv 1902.09630) of each pair.
+
+    As torchvision's ``generalized_box_iou_loss``, but without its GPU synchronisations.
 
     Args:
         boxes: (P, 4) corners in pixels.
         gt_boxes: (P, 4) likewise.
-        eps: is added to what divides.
+        eps: added to the denominators.
 
     Returns:
         (P,), in [0, 2] for boxes with x1 <= x2 and y1 <= y2.
@@ -280,7 +277,7 @@ def giou_loss(boxes: Tensor, gt_boxes: Tensor, eps: float = 1e-7) -> Tensor:
 
 
 def _per_worker(count: int, predictions: DensePredictions) -> float | Tensor:
-    """The sum of all workers' counts (at least 1), divided by the number of workers."""
+    """Sum of all workers' counts (at least 1), divided by the number of workers."""
     if comm.get_world_size() == 1:
         return max(float(count), 1.0)
     total = torch.tensor(float(count), device=predictions.pred_logits.device)

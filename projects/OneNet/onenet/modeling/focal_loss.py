@@ -1,4 +1,4 @@
-"""The sum of the focal loss over many negatives and few positives, with its gradient at once."""
+"""Focal loss and its gradient in one pass, for many negatives and few positives."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from .ops.kernels import run_kernel
 __all__ = ["focal_loss_sum"]
 
 CHUNK_ELEMENTS = 2**16
-"""Logits that are computed at a time on the CPU: so few that their intermediate results stay in its
-cache."""
+"""Logits per chunk on the CPU: few enough that intermediate results stay in its cache."""
 
 
 def focal_loss_sum(
@@ -23,21 +22,20 @@ def focal_loss_sum(
     gamma: float = 2.0,
     scale: float = 1.0,
 ) -> Tensor:
-    """The sum of the sigmoid focal loss (arXiv 1708.02002, equation 5), as fvcore's.
+    """Sum of the sigmoid focal loss (arXiv 1708.02002, equation 5), as fvcore's.
 
-    All logits are taken for negatives, in one pass that computes loss and gradient; then the few
-    positives are put right. So there is no matrix of targets, and autograd keeps only the gradient.
+    One pass computes loss and gradient as if all samples were negatives; then the few positives are
+    corrected. This needs no target matrix, and autograd stores only the gradient.
 
     Args:
         logits: any shape, before the sigmoid, float32.
-        positives: (P,) int64, which of the flattened logits are positives; may repeat itself.
-        alpha: weight of the positives' loss; 1 - alpha that of the negatives'. Below 0 both are 1.
+        positives: (P,) int64 flat indices of the positives; may contain duplicates.
+        alpha: weight of positives; negatives have 1 - alpha. Below 0 both are 1.
         gamma: focusing exponent.
-        scale: what the sum is multiplied by. Rather here than behind: on a CPU a gradient of 1 from
-            there needs no second array.
+        scale: factor of the sum. Scaling here avoids a second gradient array on the CPU.
 
     Returns:
-        A scalar. It cannot be differentiated twice.
+        A scalar; no second derivative.
     """
     return _FocalLossSum.apply(logits, positives, alpha, gamma, scale)
 
@@ -54,7 +52,7 @@ class _FocalLossSum(torch.autograd.Function):
         places = positives.sort().values
         first = torch.ones_like(places, dtype=torch.bool)
         first[1:] = places[1:] != places[:-1]
-        # A positive's loss is that of a negative with the opposite logit, but for the weight.
+        # Up to the weight, a positive's loss is that of a negative with the opposite logit
         x = flat[places]
         both = torch.stack((-x, x))
         of_both = both.new_empty(both.shape)
@@ -68,13 +66,13 @@ class _FocalLossSum(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        if grad_output.device.type != "cpu" or grad_output != 1:  # a GPU would be waited for
+        if grad_output.device.type != "cpu" or grad_output != 1:  # no GPU sync
             gradient = gradient * grad_output
         return gradient, None, None, None, None
 
 
 def _negatives(logits: Tensor, gamma: float, weight: float) -> tuple[Tensor, Tensor]:
-    """The sum of the loss, were all negatives, and its gradient."""
+    """Sum of the loss if all samples were negatives, and its gradient."""
     result = run_kernel("triton_focal_loss", logits.device, gamma, logits, weight)
     if result is not None:
         return result
@@ -86,13 +84,13 @@ def _negatives(logits: Tensor, gamma: float, weight: float) -> tuple[Tensor, Ten
 
 
 def _focal(x: Tensor, gamma: float, weight: float, gradient: Tensor) -> Tensor:
-    """The loss of negatives, weight p^gamma -log(1 - p), of each; the gradient goes into the last
-    argument: weight p^gamma (gamma (1 - p) -log(1 - p) + p)."""
+    """Loss of each negative, ``weight p^gamma (-log(1 - p))``. Writes its gradient,
+    ``weight p^gamma (gamma (1 - p) (-log(1 - p)) + p)``, into ``gradient``."""
     p, q = x.sigmoid(), torch.neg(x, out=gradient).sigmoid_()
-    # softplus(x), which is many times slower. Where q has become too small it is x; where q rounds
-    # to 1 the loss is so small (1e-14 and less) that its digits do not matter.
+    # softplus(x), many times faster: x where q underflows; where q rounds to 1 the loss is at most
+    # 1e-14, and its relative error does not matter
     loss = torch.maximum(q.clamp(min=1e-30).log_().neg_(), x)
     q.mul_(loss).mul_(gamma).add_(p)
     power = p.pow_(gamma).mul_(weight)
-    gradient.mul_(power)  # q lies there
+    gradient.mul_(power)  # gradient holds q
     return loss.mul_(power)

@@ -1,4 +1,4 @@
-"""Which sample stands for which object: minimum-cost and Hungarian assignment.
+"""Assignment of objects to samples: minimum cost and Hungarian.
 
 Shape legend: ``M`` samples (locations or anchors), ``n`` objects of an image, ``K`` classes.
 """
@@ -30,7 +30,7 @@ __all__ = [
 
 ONENET_MATCHER_REGISTRY = Registry("ONENET_MATCHER")
 ONENET_MATCHER_REGISTRY.__doc__ = """
-Registry for matchers: which sample is the positive one of which object.
+Registry for matchers, which assign objects to samples.
 
 The registered object is called with `obj(cfg)` and returns a :class:`Matcher`.
 """
@@ -40,17 +40,16 @@ Pairs = tuple[Tensor, Tensor]
 
 
 class Matcher:
-    """Base of the matchers. A matcher assigns each object of an image to one sample.
+    """Base class of matchers, which assign each object of an image to one sample.
 
-    A subclass has :meth:`match`. Costs are computed without gradient, in float32, for as many
-    objects at a time as fit :attr:`max_chunk_elements`, so that memory does not grow with M x n. A
-    cost that is not finite (a prediction of NaN or inf, the GIoU of coincident zero-area boxes)
-    counts as worse than any finite one.
+    Subclasses implement :meth:`match`. Costs are computed without gradient, in float32, in chunks
+    of :attr:`max_chunk_elements`, so that memory does not grow with M x n. Costs that are not
+    finite (predictions of NaN or inf, GIoU of coincident zero-area boxes) rank last.
     """
 
     max_chunk_elements = 2**18
-    """Number of (sample, object) pairs whose cost is computed at once: so few that intermediate
-    results stay in a CPU's caches. A GPU takes 8 times as many."""
+    """(sample, object) pairs per chunk: few enough that intermediate results stay in CPU caches. A
+    GPU takes 8 times as many."""
 
     @configurable
     def __init__(self, *, cost: CostFunction | None = None) -> None:
@@ -64,7 +63,7 @@ class Matcher:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        """Builds the cost that ``cfg.MODEL.ONENET.MATCHER`` tells."""
+        """Builds the cost of ``cfg.MODEL.ONENET.MATCHER``."""
         return {"cost": build_cost(cfg)}
 
     def __repr__(self) -> str:
@@ -72,7 +71,7 @@ class Matcher:
 
     @torch.no_grad()
     def __call__(self, predictions: DensePredictions, gt_instances: list[Instances]) -> list[Pairs]:
-        """Matches a batch and tells the pairs image by image.
+        """Matches a batch and returns the pairs image by image.
 
         Args:
             predictions: of N images.
@@ -87,34 +86,34 @@ class Matcher:
         return self.match(predictions, targets).by_image(targets.counts)
 
     def match(self, predictions: DensePredictions, targets: Targets) -> Matches:
-        """Gives each object one sample.
+        """Assigns each object to one sample.
 
         Args:
             predictions: of N images.
-            targets: their objects.
+            targets: the images' objects.
         """
         raise NotImplementedError
 
     def _cheapest(
         self, predictions: DensePredictions, targets: Targets, image: int, at_most: int
     ) -> Pairs:
-        """The cheapest samples of an image's n objects: costs and indices, best first.
+        """The k samples of least cost for each of an image's n objects, best first.
 
         Args:
             predictions: of N images.
-            targets: their objects.
-            image: which of them.
-            at_most: the largest k.
+            targets: the images' objects.
+            image: index of the image.
+            at_most: upper limit of k.
 
         Returns:
-            (n, k) +inf for what is not finite, and (n, k) int64; k is at most n, and M.
+            (n, k) costs, +inf if not finite, and (n, k) int64 samples; k = min(at_most, n, M).
         """
         gt, logits = targets.instances[image], predictions.pred_logits[image]
         boxes, (num_samples, device) = predictions.pred_boxes[image], (len(logits), logits.device)
         k = min(len(gt), num_samples, at_most)
         elements = self.max_chunk_elements * (1 if device.type == "cpu" else 8)
         step = max(1, elements // max(1, num_samples))
-        # To be filled: pieces that are kept until the end would lie between those freed
+        # Allocated first: chunks kept until the end would fragment the memory
         costs = torch.empty(len(gt), k, device=device)
         samples = torch.empty(len(gt), k, dtype=torch.int64, device=device)
         for start in range(0, len(gt), step):
@@ -126,10 +125,10 @@ class Matcher:
 
 
 def check_samples(predictions: DensePredictions, targets: Targets) -> None:
-    """Raises where objects are to be matched, but there are no samples.
+    """Checks that there are samples if there are objects.
 
     Raises:
-        ValueError: says so.
+        ValueError: there are objects, but no samples.
     """
     if len(targets.boxes) > 0 and predictions.pred_logits.shape[1] == 0:
         raise ValueError(
@@ -140,11 +139,11 @@ def check_samples(predictions: DensePredictions, targets: Targets) -> None:
 
 @ONENET_MATCHER_REGISTRY.register()
 class MinCostMatcher(Matcher):
-    """Each object takes the sample of minimum cost (paper, section 3.1).
+    """Assigns each object to the sample of minimum cost (paper, section 3.1).
 
-    Objects choose independently: two of them may take the same sample (a collision; the criterion
-    says what becomes of it). Of equal costs any may win. Where no cost of an object is finite it
-    takes some sample. The device is not waited for.
+    Objects are independent: two may take the same sample (see
+    :class:`onenet.modeling.criterion.Criterion`). Ties are broken arbitrarily; an object without a
+    finite cost takes any sample. Does not synchronise with the device.
     """
 
     @torch.no_grad()
@@ -163,20 +162,20 @@ class MinCostMatcher(Matcher):
 
 @ONENET_MATCHER_REGISTRY.register()
 class HungarianMatcher(Matcher):
-    """The one-to-one assignment of minimum total cost, exactly (DETR, arXiv 2005.12872).
+    """The exact one-to-one assignment of minimum total cost (DETR, arXiv 2005.12872).
 
-    No two objects share a sample. With more objects than samples M objects are matched, those of
-    least total cost, and the others are left out. So are objects for which no sample of finite cost
-    is left; there are as few of them as can be.
+    No two objects share a sample. With more objects than samples, M objects are matched at minimum
+    total cost and the others are left out. So are objects for which no sample of finite cost is
+    left, as few as possible.
 
-    Only each object's n cheapest samples matter: were an object assigned outside its n cheapest in
-    some optimum, one of these would be free, since the other n - 1 objects cannot hold them all,
-    and moving there costs no more. Mostly far fewer do: at first :attr:`few` leave the device, once
-    a batch, and an image for which they do not tell the optimum is computed again, with n.
+    Only each object's n cheapest samples matter: the other n - 1 objects cannot take all of these,
+    so an object assigned elsewhere could move to a free one at no higher cost. Usually far fewer
+    suffice: first only the :attr:`few` cheapest are copied to the host, once a batch; an image for
+    which they do not prove the optimum is solved again with n.
     """
 
     few = 16
-    """How many of an object's cheapest samples are looked at first."""
+    """Number of cheapest samples per object that are tried first."""
 
     @torch.no_grad()
     def match(self, predictions: DensePredictions, targets: Targets) -> Matches:
@@ -200,7 +199,7 @@ class HungarianMatcher(Matcher):
 
 
 def _to_host(found: list[Pairs]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Costs and samples of some images as arrays, in one transfer."""
+    """Copies the costs and samples of several images to the host in one transfer."""
     costs, samples = (torch.cat([x.flatten() for x in part]) for part in zip(*found, strict=True))
     table = torch.stack((costs.view(torch.int32), samples.int())).cpu().numpy()
     shapes = [tuple(costs.shape) for costs, _ in found]
@@ -212,8 +211,8 @@ def _to_host(found: list[Pairs]) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def _lowest(costs: Tensor, k: int) -> Pairs:
-    """The k lowest of each row (t, M), ascending, and where they are; +inf for what is not finite,
-    which is worse than any that is.
+    """The k lowest costs of each row (t, M), ascending, and their indices; +inf for costs that are
+    not finite.
     """
     inf = float("inf")
     costs = costs.nan_to_num(nan=inf, posinf=inf, neginf=inf)
@@ -230,25 +229,25 @@ def _assign(
     Args:
         costs: (n, k) of each object's cheapest samples, ascending.
         samples: (n, k) their indices.
-        complete: whether no others matter.
+        complete: whether k is large enough for the optimum.
 
     Returns:
-        sample_indices, gt_indices; the latter ascend. None where others have to be known.
+        sample_indices and gt_indices, the latter ascending; None if more samples are needed.
     """
     num_gt, finite = len(costs), np.isfinite(costs)
     if finite[:, 0].all() and len(np.unique(samples[:, 0])) == num_gt:
         return samples[:, 0].astype(np.int64), np.arange(num_gt)
     costs = costs.astype(np.float64)
     least, most = (f(costs[finite], initial=0.0) for f in (np.min, np.max))
-    # More than any assignment has to pay for other samples instead
+    # So high that as few objects as possible are left out
     missing = most + num_gt * (most - least + 1)
     weights = np.where(finite, costs, missing)
     names, nodes = np.unique(samples, return_inverse=True)
     matrix = np.full((num_gt, len(names)), missing)
     np.put_along_axis(matrix, nodes.reshape(samples.shape), weights, axis=1)
     if not complete:
-        # An object's other samples cost as much as its last one, at least: a column of its own
-        # stands for them. If the optimum needs none of these, it is the optimum of all samples.
+        # An object's other samples cost at least as much as its last one here. A column of its own
+        # stands for them: if the optimum uses none of these, it is the optimum over all samples.
         others = np.full((num_gt, num_gt), missing)
         np.fill_diagonal(others, weights[:, -1])
         matrix = np.concatenate((matrix, others), axis=1)
@@ -261,7 +260,7 @@ def _assign(
 
 
 def build_matcher(cfg: CfgNode) -> Matcher:
-    """Builds the matcher that ``cfg.MODEL.ONENET.MATCHER.NAME`` names.
+    """Builds the matcher ``cfg.MODEL.ONENET.MATCHER.NAME``.
 
     Raises:
         ConfigError: no matcher of that name is registered.

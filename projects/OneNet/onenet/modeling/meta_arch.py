@@ -37,11 +37,11 @@ def _input_shapes(shapes: dict[str, ShapeSpec], names: list[str]) -> list[ShapeS
 
 @META_ARCH_REGISTRY.register()
 class OneNet(DenseDetector):
-    """End-to-end one-stage detection, without NMS.
+    """End-to-end one-stage detector without NMS (arXiv 2012.05780).
 
-    Backbone and head give a class score and a box at every sample. In training the criterion
-    matches every object to one sample of minimum cost; in inference the best scores are the result.
-    With rescoring and a one-to-many trained head that holds for the rescored scores.
+    Backbone and head predict class logits and a box at every sample. In training, the criterion
+    matches each object to the sample of minimum cost; inference keeps the top-k scores. With a
+    head trained one-to-many, an optional rescoring module is trained one-to-one instead.
     """
 
     @configurable
@@ -63,19 +63,19 @@ class OneNet(DenseDetector):
     ) -> None:
         """
         Args:
-            backbone: gives the feature maps by name.
-            head: from the list of feature maps to :class:`onenet.structures.DensePredictions`.
-            criterion: from predictions and Instances to the losses.
-            head_in_features: which feature maps the head takes, finest first; by default all.
+            backbone: returns feature maps by name.
+            head: maps the list of feature maps to :class:`onenet.structures.DensePredictions`.
+            criterion: maps predictions and Instances to the losses.
+            rescoring: refines the scores of the best candidates; None for none.
+            head_in_features: names of the head's feature maps, finest first; by default all.
             max_detections_per_image: k of the top-k.
             nms_thresh: IoU threshold of class-wise NMS after the top-k; None for no NMS.
-            pixel_mean: subtracted from the image's channels, in the order of ``input_format``.
-            pixel_std: what the result is divided by.
+            pixel_mean: subtracted from the channels, in the order of ``input_format``.
+            pixel_std: divisor of the channels after that.
             input_format: "RGB" or "BGR", the channel order of the images.
             activation_checkpointing: see
                 :func:`onenet.modeling.ops.activation_checkpoint.checkpoint_activations`.
-            channels_last: whether the weights lie in memory with the channels innermost, and so
-                do the activations.
+            channels_last: whether weights and activations are in channels-last memory format.
         """
         super().__init__(
             backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std
@@ -92,7 +92,7 @@ class OneNet(DenseDetector):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        """Reads ``cfg.MODEL`` (its node ``ONENET`` above all), ``TEST``, ``INPUT``."""
+        """Reads ``cfg.MODEL``, ``cfg.TEST`` and ``cfg.INPUT``."""
         check_num_classes(cfg)
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
@@ -123,10 +123,10 @@ class OneNet(DenseDetector):
         }
 
     def num_objects(self, batched_inputs: list[dict]) -> int:
-        """What the one-to-one losses of a batch are divided by.
+        """The number of objects of a batch, the divisor of the one-to-one losses.
 
         Args:
-            batched_inputs: what DenseDetector's ``forward`` takes.
+            batched_inputs: as for DenseDetector's ``forward``.
         """
         return sum(len(inputs["instances"]) for inputs in batched_inputs)
 

@@ -1,4 +1,4 @@
-"""Inference: the best (class, sample) pairs, and no more."""
+"""Inference: the top-k (sample, class) pairs."""
 
 from __future__ import annotations
 
@@ -22,22 +22,21 @@ __all__ = [
 
 
 _MANY_CLASSES = 16
-"""From how many classes on it is faster, on a CPU, to rank samples first, though they are few."""
+"""Number of classes from which ranking samples first is faster on a CPU."""
 
 
 def best_pairs(pred_logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest logits of each image, best first. NaN ranks last.
+    """The k largest logits of each image, best first; NaN ranks last.
 
     Args:
         pred_logits: (N, M, K), before the sigmoid.
-        k: how many; with fewer than k pairs, all M x K.
+        k: at most; all M x K if there are fewer.
 
     Returns:
-        logits (N, k), -inf for NaN; index (N, k) int64 of each among an image's M x K, which is
-        sample x K + class.
+        (N, k) logits, -inf for NaN, and (N, k) int64 flat indices, sample x K + class.
     """
     if may_look(pred_logits):
-        # Unlike here, NaN ranks first in torch: the best tell whether there is any
+        # torch ranks NaN first: the best logit tells whether there is any
         best = _rank(pred_logits, k)
         if not best[0][:, :1].isnan().any():
             return best
@@ -45,12 +44,12 @@ def best_pairs(pred_logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _rank(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """As :func:`best_pairs`, but with torch's place for NaN."""
+    """As :func:`best_pairs`, but NaN ranks first, as in torch."""
     num_classes = logits.shape[2]
     if num_classes < _MANY_CLASSES:
         flat = logits.flatten(1)
         return flat.topk(min(k, flat.shape[1]), dim=1)
-    # The best pairs are among those of the k samples with the best pair each
+    # The k best pairs are in the k samples with the best maximum
     best = logits.amax(dim=2)
     samples = best.topk(min(k, best.shape[1]), dim=1).indices
     flat = take_samples(logits, samples).flatten(1)
@@ -60,7 +59,7 @@ def _rank(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _nan_last(logits: Tensor) -> Tensor:
-    """With -inf for NaN, which would rank first; the infinities stay."""
+    """Replaces NaN by -inf, so that it ranks last; infinities stay."""
     inf = float("inf")
     if in_graph():
         return logits.masked_fill(logits.isnan(), -inf)  # fewer operators in a graph
@@ -68,13 +67,13 @@ def _nan_last(logits: Tensor) -> Tensor:
 
 
 def select_candidates(predictions: DensePredictions, k: int) -> Candidates:
-    """The k best (class, sample) pairs of each image. Logits of NaN rank last.
+    """The k best (sample, class) pairs of each image; NaN logits rank last.
 
-    One sample may appear with several classes, as in the paper. No other boxes are decoded.
+    A sample may appear with several classes, as in the paper. Only the boxes of these are decoded.
 
     Args:
         predictions: of N images.
-        k: how many; with fewer than k pairs, all M x K.
+        k: at most; all M x K if there are fewer.
     """
     num_classes = predictions.pred_logits.shape[2]
     logits, index = best_pairs(predictions.pred_logits, k)
@@ -85,19 +84,18 @@ def select_candidates(predictions: DensePredictions, k: int) -> Candidates:
 def select_top_k(
     predictions: DensePredictions, k: int, rescoring: nn.Module | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The k best-scoring (class, sample) pairs of each image, best first.
+    """The k best (sample, class) pairs of each image, best first.
 
     Args:
         predictions: of N images.
-        k: how many; with fewer than k pairs, all M x K.
-        rescoring: a :class:`onenet.modeling.rescoring.Rescoring`, which changes the logits of the
-            best candidates before the k best of these are taken.
+        k: at most; all M x K if there are fewer.
+        rescoring: a :class:`onenet.modeling.rescoring.Rescoring` that refines the best candidates'
+            logits before the top-k.
 
     Returns:
         scores (N, k) in [0, 1], classes (N, k) int64, boxes (N, k, 4) corners in pixels.
     """
-    # The sigmoid is monotonous: ranking the logits gives the same order, and rounds nothing to
-    # equal scores.
+    # Rank logits, not scores: the same order, without ties from rounding
     if rescoring is None:
         logits, _, classes, boxes = select_candidates(predictions, k)
     else:
@@ -110,7 +108,7 @@ def select_top_k(
 
 
 def finite_only(instances: Instances) -> Instances:
-    """Detections of one image without those whose score or box is NaN or inf."""
+    """Drops the detections of an image whose score or box is NaN or inf."""
     boxes = instances.pred_boxes.tensor
     return instances[instances.scores.isfinite() & boxes.isfinite().all(dim=1)]
 
@@ -122,28 +120,26 @@ def to_instances(
     image_sizes: Sequence[tuple[int, int]],
     nms_thresh: float | None = None,
 ) -> list[Instances]:
-    """Detections of a batch in Detectron2's type.
+    """Converts a batch's detections to Instances.
 
-    Detections whose score or box is NaN or inf are dropped: they would poison the evaluation.
+    Drops detections whose score or box is NaN or inf, which would break the evaluation.
 
     Args:
         scores: (N, k).
         classes: (N, k).
         boxes: (N, k, 4) corners in pixels.
-        image_sizes: of each image (height, width) of the network's input, before padding.
-        nms_thresh: IoU above which class-wise NMS removes the lower score; None for no NMS.
-            Only there to show what NMS changes.
+        image_sizes: (height, width) of each image in the network's input, before padding.
+        nms_thresh: IoU threshold of class-wise NMS; None for no NMS. For comparisons only.
 
     Returns:
         N Instances with ``scores``, ``pred_classes``, ``pred_boxes``, best first.
     """
-    # By index: what a loop over a tensor gives, autograd lets nobody change in place
+    # Indexed: autograd forbids in-place changes of the views that iterating over a tensor returns
     results = [
         Instances(size, scores=scores[i], pred_classes=classes[i], pred_boxes=Boxes(boxes[i]))
         for i, size in zip(range(len(scores)), image_sizes, strict=True)
     ]
-    # The only time that the host waits for a GPU, and mostly all there is to do: where there is
-    # NaN or inf, the sum is neither finite.
+    # The only GPU synchronisation: with a NaN or inf, the sum is not finite
     sums = (x.detach().sum(dtype=torch.float32) for x in (boxes, scores))
     if not sum(sums).isfinite():
         results = [finite_only(r) for r in results]

@@ -1,4 +1,4 @@
-"""Learned suppression of duplicates among the best candidates, inside the network's graph."""
+"""A learned rescoring module that suppresses duplicates among the top candidates."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from .postprocess import select_candidates
 __all__ = ["Rescoring", "build_rescoring", "pairwise_iou"]
 
 STARTS = {"voting": (10.0, 1.0, 1.0), "soft_nms": (10.0, 0.0, 0.0), "zero": (0.0, 0.0, 0.0)}
-"""What the weights of suppression, votes and share may start as."""
+"""Initial weights of suppression, votes and share, by name."""
 UNITS = (500.0, 10.0, 10.0)
-"""In which the weights are kept, so that steps of the network's learning rate are large enough for
-three numbers: they have to follow what the head becomes."""
+"""Scale of the three weights. The parameters are the weights divided by it, so that the network's
+learning rate moves them fast enough to follow the head."""
 MAX_LOGIT = 30.0
-"""Clamp what others see of a logit to +-30: the logarithm of its score stays finite."""
+"""Clamp logits to +-30 for votes, so that the logarithm of a score stays finite."""
 MAX_COORDINATE = 1e6
-"""In pixels; a box beyond counts as none: the areas of others stay finite."""
+"""In pixels; a box beyond overlaps nothing, so that areas stay finite."""
 
 
 class Rescoring(nn.Module):
-    """Lowers the logits of duplicates, and raises those that candidates agree on.
+    """Refines the logits of an image's top candidates using their overlaps (cf. Learning NMS).
 
-    Two candidates, an image's best (class, sample) pairs, overlap by ``o = max(0, 2 IoU - 1)``. To
-    each candidate's logit three numbers are added, each with a learned weight:
+    Candidates are the best (sample, class) pairs. The overlap of two is ``o = max(0, 2 IoU - 1)``.
+    Three terms with a learned weight each are added to a candidate's logit:
 
-    * suppression: its largest ``o`` with a candidate of its class that has a higher logit (a
-      leader). The leader's own suppression is taken off first, so that a duplicate suppresses no
+    * suppression: minus the largest ``o`` with a candidate of its class and a higher logit. The
+      suppression of that candidate is subtracted from ``o`` first, so that duplicates suppress no
       other object, as in NMS;
-    * votes: the logarithm of the sum of ``o`` times score, over the candidates of its class;
-    * share: the logarithm of that sum's share in the same sum over all classes.
+    * votes: the logarithm of the sum of ``o`` times score over the candidates of its class;
+    * share: the logarithm of that sum divided by the same sum over all classes.
 
-    It starts as a soft NMS with votes: the logit of a candidate that coincides with a leader falls
-    by 10. From there the weights are trained, by a one-to-one loss of their own. No gradient goes
-    into what it rests on. The operators are plain, so that it exports.
+    Initially it is a soft NMS with votes: suppression lowers a coincident candidate's logit by 10.
+    The weights are trained by a one-to-one loss of their own, on detached predictions. All
+    operators are exportable.
 
-    Source: Learning NMS (arXiv 1705.02950); for suppression in parallel Matrix NMS (arXiv
-    2003.10152), for votes cf. box voting (arXiv 1505.01749).
+    Sources: Learning NMS (arXiv 1705.02950); parallel suppression as in Matrix NMS (arXiv
+    2003.10152); votes cf. box voting (arXiv 1505.01749).
 
     Shape legend: ``N`` images, ``T`` candidates.
     """
@@ -48,12 +48,11 @@ class Rescoring(nn.Module):
     def __init__(self, num_candidates: int, init: str = "voting") -> None:
         """
         Args:
-            num_candidates: T, how many of an image's best logits are rescored.
-            init: what it starts as: "voting", "soft_nms" for suppression only, or "zero" for no
-                effect.
+            num_candidates: T, number of best logits per image that are rescored.
+            init: initial weights: "voting", "soft_nms" (suppression only), or "zero" (no effect).
 
         Raises:
-            ConfigError: the number of candidates is below 1, or there is no such start.
+            ConfigError: the number of candidates is below 1, or ``init`` is unknown.
         """
         super().__init__()
         if num_candidates < 1:
@@ -69,33 +68,33 @@ class Rescoring(nn.Module):
         self.weights = nn.Parameter(torch.tensor(STARTS[init]) / torch.tensor(UNITS))
 
     def candidates(self, predictions: DensePredictions, k: int) -> Candidates:
-        """What is rescored where k detections are wanted: the T best pairs, or k, if that is more.
+        """Selects the max(T, k) best (sample, class) pairs.
 
         Args:
             predictions: of N images.
-            k: how many detections.
+            k: number of detections.
         """
         return select_candidates(predictions, max(k, self.num_candidates))
 
     def forward(self, candidates: Candidates) -> Tensor:
         """
         Args:
-            candidates: best first; of N images.
+            candidates: of N images, best first.
 
         Returns:
-            (N, T) their logits, rescored, in the same order, float32.
+            (N, T) rescored logits in the order of the candidates, float32.
         """
         raw = candidates.logits.detach().float()
         scores = raw.nan_to_num(nan=-MAX_LOGIT).clamp(-MAX_LOGIT, MAX_LOGIT).sigmoid()
-        # Without a logit or box, it has no say
+        # A candidate whose logit or box is not finite does not affect others
         boxes = candidates.boxes.detach().float()
         valid = raw.isfinite() & (boxes.abs() < MAX_COORDINATE).all(dim=2)
         ious = pairwise_iou(boxes.where(valid[:, :, None], 0.0))
         overlaps = (2 * ious - 1).clamp(min=0)
         same_class = candidates.classes[:, :, None] == candidates.classes[:, None, :]
         of_class = overlaps.where(same_class, 0.0)
-        # Not as a matrix product, which would be in half precision under autocast. One's own vote
-        # counts where the box has no area, too.
+        # No matrix product: autocast would run it in half precision. The maximum counts a
+        # candidate's own vote even if its box has no area.
         votes = torch.maximum((of_class * scores[:, None]).sum(dim=2), scores).log()
         all_votes = torch.maximum((overlaps * scores[:, None]).sum(dim=2), scores).log()
         numbers = (-suppression(of_class), votes, votes - all_votes)
@@ -104,14 +103,13 @@ class Rescoring(nn.Module):
 
 
 def suppression(overlaps: Tensor) -> Tensor:
-    """How much leaders that are no duplicates themselves overlap each candidate.
+    """Each candidate's largest overlap with a better one that is not suppressed itself.
 
-    NMS goes through the candidates one by one, to know who is left to suppress others. Here all are
-    suppressed at once, and then again, twice, by who is left of that.
+    NMS is sequential. Here all candidates are suppressed in parallel, then twice more by what
+    remains of the others.
 
     Args:
-        overlaps: (N, T, T) of each candidate with each other, best first; only those before it
-            lead.
+        overlaps: (N, T, T) between candidates, best first.
 
     Returns:
         (N, T), in the overlaps' unit.
@@ -124,7 +122,7 @@ def suppression(overlaps: Tensor) -> Tensor:
 
 
 def build_rescoring(cfg: CfgNode) -> Rescoring | None:
-    """Builds what ``cfg.MODEL.ONENET.RESCORING`` says; None where there is no rescoring.
+    """Builds the module of ``cfg.MODEL.ONENET.RESCORING``; None if CANDIDATES is 0.
 
     Raises:
         ConfigError: see :class:`Rescoring`.
@@ -134,7 +132,7 @@ def build_rescoring(cfg: CfgNode) -> Rescoring | None:
 
 
 def pairwise_iou(boxes: Tensor) -> Tensor:
-    """IoU of every two boxes of an image; 0 for two without area.
+    """IoU of every pair of boxes of an image; 0 for two boxes without area.
 
     Args:
         boxes: (N, T, 4) corners in pixels.
@@ -142,7 +140,7 @@ def pairwise_iou(boxes: Tensor) -> Tensor:
     Returns:
         (N, T, T).
     """
-    # By coordinate: ONNX Runtime is slow where the last axis is as short as a corner
+    # One coordinate at a time: ONNX Runtime is slow on a last axis of length 4
     left, top, right, bottom = boxes.unbind(dim=2)
     common = _common_length(left, right) * _common_length(top, bottom)
     areas = (right - left).clamp(min=0) * (bottom - top).clamp(min=0)
@@ -151,7 +149,7 @@ def pairwise_iou(boxes: Tensor) -> Tensor:
 
 
 def _common_length(low: Tensor, high: Tensor) -> Tensor:
-    """Length, (N, T, T), of what every two of the (N, T) ranges have in common."""
+    """(N, T, T) length of the intersection of every pair of (N, T) intervals."""
     upper = torch.minimum(high[:, :, None], high[:, None, :])
     lower = torch.maximum(low[:, :, None], low[:, None, :])
     return (upper - lower).clamp(min=0)

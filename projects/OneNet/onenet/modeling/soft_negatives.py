@@ -15,14 +15,13 @@ EXPONENT = 4  # CenterNet's beta
 
 
 def gaussian_radius(sizes: Tensor, min_iou: float = MIN_IOU) -> Tensor:
-    """The radius of CenterNet's Gaussians, as its published code has it.
+    """Radius of CenterNet's Gaussians, as in its published code.
 
-    With t = ``min_iou``, s = w + h: sqrt(t^2 s^2 + 4 t (1 - t) w h) - t s. That is 4 t times the
-    distance by which both corners of the box may lie outwards so that the IoU stays at t
-    (arXiv 1808.01244, section 3.1): the code leaves out the division by twice the quadratic's
-    leading coefficient. (Its other two cases then never are the least, and are left out here.) It
-    also rounds down to whole strides, which would leave small objects without softening; this does
-    not.
+    With t = ``min_iou`` and s = w + h it is sqrt(t^2 s^2 + 4 t (1 - t) w h) - t s: 4 t times the
+    distance by which both corners may lie outside the box at IoU t (arXiv 1808.01244, section 3.1),
+    since the code omits the division by twice the quadratic's leading coefficient. Its two other
+    cases are then never the minimum and are omitted here. Unlike the code, this does not round down
+    to whole strides, which would leave small objects without softening.
 
     Args:
         sizes: (P, 2) widths and heights.
@@ -43,11 +42,11 @@ def negative_weights(
     gt_classes: Tensor,
     num_classes: int,
 ) -> Tensor:
-    """The weight of each negative's focal loss: (1 - Y)^4 (arXiv 1904.07850, equation 1).
+    """Weight (1 - Y)^4 of each negative's focal loss (arXiv 1904.07850, equation 1).
 
-    Y is the largest value of the Gaussians around the positives of the class, each with a third of
-    :func:`gaussian_radius` plus a sixth of the anchor's side as its standard deviation, as in
-    CenterNet's code. A Gaussian covers the samples of its positive's level.
+    Y is the maximum of the Gaussians around the positives of the class. Their standard deviation is
+    a third of :func:`gaussian_radius` plus a sixth of the anchor's side, as in CenterNet's code. A
+    Gaussian covers only its positive's level.
 
     Args:
         anchors: (M, 4) corners in pixels.
@@ -64,7 +63,7 @@ def negative_weights(
     sides = (anchors[samples, 2:] - anchors[samples, :2]).mean(dim=1)  # (P,)
     radius = gaussian_radius(gt_boxes[:, 2:] - gt_boxes[:, :2])
     sigma = radius / 3 + sides / 6
-    # By subtraction: the matrix product that is faster loses the digits that small distances need.
+    # The faster matrix product is too inaccurate for small distances
     distance = torch.cdist(
         centers[samples], centers, compute_mode="donot_use_mm_for_euclid_dist"
     )  # (P, M)

@@ -1,1 +1,1 @@
-"""What all other packages may use: errors, whole files, registry look-up, tracing."""
+"""Shared utilities: errors, atomic file writing, registry look-up, tracing, drawing."""

@@ -1,4 +1,4 @@
-"""The errors that a user can mend: raised with one sentence that names the cause and the cure."""
+"""Errors that a user can fix. Messages are one sentence that names the cause and the fix."""
 
 from __future__ import annotations
 
@@ -28,41 +28,38 @@ class DataError(ValueError):
 
 
 class ImageError(DataError):
-    """An image is missing, does not decode, or has another size than its annotation says."""
+    """An image is missing, does not decode, or differs in size from its annotation."""
 
 
 class TrainingError(Exception):
-    """A run cannot go on: the loss is no number, the disk is full, another worker has ended."""
+    """A run cannot continue: NaN loss, full disk, lost worker."""
 
 
 class LimitError(Exception):
-    """The evaluation's results are beyond TEST.LIMITS; one sentence, a line each, for every limit
-    that is broken.
-    """
+    """Results exceed TEST.LIMITS; the message has one line for each broken limit."""
 
 
 def printable(text: str) -> str:
-    """The text with what may steer a terminal, or cannot be printed, as Python's escapes."""
+    """Escapes characters that are not printable or could control a terminal."""
     return "".join(
         c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
     )
 
 
 def _sentence(error: Exception) -> str:
-    # A data loader's worker hands its error on with the whole traceback as the message:
-    # the sentence is its last paragraph, behind the name of the class.
+    # The error of a data loading process has the traceback as its message; the sentence follows the
+    # last name of the class.
     text = str(error).strip()
     return printable(text.rsplit(f"{type(error).__name__}: ", 1)[-1])
 
 
 class WithoutTraceback(logging.Filter):
-    """Makes a logger put the sentence of a :class:`ConfigError`, :class:`DataError` or
-    :class:`TrainingError` in place of its traceback. For Detectron2's training loop, which logs
-    what it raises.
+    """Logs the message of a :class:`ConfigError`, :class:`DataError` or :class:`TrainingError`
+    instead of its traceback. For Detectron2's training loop, which logs what it raises.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Rewrites the record; keeps all."""
+        """Rewrites the record; drops none."""
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, (ConfigError, DataError, TrainingError)):
             record.msg, record.args = f"{record.getMessage()} {_sentence(error)}", ()
@@ -72,11 +69,10 @@ class WithoutTraceback(logging.Filter):
 
 @contextlib.contextmanager
 def exit_with_one_sentence() -> Iterator[None]:
-    """Turns a :class:`ConfigError`, :class:`DataError` or :class:`TrainingError` into one line on
-    stderr and exit code 1, and a :class:`LimitError` into a line for each limit.
+    """For command-line programs: prints the message of a :class:`ConfigError`, :class:`DataError`,
+    :class:`TrainingError` or :class:`LimitError` without a traceback, and exits with code 1.
 
-    For command-line programs, whose users gain nothing from a traceback. Library users get the
-    exception itself. Ctrl-C ends with exit code 130, without a traceback too.
+    Ctrl-C exits with code 130.
     """
     try:
         yield

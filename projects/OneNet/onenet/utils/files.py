@@ -1,4 +1,4 @@
-"""Files: written whole or not at all; json and yaml of others read within bounds."""
+"""Atomic file writing, and reading of untrusted json and yaml within bounds."""
 
 from __future__ import annotations
 
@@ -18,28 +18,27 @@ __all__ = ["cannot_write", "read_json", "read_yaml", "whole_file", "write_json",
 
 MAX_JSON_BYTES = 2**33  # COCO's own annotations have 0.5 GB, those of Objects365 about 3
 MAX_YAML_BYTES = 2**20
-MAX_YAML_NODES = 10**5  # after each alias is replaced by what it stands for
+MAX_YAML_NODES = 10**5  # after expanding aliases
 
 
 @contextlib.contextmanager
 def whole_file(path: str, sync: bool = True) -> Iterator[IO[bytes]]:
-    """A file to write to, so that `path` is whole, or as it was before, whatever happens.
+    """Opens a file for atomic writing: afterwards `path` is either complete or unchanged.
 
-    What is written goes to ``<path>.tmp``, which is renamed at the end. That name is always the
-    same: who goes on with an interrupted work overwrites and renames what was left, so that nothing
-    stays behind. So only one process may write at a time.
+    Writes to ``<path>.tmp`` and renames it at the end. The name is fixed, so that a repeated run
+    overwrites what an interrupted one left; only one process may write at a time.
 
     Args:
-        path: of the file, in a folder that exists.
-        sync: whether the content is on the disk before the file bears its name, so that it is
-            whole also after a power failure; takes milliseconds.
+        path: of the file, in an existing folder.
+        sync: whether to fsync before renaming, so that the file also survives a power failure;
+            takes milliseconds.
 
     Raises:
-        OSError: it cannot be written, for instance as the disk is full; with `path` as its file
-            name, also where a library has raised something else in its place.
+        OSError: the file cannot be written, for instance because the disk is full. Its file name is
+            `path`, even if a library raised another error instead.
     """
     temporary = path + ".tmp"
-    before = sys.exc_info()[1]  # what the caller is handling is none of this file's
+    before = sys.exc_info()[1]  # an error that the caller is handling
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -51,7 +50,7 @@ def whole_file(path: str, sync: bool = True) -> Iterator[IO[bytes]]:
             _sync_folder(path)
     except Exception as error:
         with contextlib.suppress(OSError):
-            os.remove(temporary)  # it may be what fills the disk
+            os.remove(temporary)  # frees the disk
         cause = _os_error(error, before)
         if cause is None:
             raise
@@ -59,7 +58,7 @@ def whole_file(path: str, sync: bool = True) -> Iterator[IO[bytes]]:
 
 
 def _sync_folder(path: str) -> None:
-    """Puts the new name of a file on the disk, where the system can do that to a folder."""
+    """Syncs the folder of a file, if the system supports that."""
     with contextlib.suppress(OSError):
         folder = os.open(os.path.dirname(path) or os.curdir, os.O_RDONLY)
         try:
@@ -69,11 +68,11 @@ def _sync_folder(path: str) -> None:
 
 
 def _os_error(error: BaseException | None, before: BaseException | None) -> OSError | None:
-    """What the system said; torch.save raises a RuntimeError of its own on top of it.
+    """Finds the OSError behind an error; torch.save raises a RuntimeError on top of it.
 
     Args:
-        error: the newest.
-        before: one that was there before the file, if any; it and what led to it do not count.
+        error: the newest error.
+        before: an error from before the file was opened, if any; it and its causes do not count.
     """
     while error is not None and error is not before:
         if isinstance(error, OSError):
@@ -83,11 +82,11 @@ def _os_error(error: BaseException | None, before: BaseException | None) -> OSEr
 
 
 def cannot_write(path: str, error: OSError) -> TrainingError:
-    """The error of a run that cannot write one of its files.
+    """Returns the error for a file that a run cannot write.
 
     Args:
         path: of the file.
-        error: what the system said.
+        error: the system's error.
     """
     return TrainingError(
         f"{path} cannot be written ({error.strerror or error}). What was saved before is whole:"
@@ -96,11 +95,11 @@ def cannot_write(path: str, error: OSError) -> TrainingError:
 
 
 def write_whole(path: str, content: bytes, sync: bool = True) -> None:
-    """Writes a file by :func:`whole_file`.
+    """Writes a file with :func:`whole_file`.
 
     Args:
         path: of the file, in a folder that exists.
-        content: all of it.
+        content: of the file.
         sync: see :func:`whole_file`.
     """
     with whole_file(path, sync) as file:
@@ -108,7 +107,7 @@ def write_whole(path: str, content: bytes, sync: bool = True) -> None:
 
 
 def _without_nan(value: Any) -> Any:
-    """The same with None for nan, which json does not know."""
+    """Replaces nan by None, since json has no nan."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -117,14 +116,14 @@ def _without_nan(value: Any) -> Any:
 
 
 def write_json(path: str, content: dict[str, Any]) -> None:
-    """Writes a json for people to read by :func:`write_whole`, with null for nan.
+    """Writes an indented json file with :func:`write_whole`; nan becomes null.
 
     Args:
-        path: of the file; folders that are missing are made.
-        content: what json can hold, and nan.
+        path: of the file; missing folders are created.
+        content: json values, and nan.
 
     Raises:
-        ValueError: the content has an infinite number; the file is as before.
+        ValueError: the content has an infinite number; the file is unchanged.
     """
     text = json.dumps(_without_nan(content), indent=1, allow_nan=False)
     os.makedirs(os.path.dirname(path) or os.curdir, exist_ok=True)
@@ -136,10 +135,10 @@ def read_json(path: str | os.PathLike[str], max_bytes: int = MAX_JSON_BYTES) -> 
 
     Args:
         path: of the file.
-        max_bytes: size of the largest file that is read; in memory it may take 20 times that.
+        max_bytes: limit of the file's size; in memory it may take 20 times that.
 
     Raises:
-        DataError: it is missing, too large, nested too deeply, or no json.
+        DataError: the file is missing, too large, nested too deeply, or not json.
     """
     try:
         with open(path, "rb") as file:
@@ -162,11 +161,11 @@ def read_json(path: str | os.PathLike[str], max_bytes: int = MAX_JSON_BYTES) -> 
 
 
 def read_yaml(path: str | os.PathLike[str]) -> Any:
-    """Reads a yaml file with yaml's safe loader, which makes no Python objects.
+    """Reads a yaml file with yaml's safe loader, which creates no Python objects.
 
     Raises:
-        ConfigError: it is missing, too large, nested too deeply, or no plain yaml; or its aliases
-            stand for too much (a few lines can stand for gigabytes).
+        ConfigError: the file is missing, too large, nested too deeply, or not plain yaml; or its
+            aliases expand to too many values.
     """
     try:
         with open(path, "rb") as file:
@@ -185,7 +184,7 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
         raise ConfigError(f"{path} is nested too deeply to be read.") from error
     except (ConfigError, DataError) as error:
         raise ConfigError(f"{error}.") from error
-    except Exception as error:  # yaml lets values raise anything, by the tag before them
+    except Exception as error:  # constructors of tagged values may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(
             f"{path} is no plain yaml, which alone is accepted: {reason}; mend that line."
@@ -196,7 +195,7 @@ def _read_bounded(
     file: BinaryIO, path: str | os.PathLike[str], max_bytes: int, cure: str
 ) -> bytearray:
     content = bytearray()
-    # In pieces, as a single read asks for as much memory as it may return
+    # In chunks: a single read allocates the maximum
     size = os.fstat(file.fileno()).st_size
     while size <= max_bytes and (piece := file.read(2**20)):
         content += piece
@@ -210,9 +209,9 @@ def _read_bounded(
 
 
 def _expanded_size(node: yaml.Node, sizes: dict[int, int]) -> int:
-    """How many nodes it has, where each alias counts as what it stands for."""
+    """Number of nodes after expanding aliases."""
     if id(node) not in sizes:
-        sizes[id(node)] = MAX_YAML_NODES + 1  # what contains itself has no end
+        sizes[id(node)] = MAX_YAML_NODES + 1  # for nodes that contain themselves
         children = []
         if isinstance(node, yaml.SequenceNode):
             children = node.value

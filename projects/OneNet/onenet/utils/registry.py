@@ -1,4 +1,4 @@
-"""Look-up by name: in Detectron2's registries, and of a meta-architecture's own config node."""
+"""Look-up by name in registries and config nodes, with errors that list the choices."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["check_num_classes", "get_registered", "num_classes_node"]
 
 
 def get_registered(registry: Registry, name: str, key: str) -> Any:
-    """Returns what is registered under a name.
+    """Returns the object registered under a name.
 
     Args:
-        registry: where to look.
-        name: the value that the config gives.
-        key: the config key that gave it, for the error.
+        registry: to search.
+        name: from the config.
+        key: the config key of the name, for the error.
 
     Raises:
-        ConfigError: nothing of that name is registered; says what is.
+        ConfigError: the name is not registered; lists the registered ones.
     """
     if name not in registry:
         known = ", ".join(sorted(registered for registered, _ in registry))
@@ -30,17 +30,17 @@ def get_registered(registry: Registry, name: str, key: str) -> Any:
 
 
 def num_classes_node(cfg: CfgNode) -> str | None:
-    """The node of MODEL that holds the meta-architecture's NUM_CLASSES; None for foreign ones."""
+    """Name of the node of MODEL that has NUM_CLASSES; None for unknown meta-architectures."""
     return {"OneNet": "ONENET", "FCOSBaseline": "FCOS", "RetinaNet": "RETINANET"}.get(
         cfg.MODEL.META_ARCHITECTURE
     )
 
 
 def check_num_classes(cfg: CfgNode) -> None:
-    """Raises where a model is to be built before its number of classes is known.
+    """Checks that the number of classes is known before a model is built.
 
     Raises:
-        ConfigError: says where to set it.
+        ConfigError: it is not; names the key to set.
     """
     node = num_classes_node(cfg)
     if node is not None and cfg.MODEL[node].NUM_CLASSES < 1:

@@ -1,4 +1,4 @@
-"""Whether operators are computed now, or recorded for later."""
+"""Tells eager execution from tracing and compiling."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ __all__ = ["in_graph", "may_look"]
 
 
 def in_graph() -> bool:
-    """Whether torch.compile, torch.export or TorchScript's tracer makes a graph of what is called.
-
-    A graph is for other values, and other sizes, than those that it is made with.
+    """Whether torch.compile, torch.export or TorchScript's tracer is recording a graph, which must
+    hold for other values and sizes than those it is recorded with.
     """
     return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
 def may_look(x: Tensor) -> bool:
-    """Whether values of a tensor may decide what is computed: they are there, and for nothing.
+    """Whether code may branch on a tensor's values at no cost.
 
-    Not so in a graph, on a GPU, for which the host would wait, or for tensors without values, like
-    those of an estimate.
+    False in a graph, on a GPU (where reading values synchronises), and for tensors without values,
+    such as fake tensors.
     """
     return type(x) is Tensor and x.device.type == "cpu" and not in_graph()

@@ -1,4 +1,4 @@
-"""Pictures of detections and ground truth."""
+"""Drawing of detections and ground truth."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ COLORS = colormap(rgb=True, maximum=1)[[0, 2, 4, 6, 8, 13, 16, 22, 38, 45]]
 def draw_detections(
     image: np.ndarray, instances: Instances, class_names: list[str], height: int = 384
 ) -> np.ndarray:
-    """Draws boxes with class names, and scores where there are any.
+    """Draws boxes with class names and, for predictions, scores.
 
     Args:
         image: (H, W, 3) uint8, RGB.
         instances: with ``gt_boxes`` and ``gt_classes``, or with ``pred_boxes``, ``pred_classes``
             and ``scores``; in pixels of the image.
-        class_names: of the K classes.
-        height: of the picture, in pixels.
+        class_names: names of the K classes.
+        height: of the result, in pixels.
 
     Returns:
         (height, width, 3) uint8, RGB.
@@ -50,22 +50,22 @@ def draw_detections(
 
 
 def enlarged_height(image: np.ndarray, least: int, widest: int = 4096) -> int:
-    """A height for :func:`draw_detections` at which labels do not hide a small image.
+    """Height for :func:`draw_detections` at which labels do not hide a small image.
 
     Args:
         image: (H, W, 3).
         least: wanted height in pixels.
-        widest: to what width in pixels an image may be enlarged, lest a panorama fill the memory.
+        widest: width in pixels up to which images are enlarged, to bound the memory.
 
     Returns:
-        ``least`` or what ``widest`` leaves of it, and at least H.
+        ``least``, less for wide images, and at least H.
     """
     height, width = image.shape[:2]
     return max(height, min(least, height * widest // width))
 
 
 def tile(rows: list[list[np.ndarray]], gap: int = 8) -> np.ndarray:
-    """Joins pictures of one height into rows, and rows into one picture, white between them."""
+    """Joins pictures of equal height into rows, and rows into one picture, with white gaps."""
     joined = []
     for pictures in rows:
         bordered = [np.pad(p, ((gap, 0), (gap, 0), (0, 0)), constant_values=255) for p in pictures]
@@ -79,7 +79,7 @@ def tile(rows: list[list[np.ndarray]], gap: int = 8) -> np.ndarray:
 
 
 def canvas(image: np.ndarray, height: int) -> tuple[Any, float]:
-    """A Detectron2 Visualizer over the image resized to a height, and the scale of that."""
+    """Returns a Detectron2 Visualizer of the image resized to a height, and the scale factor."""
     try:
         import cv2
         from detectron2.utils.visualizer import Visualizer

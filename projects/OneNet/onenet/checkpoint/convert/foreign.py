@@ -1,4 +1,4 @@
-"""Recognises whose weights a file holds."""
+"""Recognition and conversion of other projects' weights."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ __all__ = ["convert_foreign"]
 def convert_foreign(
     state: Mapping[str, Tensor], model: nn.Module, input_format: str | None = None
 ) -> Conversion | None:
-    """Converts weights for a model, where they are another project's.
+    """Converts the weights of another project for a model.
 
     Args:
-        state: names and tensors as the file has them.
-        model: what they are for.
-        input_format: INPUT.FORMAT; None for what the model says, RGB where it says nothing.
+        state: the file's state dict.
+        model: to fill.
+        input_format: INPUT.FORMAT; None for the model's attribute, or RGB without one.
 
     Returns:
-        None where the names are nobody's that is known here.
+        The conversion; None if the names are of no known project.
 
     Raises:
-        ConfigError: they are, but cannot be this model's; a part of a sentence.
+        ConfigError: the weights cannot be this model's. The message completes the caller's
+            sentence.
     """
     if is_original(state):
-        # They started from torchvision's weights, and kept its input
+        # Trained from torchvision's weights, with the same input
         check_trained_input(model, "the authors' weights", input_format)
         generator = getattr(getattr(model, "head", None), "anchor_generator", None)
         anchors = None if generator is None else list(generator.cell_anchors)

@@ -1,7 +1,7 @@
 """Checkpoints of the paper's authors (the public repository PeizeSun/OneNet).
 
-Their point models keep Detectron2's ResNet directly under ``backbone`` and the deconvolution neck
-under ``head``; their FPN models have Detectron2's names but for the head.
+Their point models have Detectron2's ResNet under ``backbone`` and the deconvolution neck under
+``head``; their FPN models differ from Detectron2's names only in the head.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from .base import Conversion, Step
 __all__ = ["convert_original", "is_original"]
 
 _NAMES = {
-    # The point models' backbone and neck; their stages count from 1
+    # Backbone and neck of point models, whose stages count from 1
     r"backbone\.(stem|res[2-5])\.": "backbone.bottom_up.{}.",
     r"head\.deconv\.deconv([123])\.up_sample\.": "backbone.neck.stages.{}.up_sample.",
     r"head\.deconv\.deconv([123])\.up_bn\.": "backbone.neck.stages.{}.up_norm.",
     r"head\.deconv\.deconv([123])\.(?:dcn_)?bn\.": "backbone.neck.stages.{}.norm.",
     r"head\.deconv\.deconv([123])\.conv\.": "backbone.neck.stages.{}.conv.",
-    # 27 channels: chunk(3) and cat(first two) give Detectron2's operator channels 0..17 as offsets,
-    # (y, x) for each of the nine taps, and 18..26 as mask: the order of torchvision's operator.
+    # The authors split 27 channels by chunk(3) and concatenate the first two, so Detectron2's
+    # operator gets channels 0..17 as offsets, (y, x) for each of nine taps, and 18..26 as mask,
+    # which is the order of torchvision's operator
     r"head\.deconv\.deconv([123])\.dcn_offset\.": "backbone.neck.stages.{}.conv.offset.",
     r"head\.deconv\.deconv([123])\.dcn\.": "backbone.neck.stages.{}.conv.conv.",
     r"head\.deconv\.lateral_conv([123])\.": "backbone.neck.laterals.{}.",
     r"head\.deconv\.output_conv\.": "backbone.neck.output.",
     r"head\.feat1\.": "head.conv.",
-    # The FPN models' backbone
+    # Backbone of FPN models
     r"backbone\.(bottom_up|fpn_lateral[2-5]|fpn_output[2-5]|top_block)\.": "backbone.{}.",
-    # All heads' predictors
+    # Predictors of all heads
     r"head\.cls_score\.": "head.cls_score.",
     r"head\.(?:ltrb_pred|bbox_pred)\.": "head.bbox_pred.",
 }
@@ -41,11 +42,11 @@ _TOWER = re.compile(r"head\.(cls|reg)_conv_module\.(\d+)\.(\w+)")
 _SCALE = re.compile(r"head\.scales\.(\d+)\.scale")
 _ANCHORS = re.compile(r"head\.anchor_generator\.cell_anchors\.(\d+)")
 _MARKS = ("head.deconv.", "head.feat1.", "head.cls_conv_module.", "head.reg_conv_module.")
-_ANCHOR_TOLERANCE = 0.5  # pixels; configs write an anchor's size with one decimal
+_ANCHOR_TOLERANCE = 0.5  # pixels: configs round anchor sizes
 
 
 def is_original(names: Iterable[str]) -> bool:
-    """Whether tensors of these names are of a checkpoint of the authors' code."""
+    """Whether the tensors' names are those of the authors' code."""
     return any(name.startswith(_MARKS) for name in names)
 
 
@@ -56,17 +57,17 @@ def convert_original(
 
     Args:
         state: "model" of their checkpoint, or a part of it.
-        cell_anchors: of the model that the weights are for, (A, 4) corners a level, where the
-            file's have to be the same: anchors are not loaded, but built from the config.
+        cell_anchors: the model's cell anchors, (A, 4) corners per level, to compare with the
+            file's; anchors are built from the config, not loaded.
 
     Returns:
-        The conversion; whether it is complete is seen when a model takes it.
+        The conversion; completeness is checked when a model loads it.
 
     Raises:
-        ConfigError: a name is none of the authors', a level is missing, or the anchors differ.
+        ConfigError: a name is unknown, a level is missing, or the anchors differ.
     """
     conversion = Conversion("a checkpoint of the authors' code")
-    # The towers are flat lists of (convolution, [norm,] ReLU), the last without weights
+    # Towers are flat lists of (convolution, [norm,] ReLU); ReLU has no weights
     modules_per_conv = 3 if "head.cls_conv_module.1.weight" in state else 2
     scales: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in state.items():
@@ -94,7 +95,7 @@ def _new_name(name: str, modules_per_conv: int) -> str:
 
 
 def _join_scales(conversion: Conversion, scales: dict[int, tuple[str, Tensor]]) -> None:
-    """Their one-element scale of each level becomes an element of one vector."""
+    """Joins the levels' one-element scales into a vector."""
     if sorted(scales) != list(range(len(scales))):
         raise ConfigError(f"it has box scales of levels {sorted(scales)} only")
     target, shape = "head.scales", (len(scales),)
@@ -105,7 +106,7 @@ def _join_scales(conversion: Conversion, scales: dict[int, tuple[str, Tensor]]) 
 
 
 def _compare_anchors(level: int, theirs: Tensor, ours: list[Tensor] | None) -> str:
-    """Why their anchors are not taken over."""
+    """Compares the anchors of a level; returns the reason for dropping them."""
     reason = "anchors are built from MODEL.ANCHOR_GENERATOR"
     if ours is None:
         return reason

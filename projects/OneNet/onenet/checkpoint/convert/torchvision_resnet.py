@@ -1,4 +1,4 @@
-"""torchvision's published ImageNet weights for Detectron2's ResNet."""
+"""torchvision's ImageNet weights for Detectron2's ResNet."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _NAMES = {
 
 
 def is_torchvision_resnet(names: Iterable[str]) -> bool:
-    """Whether tensors of these names are a torchvision ResNet's."""
+    """Whether the tensors' names are those of a torchvision ResNet."""
     return {"conv1.weight", "layer1.0.conv1.weight"} <= set(names)
 
 
@@ -42,13 +42,14 @@ def convert_torchvision_resnet(
     """Renames torchvision's tensors to those of the model's ResNet.
 
     Args:
-        state: of ``torchvision.models.resnet18`` and so on, classifier or not.
-        model: has one ResNet of Detectron2's, and takes images as torchvision's networks do.
+        state: state dict of ``torchvision.models.resnet18`` and so on; the classifier may be
+            missing.
+        model: has one Detectron2 ResNet.
         input_format: see :func:`onenet.checkpoint.convert.base.check_trained_input`.
 
     Raises:
-        ConfigError: a name is not torchvision's; the model has no ResNet, or feeds or strides it
-            differently.
+        ConfigError: a name is unknown; or the model has no ResNet, another input normalisation, or
+            strides in other convolutions.
     """
     prefix, resnet = _find_resnet(model)
     check_trained_input(model, "torchvision's weights", input_format)
@@ -78,7 +79,7 @@ def _new_name(name: str) -> str:
 
 
 def _find_resnet(model: nn.Module) -> tuple[str, ResNet]:
-    """The model's ResNet, and the prefix of its tensors' names."""
+    """The prefix of the ResNet's tensor names, and the ResNet."""
     found = [(name, m) for name, m in model.named_modules() if isinstance(m, ResNet)]
     if len(found) != 1:
         raise ConfigError(
@@ -90,12 +91,12 @@ def _find_resnet(model: nn.Module) -> tuple[str, ResNet]:
 
 
 def torchvision_url(path: str) -> str:
-    """Where torchvision publishes the weights of "torchvision://resnet18" and so on.
+    """URL of the weights of "torchvision://resnet18" and so on.
 
-    The first ones for each network, IMAGENET1K_V1, as in Detectron2's and the paper's models.
+    These are IMAGENET1K_V1, as in Detectron2's and the paper's models.
 
     Raises:
-        ConfigError: there is no such name.
+        ConfigError: the name is unknown.
     """
     name = path.removeprefix(PREFIX)
     if name not in _DEPTHS:
@@ -106,7 +107,7 @@ def torchvision_url(path: str) -> str:
 
 
 class _TorchvisionHandler(PathHandler):
-    """Makes "torchvision://resnet18" a path that Detectron2 can open."""
+    """Lets Detectron2 open paths such as "torchvision://resnet18"."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return [PREFIX]
@@ -116,7 +117,7 @@ class _TorchvisionHandler(PathHandler):
         url = torchvision_url(path)
         folder = os.path.join(torch.hub.get_dir(), "checkpoints")
         file = os.path.join(folder, os.path.basename(urlparse(url).path))
-        if os.path.isfile(file):  # whether it can be read, is seen when it is
+        if os.path.isfile(file):  # it is checked when read
             return file
         try:
             torch.hub.load_state_dict_from_url(

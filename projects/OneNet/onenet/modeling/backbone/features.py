@@ -1,4 +1,4 @@
-"""Any network that gives a list of feature maps, as a backbone; and what goes on top of it."""
+"""Backbones from any network that returns feature maps, and the necks on top of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB in 0..1
-_PROBE = 128  # pixels; four of them at stride 32
+_PROBE = 128  # side of the test image in pixels
 
 
 def feature_name(stride: int) -> str:
@@ -40,17 +40,17 @@ def feature_name(stride: int) -> str:
 
 @torch.no_grad()
 def measure(body: nn.Module) -> list[tuple[int, int]]:
-    """Channels and stride of each map that a network makes of an image, found by trying.
+    """Channels and stride of each of a network's feature maps, found by running it once.
 
     Args:
-        body: from (1, 3, H, W) to a list of feature maps.
+        body: maps (1, 3, H, W) to a list of feature maps.
 
     Raises:
-        ConfigError: it does not take images of any size, or a result is no (N, C, H, W) map whose
-            stride is a power of two.
+        ConfigError: the network fails, or an output is not a (N, C, H, W) map whose stride is a
+            power of two.
     """
     was_training = body.training
-    body.eval()  # batch norm must not count the blank image
+    body.eval()  # keeps the blank image out of batch norm statistics
     try:
         maps = body(torch.zeros(1, 3, _PROBE, _PROBE))
     except Exception as error:
@@ -75,21 +75,20 @@ def _channels_and_stride(shape: torch.Size) -> tuple[int, int]:
 
 
 class FeatureBackbone(Backbone):
-    """A network's feature maps under the names that a ResNet's have: res2 (stride 4) to res5 (32).
+    """A network as a backbone, its feature maps named as a ResNet's: res2 (stride 4) to res5 (32).
 
-    So whatever Detectron2 puts on a ResNet can be put on it. Nothing is frozen, and norm layers are
-    the network's own.
+    So Detectron2's necks for ResNets fit. Nothing is frozen, and norm layers are the network's own.
     """
 
     def __init__(self, body: nn.Module, out_features: Sequence[str]) -> None:
         """
         Args:
-            body: from (N, 3, H, W) to a list of feature maps (N, C, H / stride, W / stride). Of
-                several with one stride the last counts.
-            out_features: names of the maps that are given on.
+            body: maps (N, 3, H, W) to a list of feature maps (N, C, H / stride, W / stride). Of
+                several maps of one stride the last is used.
+            out_features: names of the maps to return.
 
         Raises:
-            ConfigError: see :func:`measure`; or there is no map of such a name.
+            ConfigError: see :func:`measure`; or a name is unknown.
         """
         super().__init__()
         self.body = body
@@ -107,17 +106,17 @@ class FeatureBackbone(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """The coarsest stride: maps of exactly half the size need it."""
+        """The coarsest stride, so that each map is exactly half as large as the next finer one."""
         return max(self._out_feature_strides.values())
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(N, 3, H, W), both sides multiples of 32, to the feature maps by name."""
+        """Maps (N, 3, H, W), both sides multiples of 32, to feature maps by name."""
         maps = dict(zip(self._names, self.body(x), strict=True))
         return {name: maps[name] for name in self._out_features}
 
 
 def check_nothing_frozen(cfg: CfgNode) -> None:
-    """Raises where the config asks to freeze stages, which only a ResNet has.
+    """Checks that the config freezes nothing: only a ResNet's stages can be frozen.
 
     Raises:
         ConfigError: MODEL.BACKBONE.FREEZE_AT is not 0.
@@ -138,15 +137,15 @@ def check_imagenet_input(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> None:
-    """Checks that images reach pre-trained weights as they did when these were trained.
+    """Checks that the input is normalised as in the training of pre-trained weights.
 
-    Nothing else would tell: with other channels or scales the weights load, and are worth little.
+    Otherwise the weights would load, but be of little use.
 
     Args:
-        what: whose weights, for the message.
+        what: name of the weights, for the message.
         input_format: INPUT.FORMAT.
         pixel_mean, pixel_std: MODEL.PIXEL_MEAN and PIXEL_STD, in 0..255.
-        mean, std: what the weights were trained with, RGB in 0..1.
+        mean, std: those of the weights' training, RGB in 0..1.
 
     Raises:
         ConfigError: the config differs by more than half a grey level.
@@ -171,7 +170,7 @@ def _rounded(values: Sequence[float]) -> list[float]:
 
 
 def without_pretrained(cfg: CfgNode) -> CfgNode:
-    """A frozen copy for a model that a checkpoint fills, and that needs no download before."""
+    """Returns a frozen copy that downloads no weights, for models that load a checkpoint."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.TIMM.PRETRAINED = False
@@ -210,23 +209,23 @@ def _fpn(bottom_up: Backbone, cfg: CfgNode, top_block: nn.Module) -> FPN:
 
 
 def with_fpn(bottom_up: Backbone, cfg: CfgNode) -> FPN:
-    """A pyramid on MODEL.FPN.IN_FEATURES, with one more level pooled from the coarsest: p2 to p6.
+    """FPN on MODEL.FPN.IN_FEATURES with one more level, pooled from the coarsest: p2 to p6.
 
     Raises:
-        ConfigError: a feature is missing, or they are no neighbours.
+        ConfigError: a feature is missing, or the features are not neighbours.
     """
     _check_pyramid(bottom_up, cfg.MODEL.FPN.IN_FEATURES)
     pool = LastLevelMaxPool()
-    # Detectron2's is fixed to p5, and so its build_resnet_fpn_backbone to res5
+    # Detectron2's class always pools p5
     pool.in_feature = cfg.MODEL.FPN.IN_FEATURES[-1].replace("res", "p")
     return _fpn(bottom_up, cfg, pool)
 
 
 def with_retinanet_fpn(bottom_up: Backbone, cfg: CfgNode) -> FPN:
-    """The same with p6 and p7 from res5, as ``build_retinanet_resnet_fpn_backbone``'s.
+    """FPN with p6 and p7 from res5, as ``build_retinanet_resnet_fpn_backbone``.
 
     Raises:
-        ConfigError: a feature is missing, or they are no neighbours.
+        ConfigError: a feature is missing, or the features are not neighbours.
     """
     _check_features(bottom_up, ["res5"], "The pyramid's p6 and p7 need")
     _check_pyramid(bottom_up, cfg.MODEL.FPN.IN_FEATURES)
@@ -235,7 +234,7 @@ def with_retinanet_fpn(bottom_up: Backbone, cfg: CfgNode) -> FPN:
 
 
 def with_deconv(bottom_up: Backbone, cfg: CfgNode) -> ResNetDeconv:
-    """The point head's deconvolution neck, as MODEL.ONENET.DECONV says.
+    """The deconvolution neck of MODEL.ONENET.DECONV, for the point head.
 
     Raises:
         ConfigError: one of res2 to res5 is missing.

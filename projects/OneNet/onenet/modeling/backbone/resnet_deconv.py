@@ -17,8 +17,8 @@ __all__ = ["DeconvNeck", "ResNetDeconv", "build_resnet_deconv_backbone"]
 class ModulatedDeformConv(nn.Module):
     """3x3 deformable convolution v2 (arXiv 1811.11168) that predicts its own offsets and mask.
 
-    torchvision's operator, which runs on the CPU too. Offsets start at zero and the mask at 0.5:
-    at first it is a plain convolution of half the size.
+    Uses torchvision's operator, which also runs on the CPU. Offsets start at 0 and the mask at 0.5:
+    initially it is a convolution with halved outputs.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -30,8 +30,8 @@ class ModulatedDeformConv(nn.Module):
         weight_init.c2_msra_fill(self.conv)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) to (N, C_out, H, W)."""
-        # For each of the nine taps an offset (y, x); behind these the nine weights of the mask.
+        """Maps (N, C_in, H, W) to (N, C_out, H, W)."""
+        # Channels: an offset (y, x) for each of the nine taps, then the nine mask weights
         offset, mask = self.offset(x).split([18, 9], dim=1)
         return self.conv(x, offset, mask.sigmoid())
 
@@ -39,7 +39,7 @@ class ModulatedDeformConv(nn.Module):
 class UpStage(nn.Module):
     """3x3 (deformable) convolution, norm, ReLU; 4x4 transposed convolution of stride 2, norm, ReLU.
 
-    The transposed convolution starts as bilinear up-sampling of each channel.
+    The transposed convolution is initialised as bilinear up-sampling of each channel.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, deform: bool, norm: str) -> None:
@@ -57,13 +57,13 @@ class UpStage(nn.Module):
         _init_bilinear(self.up_sample.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) to (N, C_out, 2H, 2W)."""
+        """Maps (N, C_in, H, W) to (N, C_out, 2H, 2W)."""
         x = F.relu(self.norm(self.conv(x)))
         return F.relu(self.up_norm(self.up_sample(x)))
 
 
 def _init_bilinear(weight: Tensor) -> None:
-    """Makes a (C, C, 4, 4) transposed convolution of stride 2 up-sample each channel bilinearly."""
+    """Fills the (C, C, 4, 4) weights of a stride-2 transposed convolution: bilinear up-sampling."""
     ramp = torch.tensor([0.25, 0.75, 0.75, 0.25])
     with torch.no_grad():
         weight.zero_()
@@ -82,10 +82,10 @@ class DeconvNeck(nn.Module):
     ) -> None:
         """
         Args:
-            input_shape: of the four feature maps, coarsest (stride 32) first.
-            channels: of the three stages.
+            input_shape: shapes of the four feature maps, coarsest (stride 32) first.
+            channels: output channels of the three stages.
             deform: whether the stages' 3x3 convolutions are deformable.
-            norm: of the stages, any name of ``detectron2.layers.get_norm``.
+            norm: normalisation of the stages, a name of ``detectron2.layers.get_norm``.
         """
         super().__init__()
         ins = [input_shape[0].channels, *channels[:-1]]
@@ -101,7 +101,7 @@ class DeconvNeck(nn.Module):
             weight_init.c2_xavier_fill(conv)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """Maps of strides 32, 16, 8, 4 to one (N, C, H / 4, W / 4)."""
+        """Maps features of strides 32, 16, 8, 4 to one map (N, C, H / 4, W / 4)."""
         x, *finer = features
         for stage, lateral, feature in zip(self.stages, self.laterals, finer, strict=True):
             x = stage(x) + lateral(feature)
@@ -109,7 +109,7 @@ class DeconvNeck(nn.Module):
 
 
 class ResNetDeconv(Backbone):
-    """A bottom-up network and a :class:`DeconvNeck`; its one output, "deconv", has stride 4."""
+    """A bottom-up network with a :class:`DeconvNeck`; its output "deconv" has stride 4."""
 
     @configurable
     def __init__(
@@ -123,9 +123,9 @@ class ResNetDeconv(Backbone):
     ) -> None:
         """
         Args:
-            bottom_up: gives feature maps of strides 32, 16, 8 and 4.
+            bottom_up: returns feature maps of strides 32, 16, 8 and 4.
             in_features: their names, coarsest first.
-            channels: of the neck's three stages.
+            channels: output channels of the neck's three stages.
             deform: whether its 3x3 convolutions are deformable.
             norm: its normalisation.
         """
@@ -153,16 +153,16 @@ class ResNetDeconv(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """The coarsest stride: the up-sampled maps must meet the finer ones in size."""
+        """The coarsest stride, so that up-sampled maps have the size of the finer ones."""
         return self._size_divisibility
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(N, 3, H, W), both sides multiples of 32, to {"deconv": (N, C, H / 4, W / 4)}."""
+        """Maps (N, 3, H, W), both sides multiples of 32, to {"deconv": (N, C, H / 4, W / 4)}."""
         features = self.bottom_up(x)
         return {"deconv": self.neck([features[name] for name in self.in_features])}
 
 
 @BACKBONE_REGISTRY.register()
 def build_resnet_deconv_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNetDeconv:
-    """ResNet (``MODEL.RESNETS``, with res2 to res5 as OUT_FEATURES) and the deconvolution neck."""
+    """ResNet of ``MODEL.RESNETS`` (OUT_FEATURES res2 to res5) with the deconvolution neck."""
     return ResNetDeconv(cfg, input_shape)

@@ -1,4 +1,4 @@
-"""Any feature extractor of the package timm as a backbone."""
+"""Backbones from timm."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def _import_timm(backbone_name: str) -> ModuleType:
 
 
 def _check_input(timm: ModuleType, name: str, cfg: CfgNode) -> None:
-    """Each of timm's weights has its own mean and deviation."""
+    """Checks the config against the mean and deviation of these timm weights."""
     try:
         trained = timm.get_pretrained_cfg(name)
-    except RuntimeError:  # it knows the network, and not the tag behind the point
+    except RuntimeError:  # unknown weights tag
         trained = None
     if trained is None or not trained.has_weights:
         raise ConfigError(
@@ -67,7 +67,7 @@ def _create(timm: ModuleType, name: str, pretrained: bool, outputs: list[int] | 
     try:
         return timm.create_model(name, features_only=True, pretrained=pretrained, **kwargs)
     except Exception as error:
-        # timm raises anything: RuntimeError, AttributeError; its hub's errors without a connection
+        # RuntimeError, AttributeError, errors of the hub without a connection, ...
         weights = " and its weights" if pretrained else ""
         raise ConfigError(
             f"MODEL.TIMM.NAME: timm cannot give the feature maps of '{name}'{weights} ({error})."
@@ -75,7 +75,7 @@ def _create(timm: ModuleType, name: str, pretrained: bool, outputs: list[int] | 
 
 
 def _body(timm: ModuleType, name: str, out_features: list[str], pretrained: bool) -> nn.Module:
-    """The network up to the coarsest of the wanted maps."""
+    """Builds the network up to the coarsest map of ``out_features``."""
     body = _create(timm, name, pretrained, None)
     names = [feature_name(stride) for stride in body.feature_info.reduction()]
     wanted = [i for i, feature in enumerate(names) if feature in out_features]
@@ -88,22 +88,22 @@ def _body(timm: ModuleType, name: str, out_features: list[str], pretrained: bool
     if isinstance(
         body, models.efficientnet.EfficientNetFeatures | models.mobilenetv3.MobileNetV3Features
     ):
-        # timm builds and runs all stages of these
+        # timm would build and run all stages of these
         body.blocks = body.blocks[: body.feature_info.info[wanted[-1]]["stage"]]
     return body
 
 
 class SamePadConv2d(nn.Conv2d):
-    """timm's ``Conv2dSame``, for maps whose sides are multiples of the stride.
+    """timm's ``Conv2dSame`` for maps whose sides are multiples of the stride.
 
-    TensorFlow's padding "SAME" depends on the size of the map; of such maps it does not. So the
-    sizes in an exported graph stay simple: else the export takes longer than ten minutes.
+    TensorFlow's "SAME" padding depends on the map's size in general, but is constant for such maps.
+    A constant keeps the export fast: with symbolic padding it takes more than ten minutes.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
         """
         Args:
-            conv: whose settings and weights this takes.
+            conv: the convolution to copy; weights are shared.
         """
         super().__init__(
             conv.in_channels,
@@ -113,7 +113,7 @@ class SamePadConv2d(nn.Conv2d):
             dilation=conv.dilation,
             groups=conv.groups,
             bias=conv.bias is not None,
-            device="meta",  # no initial weights, and so no random numbers
+            device="meta",  # initialise nothing, draw no random numbers
         )
         self.weight, self.bias = conv.weight, conv.bias
         self.same_padding: list[int] = []  # left, right, top, bottom
@@ -132,7 +132,7 @@ class SamePadConv2d(nn.Conv2d):
 
 
 def _fix_same_padding(backbone: FeatureBackbone) -> FeatureBackbone:
-    """For a backbone below a pyramid, for which images are padded to multiples of its strides."""
+    """Makes padding constant, for backbones under an FPN: images are padded to its strides."""
     from timm.layers import Conv2dSame
 
     for module in list(backbone.modules()):
@@ -144,13 +144,13 @@ def _fix_same_padding(backbone: FeatureBackbone) -> FeatureBackbone:
 
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FeatureBackbone:
-    """A network of timm's as ``MODEL.TIMM`` says.
+    """The timm network of ``MODEL.TIMM``, without a neck.
 
-    Its weights are timm's initial ones, or trained ones with PRETRAINED and no MODEL.WEIGHTS.
+    Weights are random, or timm's trained ones with PRETRAINED and no MODEL.WEIGHTS.
 
     Raises:
-        ConfigError: timm is not installed, a value is wrong, the network gives no pyramid of maps,
-            or its weights are not to be had.
+        ConfigError: timm is not installed, a value is wrong, the network has no feature maps of
+            suitable strides, or its weights cannot be downloaded.
     """
     node = cfg.MODEL.TIMM
     timm = _import_timm(cfg.MODEL.BACKBONE.NAME)
@@ -170,17 +170,17 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FeatureBackbone
 
 @BACKBONE_REGISTRY.register()
 def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """A network of timm's with a pyramid: :func:`~onenet.modeling.backbone.features.with_fpn`."""
+    """A timm network with :func:`~onenet.modeling.backbone.features.with_fpn`."""
     return with_fpn(_fix_same_padding(build_timm_backbone(cfg, input_shape)), cfg)
 
 
 @BACKBONE_REGISTRY.register()
 def build_retinanet_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """The same with p6 and p7; see :func:`onenet.modeling.backbone.features.with_retinanet_fpn`."""
+    """A timm network with :func:`~onenet.modeling.backbone.features.with_retinanet_fpn`."""
     return with_retinanet_fpn(_fix_same_padding(build_timm_backbone(cfg, input_shape)), cfg)
 
 
 @BACKBONE_REGISTRY.register()
 def build_timm_deconv_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNetDeconv:
-    """A network of timm's with the deconvolution neck, for the point head."""
+    """A timm network with the deconvolution neck, for the point head."""
     return with_deconv(build_timm_backbone(cfg, input_shape), cfg)

@@ -1,4 +1,4 @@
-"""Dense prediction heads: what every sample predicts, in one common type."""
+"""Dense prediction heads; all return :class:`onenet.structures.DensePredictions`."""
 
 from .build import ONENET_HEAD_REGISTRY, build_head
 from .fcos import FCOSHead

@@ -1,4 +1,4 @@
-"""The registry of heads, and their common output."""
+"""The registry of heads."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["ONENET_HEAD_REGISTRY", "build_head"]
 
 ONENET_HEAD_REGISTRY = Registry("ONENET_HEAD")
 ONENET_HEAD_REGISTRY.__doc__ = """
-Registry for heads: from feature maps to a class score and a box at every sample.
+Registry for heads, which predict class logits and a box at every sample.
 
 The registered object is called with `obj(cfg, input_shape)`, where `input_shape` is a list of
-ShapeSpec in the order of `cfg.MODEL.ONENET.IN_FEATURES`, and returns a `nn.Module`. That is called
-with the list of feature maps, each (N, C, H, W), and returns :class:`DensePredictions`.
+ShapeSpec in the order of `cfg.MODEL.ONENET.IN_FEATURES`, and returns an `nn.Module`. The module is
+called with the list of feature maps, each (N, C, H, W), and returns :class:`DensePredictions`.
 """
 
 
 def build_head(cfg: CfgNode, input_shape: list[ShapeSpec]) -> nn.Module:
-    """Builds the head that ``cfg.MODEL.ONENET.HEAD.NAME`` names.
+    """Builds the head ``cfg.MODEL.ONENET.HEAD.NAME``.
 
     Raises:
         ConfigError: no head of that name is registered.

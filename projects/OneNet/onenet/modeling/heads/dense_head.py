@@ -1,4 +1,4 @@
-"""What the heads share: towers, predictors, initialisation, boxes from distances."""
+"""Base classes and functions of the heads."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ __all__ = [
 ]
 
 
-_MAX_SIZES = 32  # of images whose anchors are kept
+_MAX_SIZES = 32  # image sizes whose anchors are cached
 
 
 class DenseHead(nn.Module, ABC):
-    """From feature maps to :class:`DensePredictions`.
+    """Base class of heads, which map feature maps to :class:`DensePredictions`.
 
-    A subclass has the predictors ``cls_score`` and ``bbox_pred`` and Detectron2's
-    ``anchor_generator``.
+    Subclasses have the predictors ``cls_score`` and ``bbox_pred`` and one of Detectron2's anchor
+    generators as ``anchor_generator``.
     """
 
     def __init__(self) -> None:
@@ -38,16 +38,13 @@ class DenseHead(nn.Module, ABC):
         self._anchors: dict[tuple, Tensor] = {}
 
     def anchors(self, maps: list[Tensor]) -> Tensor:
-        """The anchors of all levels, those of the finest first.
-
-        They are kept for the next maps of the same sizes, since to make them takes several
-        operators a level.
+        """The anchors of all levels, finest first, cached by map sizes.
 
         Args:
             maps: (N, C, H, W) of each level.
 
         Returns:
-            (M, 4) corners in pixels; not to be changed.
+            (M, 4) corners in pixels; do not modify.
         """
         generator = self.anchor_generator
 
@@ -55,13 +52,13 @@ class DenseHead(nn.Module, ABC):
             return torch.cat([level.tensor for level in generator(maps)])
 
         if in_graph():
-            return make()  # a graph has to make them, for any size
+            return make()  # a graph must compute them for any size
         key = (generator, *(x.shape[-2:] for x in maps), maps[0].device)
         kept = self._anchors.get(key)
         if kept is None:
-            with torch.inference_mode(False):  # training may be next
+            with torch.inference_mode(False):  # usable in training later
                 kept = make()
-            if type(kept) is Tensor:  # not one of an estimate's or a tracer's
+            if type(kept) is Tensor:  # not a fake tensor or tracer's
                 if len(self._anchors) >= _MAX_SIZES:
                     self._anchors.clear()
                 self._anchors[key] = kept
@@ -69,7 +66,7 @@ class DenseHead(nn.Module, ABC):
 
     @abstractmethod
     def towers(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """What the class and the box predictor take of each level: (N, C', H, W) twice.
+        """Features for the class and the box predictor, (N, C', H, W) of each level.
 
         Args:
             features: (N, C, H, W) of each level.
@@ -77,11 +74,11 @@ class DenseHead(nn.Module, ABC):
 
     @abstractmethod
     def flatten(self, logits: list[Tensor], boxes: list[Tensor]) -> DensePredictions:
-        """Puts the outputs of all levels behind each other.
+        """Concatenates the outputs of all levels.
 
         Args:
             logits: (N, A K, H, W) of each level, from ``cls_score``.
-            boxes: (N, A 4, H, W) of each level, from ``bbox_pred``; are not decoded yet.
+            boxes: (N, A 4, H, W) of each level, from ``bbox_pred``, not decoded.
         """
 
     def forward(self, features: list[Tensor]) -> DensePredictions:
@@ -93,7 +90,7 @@ class DenseHead(nn.Module, ABC):
 
 
 class TowerHead(DenseHead):
-    """Separate towers of convolutions for class and box, shared by all levels (RetinaNet's)."""
+    """Separate convolution towers for class and box, shared by all levels, as in RetinaNet."""
 
     def __init__(
         self,
@@ -107,12 +104,12 @@ class TowerHead(DenseHead):
     ) -> None:
         """
         Args:
-            input_shape: of each level's feature map, finest first; equal channels.
+            input_shape: shape of each level's feature map, finest first; equal channels.
             num_classes: K.
-            num_anchors: A, samples a location.
-            num_convs: 3x3 convolutions without bias in each tower.
-            conv_dim: their channels.
-            norm: their normalisation, any name of ``detectron2.layers.get_norm``; "" for none.
+            num_anchors: A, samples per location.
+            num_convs: number of 3x3 convolutions without bias in each tower.
+            conv_dim: channels of the convolutions.
+            norm: normalisation, a name of ``detectron2.layers.get_norm``; "" for none.
         """
         super().__init__()
         in_channels = input_shape[0].channels
@@ -154,18 +151,18 @@ def init_head(
     predictor_std: float = 0.0,
     std: float = 0.0,
 ) -> None:
-    """Initialises every convolution of a head, and the biases of ``cls_score``, ``bbox_pred``.
-
-    Other biases are 0.
+    """Initialises all convolutions of a head.
 
     Args:
-        head: has the two predictors ``cls_score`` and ``bbox_pred``.
-        prior_prob: around which every class score starts (arXiv 1708.02002, section 4.1).
-        box_bias: what box predictions start around. Where a ReLU follows it has to be positive:
-            a side whose distance starts below zero gets no gradient through it.
-        predictor_std: of normal weights in the two predictors; 0 for ``std``.
-        std: of normal weights in all convolutions, as in RetinaNet (arXiv 1708.02002, section 4.1)
-            and FCOS; 0 for Xavier's uniform ones, as in the authors' code.
+        head: has the predictors ``cls_score`` and ``bbox_pred``.
+        prior_prob: initial class scores, by the bias of ``cls_score`` (arXiv 1708.02002, section
+            4.1).
+        box_bias: bias of ``bbox_pred``; other biases are 0. Positive where a ReLU follows, since a
+            distance below zero gets no gradient through it.
+        predictor_std: standard deviation of the two predictors' weights; 0 for ``std``.
+        std: standard deviation of normal weights in all convolutions, as in RetinaNet (arXiv
+            1708.02002, section 4.1) and FCOS; 0 for Xavier's uniform weights, as in the authors'
+            code.
 
     Raises:
         ConfigError: a standard deviation is below 0.
@@ -190,14 +187,14 @@ def init_head(
 
 
 def ltrb_to_corners(ltrb: Tensor, anchors: Tensor) -> Tensor:
-    """Boxes from the distances of their sides to the anchors' centres.
+    """Decodes boxes from the distances between their sides and the anchors' centres.
 
     Args:
         ltrb: (N, M, 4) left, top, right, bottom in pixels.
         anchors: (M, 4) or (N, M, 4) corners in pixels.
 
     Returns:
-        (N, M, 4) corners, float32 (half precision has no room for pixel coordinates).
+        (N, M, 4) corners, float32: half precision is too coarse for pixel coordinates.
     """
     centers = (anchors[..., :2] + anchors[..., 2:]) / 2
     ltrb = ltrb.float()

@@ -1,4 +1,4 @@
-"""The FCOS head (arXiv 1904.01355) on a feature pyramid, without its centre-ness."""
+"""The FCOS head (arXiv 1904.01355) without centre-ness."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ __all__ = ["FCOSHead"]
 class FCOSHead(TowerHead):
     """Separate towers for class and box, shared by all levels.
 
-    A location's box is ``ReLU(scale_level * x) * stride``: its distances in pixels from the centre
-    of the stride cell, with one learned scale a level. The stride is its anchor's width.
+    Box distances in pixels from the centre of the stride cell are ``ReLU(scale * x) * stride``.
+    Each level has a learned scale; the stride is the width of the location's anchor.
     """
 
     @configurable
@@ -41,8 +41,8 @@ class FCOSHead(TowerHead):
         Args:
             input_shape, num_classes, num_convs, conv_dim, norm: see
                 :class:`onenet.modeling.heads.dense_head.TowerHead`.
-            prior_prob: around which every class score starts.
-            init_std: of the initial weights; see
+            prior_prob: initial class scores.
+            init_std: standard deviation of initial weights; see
                 :func:`onenet.modeling.heads.dense_head.init_head`.
         """
         super().__init__(

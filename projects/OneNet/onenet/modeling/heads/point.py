@@ -1,4 +1,4 @@
-"""The point head: one map of stride 4, after CenterNet (arXiv 1904.07850)."""
+"""The point head on one feature map of stride 4, as in CenterNet (arXiv 1904.07850)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["PointHead"]
 
 @ONENET_HEAD_REGISTRY.register()
 class PointHead(DenseHead):
-    """One shared 3x3 convolution with ReLU, then a 3x3 convolution each for class and box.
+    """A shared 3x3 convolution with ReLU, then one 3x3 convolution each for class and box.
 
-    The box is predicted as distances in pixels from the centre of the stride cell.
+    Boxes are distances in pixels from the centre of the stride cell.
     """
 
     @configurable
@@ -36,11 +36,11 @@ class PointHead(DenseHead):
     ) -> None:
         """
         Args:
-            input_shape: of the one feature map.
+            input_shape: shape of the one feature map.
             num_classes: K.
             conv_dim: channels of the shared convolution.
-            prior_prob: around which every class score starts.
-            init_std: of the initial weights; see
+            prior_prob: initial class scores.
+            init_std: standard deviation of initial weights; see
                 :func:`onenet.modeling.heads.dense_head.init_head`.
         """
         super().__init__()

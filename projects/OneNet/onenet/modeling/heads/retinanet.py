@@ -1,4 +1,4 @@
-"""The RetinaNet head (arXiv 1708.02002): nine anchors a location."""
+"""The RetinaNet head (arXiv 1708.02002)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["RetinaNetHead"]
 class RetinaNetHead(TowerHead):
     """Separate towers for class and box, shared by all levels; boxes are deltas to the anchors.
 
-    Deltas have weights 1, and dw, dh are clamped at log(1000 / 16), as in Detectron2.
+    Deltas have weights of 1; dw and dh are clamped at log(1000 / 16), as in Detectron2.
     """
 
     @configurable
@@ -41,9 +41,9 @@ class RetinaNetHead(TowerHead):
         Args:
             input_shape, num_classes, num_convs, conv_dim, norm: see
                 :class:`onenet.modeling.heads.dense_head.TowerHead`.
-            anchor_generator: gives every level the same number of anchors a location.
-            prior_prob: around which every class score starts.
-            init_std: of the initial weights; see
+            anchor_generator: has the same number of anchors per location on all levels.
+            prior_prob: initial class scores.
+            init_std: standard deviation of initial weights; see
                 :func:`onenet.modeling.heads.dense_head.init_head`.
         """
         (num_anchors,) = set(anchor_generator.num_anchors)
@@ -57,8 +57,8 @@ class RetinaNetHead(TowerHead):
         )
         self.anchor_generator = anchor_generator
         self.box2box_transform = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
-        # As in RetinaNet (arXiv 1708.02002, section 4.1): boxes then start near the anchors. From
-        # Xavier's weights, as in the authors' code, they start anywhere; see docs/comparison.md.
+        # As in RetinaNet (arXiv 1708.02002, section 4.1), so that boxes start near the anchors. The
+        # authors' code uses Xavier's weights.
         init_head(self, prior_prob, predictor_std=0.01, std=init_std)
 
     @classmethod

@@ -1,1 +1,1 @@
-"""The fast forms of costs and losses, and activation checkpointing."""
+"""GPU kernels of costs and losses, and activation checkpointing."""

@@ -1,4 +1,4 @@
-"""Activation checkpointing (arXiv 1604.06174): memory for time in training."""
+"""Activation checkpointing (arXiv 1604.06174)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ __all__ = ["checkpoint_activations", "checkpointed"]
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Makes a model keep less in training, and compute it again in backward.
+    """Makes a model recompute activations in the backward pass, to save memory in training.
 
-    Residual blocks of Detectron2's ResNets keep only their inputs, and so do modules with an
-    attribute ``activation_checkpointing``, which becomes True. Results, gradients, batch norm's
-    statistics and the weights' names stay as they are; so do evaluation and export.
+    Applies to the residual blocks of Detectron2's ResNets, and to modules with an attribute
+    ``activation_checkpointing``, which is set to True. Results, gradients, batch norm statistics,
+    weight names, evaluation and export do not change.
 
     Args:
-        model: is changed.
+        model: changed in place.
     """
     for module in model.modules():
-        if isinstance(module, ResNet):  # which calls what stands in this list
+        if isinstance(module, ResNet):  # its forward calls the entries of this list
             module.stages = [_CheckpointedStage(stage) for stage in module.stages]
         elif hasattr(module, "activation_checkpointing"):
             module.activation_checkpointing = True
@@ -41,7 +41,7 @@ class _CheckpointedStage:
 
 
 def checkpointed(module: nn.Module, x: Tensor) -> Tensor:
-    """Calls a module; in training autograd keeps only its input."""
+    """Calls a module; in training autograd stores only its input."""
     if not module.training:
         return module(x)
     contexts = (contextlib.nullcontext(), _statistics_stay(module))
@@ -50,7 +50,7 @@ def checkpointed(module: nn.Module, x: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _statistics_stay(module: nn.Module) -> Iterator[None]:
-    """Batch norm counts a batch once, though it is computed twice."""
+    """Keeps batch norm statistics unchanged when the forward pass is recomputed."""
     norms = [x for x in module.modules() if isinstance(x, _BatchNorm) and x.track_running_stats]
     before = [(x.momentum, x.num_batches_tracked.clone()) for x in norms]
     for norm in norms:

@@ -1,4 +1,4 @@
-"""Whether the Triton kernels are used."""
+"""Dispatch to the Triton kernels."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 
 __all__ = ["run_kernel"]
 
-_works = True  # until it has failed
+_works = True  # False after a failure
 
 
 def run_kernel(name: str, device: torch.device, gamma: float, *arguments: Any) -> Any:
-    """What a function of :mod:`onenet.modeling.ops.triton_kernels` returns, or None where it cannot
-    be used.
+    """Calls a function of :mod:`onenet.modeling.ops.triton_kernels`; returns None if unavailable.
 
-    After a failure (no Triton, no C compiler, an old GPU), of which it tells once, none is used.
+    After the first failure (no Triton, no C compiler, an old GPU), which is logged once, no kernel
+    is used.
 
     Args:
         name: of the function.
-        device: of the tensors; the kernels are for CUDA.
-        gamma: focusing exponent of the focal loss; the kernels have 2 alone.
+        device: of the tensors; kernels run on CUDA only.
+        gamma: focusing exponent of the focal loss; kernels support 2 only.
         *arguments: of the function.
     """
     global _works

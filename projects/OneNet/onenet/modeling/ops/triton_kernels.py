@@ -1,7 +1,7 @@
-"""Matching cost and focal loss in one GPU kernel each.
+"""Triton kernels of matching cost and focal loss.
 
-What they replace is their oracle, and their fallback where Triton does not work:
-:class:`onenet.modeling.costs.MatchingCost` and :func:`onenet.modeling.focal_loss.focal_loss_sum`.
+Reference and fallback are :class:`onenet.modeling.costs.MatchingCost` and
+:func:`onenet.modeling.focal_loss.focal_loss_sum`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _cost_kernel(
     alpha,
     BLOCK: tl.constexpr,
 ):
-    """One object's cost at BLOCK samples."""
+    """Costs of one object at BLOCK samples."""
     row = tl.program_id(0).to(tl.int64)
     sample = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     valid = sample < num_samples
@@ -50,7 +50,7 @@ def _cost_kernel(
     l1 = (tl.abs(x1 - gt_x1) + tl.abs(x2 - gt_x2)) / image_width
     l1 += (tl.abs(y1 - gt_y1) + tl.abs(y2 - gt_y2)) / image_height
 
-    # The two overlaps without minimum and maximum, which would lose a NaN
+    # Overlaps without minimum and maximum, which would drop NaN
     width, height = x2 - x1, y2 - y1
     gt_width, gt_height = gt_x2 - gt_x1, gt_y2 - gt_y1
     around_x = (width + gt_width + tl.abs(x1 - gt_x1) + tl.abs(x2 - gt_x2)) / 2
@@ -82,7 +82,7 @@ def triton_matching_cost(
     giou_weight: float,
     focal_alpha: float,
 ) -> Tensor:
-    """See :class:`onenet.modeling.costs.MatchingCost`; with a gamma of 2.
+    """Matching cost with gamma 2; see :class:`onenet.modeling.costs.MatchingCost`.
 
     Args:
         pred_logits: (M, K), before the sigmoid.
@@ -120,16 +120,16 @@ def triton_matching_cost(
 
 @triton.jit
 def _focal_kernel(logits, gradient, sums, size, weight, BLOCK: tl.constexpr):
-    """Loss of BLOCK negatives, summed, and its gradient."""
+    """Summed loss of BLOCK negatives, and its gradient."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     valid = place < size
     x = tl.load(logits + place, mask=valid, other=0.0)
     small = tl.exp(-tl.abs(x))
     p = tl.where(x >= 0, 1.0, small) / (1 + small)
-    # softplus(x) = -log(1 - p); the sum 1 + small would lose digits of a small one
+    # softplus(x) = -log(1 - p); 1 + small would lose digits where small is tiny
     log_term = tl.where(small < 5e-3, small * (1 - small / 2), tl.log(1 + small))
     softplus = tl.where(x > 0, x, 0.0) + log_term
-    softplus = tl.where(x == x, softplus, x)  # a NaN stays one
+    softplus = tl.where(x == x, softplus, x)  # keeps NaN
     power = weight * p * p
     tl.store(gradient + place, power * (2 * (1 - p) * softplus + p), mask=valid)
     tl.store(sums + tl.program_id(0), tl.sum(tl.where(valid, power * softplus, 0.0)))
@@ -137,14 +137,14 @@ def _focal_kernel(logits, gradient, sums, size, weight, BLOCK: tl.constexpr):
 
 @torch.no_grad()
 def triton_focal_loss(logits: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-    """The sum of the focal loss of negatives, with a gamma of 2.
+    """Summed focal loss of negatives with gamma 2, and its gradient.
 
     Args:
         logits: (L,) float32, contiguous.
-        weight: what it is multiplied by.
+        weight: factor of the loss.
 
     Returns:
-        The sum, a scalar, and its gradient (L,).
+        The loss, a scalar, and its gradient (L,).
     """
     gradient = torch.empty_like(logits)
     blocks = triton.cdiv(logits.numel(), BLOCK)
