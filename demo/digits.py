@@ -93,7 +93,7 @@ def draw_pictures(cfg: CfgNode, model: torch.nn.Module, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--config-file", default=str(ROOT / "configs" / "digits" / "onenet_fcos_R18_FPN.yaml")
+        "--config-file", default=str(ROOT / "configs" / "digits" / "recommended_R18_FPN.yaml")
     )
     parser.add_argument("--output", help="folder of the run (default: output/demo/<config's name>)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY value ...")

@@ -32,6 +32,7 @@ from onenet.evaluation.inspection import (
     summarize_moves,
 )
 from onenet.modeling.matcher import HungarianMatcher, Matcher, MinCostMatcher
+from onenet.modeling.rescoring import Rescoring
 from onenet.structures import DenseBoxes, DensePredictions
 from onenet.utils.errors import ConfigError
 
@@ -62,6 +63,8 @@ def hand_made(matcher: Matcher, predictions: DensePredictions) -> SimpleNamespac
         head_in_features=["fine", "coarse"],
         device=torch.device("cpu"),
         criterion=SimpleNamespace(matcher=matcher),
+        rescoring=None,
+        max_detections_per_image=1,
     )
 
 
@@ -128,6 +131,19 @@ def test_hungarian_gives_one_of_two_twins_its_second_choice(predictions) -> None
     assert (better.positive.index, better.runner_up.index) == (2, 1)
     assert (worse.positive.index, worse.runner_up.index) == (1, 2)
     assert better.margin == pytest.approx(3.5) and worse.margin == pytest.approx(-3.5)
+
+
+def test_rescoring_matches_among_its_candidates(predictions) -> None:
+    model = hand_made(MinCostMatcher(cost=None), predictions)
+    predictions.pred_logits[0, 1] = torch.tensor([-9.0, 2.0])  # the only candidate
+    inputs = {"image": None, "instances": objects([[0, 0, 8, 8]], [1])}
+    (dense,) = inspect_assignment(model, inputs)
+    model.rescoring = Rescoring(1, init="zero")
+    (rescored,) = inspect_assignment(model, inputs)
+    assert dense.positive.index == rescored.runner_up.index == 2  # predicts the object's box
+    assert rescored.positive.index == 1
+    assert rescored.positive.score == pytest.approx(1 / (1 + math.exp(-2)))
+    assert rescored.runner_up.score == pytest.approx(0, abs=1e-9)
 
 
 def test_awkward_objects_and_predictions(predictions) -> None:

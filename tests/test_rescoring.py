@@ -103,13 +103,6 @@ def test_zero_starts_without_effect_and_learns() -> None:
     assert (module.weights.grad.abs() > 0).all()
 
 
-def test_frozen_has_nothing_to_train() -> None:
-    for frozen in (False, True):
-        module = Rescoring(100, frozen=frozen)
-        assert {p.requires_grad for p in module.parameters()} == {not frozen}
-        assert module(scene()).requires_grad != frozen
-
-
 def test_gradients_reach_all_of_it_and_nothing_else() -> None:
     candidates = scene()
     leaves = (candidates.logits.requires_grad_(), candidates.boxes.requires_grad_())

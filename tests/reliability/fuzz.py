@@ -21,10 +21,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from PIL import Image
+
 ROOT = Path(__file__).resolve().parents[2]
 RELIABILITY, RUNTIME = ROOT / "tests" / "reliability", ROOT / "tests" / "runtime"
-# Images of more pixels than this would only take long
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**20))
+Image.MAX_IMAGE_PIXELS = 2**19  # images of more than twice as many would only take long
 os.environ.setdefault("TQDM_DISABLE", "1")
 MAX_BYTES = 8192  # of Hypothesis' choices
 

@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 import pytest
 from onenet_runtime import Detector, cli, draw_detections
-from onenet_runtime.sources import Source, output_names
+from onenet_runtime.sources import IMAGE_SUFFIXES, Source, output_names
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -82,7 +83,7 @@ def test_folder_with_bad_images(run, folder: Path, tmp_path: Path) -> None:
     assert "3 images, 6 detections; " in stdout and "images a second in detection" in stdout
     lines = stderr.splitlines()
     assert lines[0] == "3 inputs failed:" and len(lines) == 4
-    assert "3.jpg is not an image" in stderr and "4.jpg is cut off" in stderr
+    assert "3.jpg is not an image" in stderr and "4.jpg is damaged or cut off" in stderr
     assert "5.png, of 999 x 1 pixels, is too narrow" in stderr
 
 
@@ -96,6 +97,24 @@ def test_drawing(run, folder: Path, tmp_path: Path, make_model) -> None:
     assert (drawn[y1, x0 + 2 : x1 - 2] != image[y1, x0 + 2 : x1 - 2]).any(axis=1).all()
     np.testing.assert_array_equal(drawn[0, -5:], image[0, -5:])
     np.testing.assert_array_equal(image, cv2.imread(str(folder / "1.png")))
+
+
+@pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES & set(Image.registered_extensions())))
+def test_drawing_in_each_format(suffix: str, run, tmp_path: Path, make_image) -> None:
+    path = tmp_path / f"image{suffix}"
+    Image.fromarray(make_image()).save(path)
+    code, _, err = run(path, "--output", tmp_path / "drawn")
+    assert code == 0 and err == ""
+    with Image.open(tmp_path / "drawn" / path.name) as drawn, Image.open(path) as image:
+        assert drawn.format == image.format and drawn.size == image.size
+
+
+def test_picture_that_its_format_cannot_hold(tmp_path: Path) -> None:
+    """WebP has at most 16383 pixels a side."""
+    cli._write_image(tmp_path / "a.png", np.zeros((1, 20000, 3), np.uint8))
+    with pytest.raises(OSError, match=r"a\.webp cannot be written .* to \.png"):
+        cli._write_image(tmp_path / "a.webp", np.zeros((1, 20000, 3), np.uint8))
+    assert [path.name for path in tmp_path.iterdir() if path.stem == "a"] == ["a.png"]
 
 
 def test_threshold(run, folder: Path) -> None:
@@ -441,6 +460,14 @@ def test_show_with_and_without_windows(run, folder: Path, monkeypatch) -> None:
 
     monkeypatch.setattr(cv2, "namedWindow", headless)
     assert "replace opencv-python-headless" in usage_error(run, folder, "--show")
+
+
+def test_without_opencv(run, folder: Path, video: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(cli, "cv2", None)
+    code, stdout, stderr = run(folder, "--output", tmp_path / "drawn")
+    assert code == 0 and stderr == "" and "3 images, " in stdout
+    for words in ((folder, video), ("webcam:0",), (folder, "--show")):
+        assert "pip install opencv-python-headless" in usage_error(run, *words)
 
 
 def test_as_a_module(make_model, folder: Path, runtime_folder: Path) -> None:

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onenet_runtime import ImageError, read_image
@@ -65,6 +66,7 @@ def files(draw) -> bytes:
     return bytes(data[: draw(st.integers(0, len(data)))] if draw(st.booleans()) else data)
 
 
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of damaged files
 @settings(
     max_examples=400,
     derandomize=True,

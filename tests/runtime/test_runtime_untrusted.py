@@ -250,16 +250,10 @@ def test_a_png_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, runtime_fol
         "print(peak() - before)"
     )
     environment = {**os.environ, "PYTHONPATH": str(runtime_folder)}
-    for limit, refused in ((None, True), ("200000000", False)):
-        environment.pop("OPENCV_IO_MAX_IMAGE_PIXELS", None)
-        if limit:
-            environment["OPENCV_IO_MAX_IMAGE_PIXELS"] = limit
-        command = [sys.executable, "-c", code]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        *lines, megabytes = done.stdout.splitlines()
-        assert lines == [line for line in lines if "bomb.png has more pixels" in line]
-        assert len(lines) == refused
-        assert (int(megabytes) < 200) == refused
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    line, megabytes = done.stdout.splitlines()
+    assert "bomb.png has more pixels" in line and int(megabytes) < 200
 
 
 def test_a_video_whose_name_is_no_utf8_is_refused(

@@ -93,10 +93,9 @@ def _add_rescoring_and_losses(cfg: CfgNode) -> None:
     # Number of logits per image that are rescored, at least TEST.DETECTIONS_PER_IMAGE; 0 for no
     # rescoring.
     cfg.MODEL.ONENET.RESCORING.CANDIDATES = 0
-    # Initial weights: "voting" (a soft NMS with votes), "soft_nms", or "zero" (no effect); FROZEN
-    # does not train them. For ablations.
+    # Initial weights: "voting" (a soft NMS with votes) or, for ablations, "soft_nms" or "zero" (no
+    # effect).
     cfg.MODEL.ONENET.RESCORING.INIT = "voting"
-    cfg.MODEL.ONENET.RESCORING.FROZEN = False
 
     # One-to-many training of the head; rescoring is still trained one-to-one. Above 0, an object's
     # positives are all samples within this many strides of its centre, on the levels of its size

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import functools
+import logging
+import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
-import torch
 from detectron2.engine import launch
 from detectron2.utils import comm
 from torch import multiprocessing
@@ -41,8 +43,27 @@ def launch_workers(main: Callable[[argparse.Namespace], None], args: argparse.Na
 
 
 def _run_worker(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
-    main(args)
-    if comm.get_world_size() > 1:
-        # Otherwise gloo's threads may abort the process at exit
+    if comm.get_world_size() == 1:
+        main(args)
+        return
+    try:
+        main(args)
         comm.synchronize()
-        torch.distributed.destroy_process_group()
+    except SystemExit as error:
+        if isinstance(error.code, int):
+            _end_process(error.code)
+        print(error.code, file=sys.stderr)
+        _end_process(1)
+    _end_process(0)
+
+
+def _end_process(exit_code: int) -> NoReturn:
+    """Ends a worker without finalising the interpreter.
+
+    Threads of the process groups, which Detectron2 and DDP keep alive, may otherwise abort the
+    process at exit ("terminate called without an active exception").
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)

@@ -19,6 +19,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from ..modeling.criterion import candidates_only
 from ..structures import DensePredictions
 
 if TYPE_CHECKING:  # for annotations only
@@ -124,7 +125,8 @@ class Move:
 def inspect_assignment(model: OneNet, inputs: dict[str, Any]) -> list[Assignment]:
     """Matches the objects of an image with the criterion's matcher and reports the costs.
 
-    Costs are computed one object at a time, so memory is O(M).
+    With rescoring, these are the one-to-one matches of the rescored candidates. Costs are computed
+    one object at a time, so memory is O(M).
 
     Args:
         model: in evaluation mode.
@@ -143,6 +145,10 @@ def inspect_assignment(model: OneNet, inputs: dict[str, Any]) -> list[Assignment
     # In float32, as in the criterion
     with torch.autocast(predictions.pred_logits.device.type, enabled=False):
         predictions = predictions.in_float32()
+        if model.rescoring is not None:
+            candidates = model.rescoring.candidates(predictions, model.max_detections_per_image)
+            rescored = candidates._replace(logits=model.rescoring(candidates))
+            predictions = candidates_only(predictions, rescored)
         matcher = model.criterion.matcher
         ((samples, objects),) = matcher(predictions, [gt])
         return [

@@ -21,7 +21,7 @@ from .focal_loss import focal_loss_sum
 from .matcher import Matcher, build_matcher
 from .soft_negatives import negative_weights
 
-__all__ = ["Criterion", "giou_loss"]
+__all__ = ["Criterion", "candidates_only", "giou_loss"]
 
 _NO_CANDIDATE = -100.0
 """Logit of samples that are not candidates of rescoring: a score of 0."""
@@ -191,16 +191,12 @@ class Criterion(nn.Module):
         Not focal loss: its minimum is at logits closer to zero, which three weights can only reach
         by lowering the votes.
         """
-        logits = predictions.pred_logits.detach()
-        # Match among candidates only, since other samples cannot become detections
-        flat = torch.full_like(logits, _NO_CANDIDATE).flatten(1)
-        flat.scatter_(1, rescored.index, rescored.logits.detach())
-        predictions = predictions.detach()._replace(pred_logits=flat.view_as(logits))
+        predictions = candidates_only(predictions.detach(), rescored)
         matches = self.matcher.match(predictions, targets)
-        positives = torch.zeros_like(flat)
+        positives = torch.zeros_like(predictions.pred_logits)
         positives.view(-1)[_places(predictions, targets, matches)] = 1.0
         loss = F.binary_cross_entropy_with_logits(
-            rescored.logits, positives.gather(1, rescored.index)
+            rescored.logits, positives.flatten(1).gather(1, rescored.index)
         )
         return loss * self.class_weight
 
@@ -226,6 +222,21 @@ class Criterion(nn.Module):
         )
         weights.view(-1)[_places(predictions, targets, matches)] = 1.0
         return weights
+
+
+def candidates_only(predictions: DensePredictions, rescored: Candidates) -> DensePredictions:
+    """Predictions for the one-to-one matching of rescoring.
+
+    Candidates have their rescored logits, all other samples a score of 0, since they cannot become
+    detections.
+
+    Args:
+        predictions: of N images.
+        rescored: candidates with rescored logits.
+    """
+    logits = torch.full_like(predictions.pred_logits, _NO_CANDIDATE).flatten(1)
+    logits.scatter_(1, rescored.index, rescored.logits.detach())
+    return predictions._replace(pred_logits=logits.view_as(predictions.pred_logits))
 
 
 def _places(predictions: DensePredictions, targets: Targets, matches: Matches) -> Tensor:

@@ -45,12 +45,11 @@ class Rescoring(nn.Module):
     Shape legend: ``N`` images, ``T`` candidates.
     """
 
-    def __init__(self, num_candidates: int, init: str = "voting", frozen: bool = False) -> None:
+    def __init__(self, num_candidates: int, init: str = "voting") -> None:
         """
         Args:
             num_candidates: T, number of best logits per image that are rescored.
             init: initial weights: "voting", "soft_nms" (suppression only), or "zero" (no effect).
-            frozen: whether the weights are not trained.
 
         Raises:
             ConfigError: the number of candidates is below 1, or ``init`` is unknown.
@@ -66,8 +65,7 @@ class Rescoring(nn.Module):
                 f"MODEL.ONENET.RESCORING.INIT is '{init}'; choose one of: {', '.join(STARTS)}."
             )
         self.num_candidates = num_candidates
-        start = torch.tensor(STARTS[init]) / torch.tensor(UNITS)
-        self.weights = nn.Parameter(start, requires_grad=not frozen)
+        self.weights = nn.Parameter(torch.tensor(STARTS[init]) / torch.tensor(UNITS))
 
     def candidates(self, predictions: DensePredictions, k: int) -> Candidates:
         """Selects the max(T, k) best (sample, class) pairs.
@@ -130,7 +128,7 @@ def build_rescoring(cfg: CfgNode) -> Rescoring | None:
         ConfigError: see :class:`Rescoring`.
     """
     node = cfg.MODEL.ONENET.RESCORING
-    return Rescoring(node.CANDIDATES, node.INIT, node.FROZEN) if node.CANDIDATES else None
+    return Rescoring(node.CANDIDATES, node.INIT) if node.CANDIDATES else None
 
 
 def pairwise_iou(boxes: Tensor) -> Tensor:

@@ -1,12 +1,11 @@
 """Runs an exported OneNet (``model.onnx``): images in, boxes out.
 
-Needs NumPy, ONNX Runtime and OpenCV only, neither PyTorch nor Detectron2.
+Needs NumPy, ONNX Runtime and Pillow only, neither PyTorch nor Detectron2; OpenCV for videos.
 
     detector = Detector("model.onnx")
     boxes, scores, classes, names = detector("street.jpg")
 """
 
-from . import limits  # noqa: F401, first: it has to come ahead of OpenCV
 from .detector import Detections, Detector
 from .draw import draw_detections
 from .errors import AnnotationsError, ImageError, ModelError

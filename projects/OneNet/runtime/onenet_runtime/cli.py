@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -16,16 +17,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-import cv2
 import numpy as np
+from PIL import Image
 
 from .coco import Annotations, image_ids_of_names, to_results, write_json
 from .detector import Detections, Detector, Threshold
 from .draw import draw_detections
-from .errors import AnnotationsError, ImageError, ModelError, printable
-from .images import is_utf8, read_image
+from .errors import AnnotationsError, ImageError, ModelError, first_line, printable
+from .images import read_image
 from .metadata import ModelMetadata
 from .sources import Source, UsageError, expand, output_names
+
+try:
+    import cv2
+except ImportError:  # only videos, webcams and --show need it
+    cv2 = None  # type: ignore[assignment]
 
 __all__ = ["main"]
 
@@ -33,7 +39,7 @@ T = TypeVar("T")
 
 _EPILOG = """\
 inputs:
-  street.jpg           an image, in any format of OpenCV
+  street.jpg           an image, in any format of Pillow
   images/              the images of a folder, not those of folders within
   'images/**/*.jpg'    a pattern, in quotes
   drive.mp4            a video
@@ -103,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments, without the program's name; None for the process's.
     """
     args = _parser().parse_args(argv)
-    _silence_opencv()
+    _silence()
     try:
         detector = Detector(args.model, args.threshold, _providers(args.device))
         run, jobs = _plan(args, detector)
@@ -121,8 +127,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _INTERRUPTED if interrupted else int(bool(run.failures))
 
 
-def _silence_opencv() -> None:
-    """Without its log of a bad file: what matters is in the ImageError."""
+def _silence() -> None:
+    """Without what Pillow and OpenCV log of a bad file: what matters is in the ImageError."""
+    warnings.filterwarnings("ignore", module="PIL")
+    if cv2 is None:
+        return
     older = getattr(cv2, "setLogLevel", None)  # OpenCV 4.6 has only this one, 5 only the other
     (older or cv2.utils.logging.setLogLevel)(0)
 
@@ -214,6 +223,11 @@ def _plan(args: argparse.Namespace, detector: Detector) -> tuple[_Run, list[_Job
     if args.annotations and not args.json:
         raise UsageError("--annotations is for the ids in --json: give --json too.")
     sources = expand(args.inputs)
+    if cv2 is None and (args.show or not all(source.is_image for source in sources)):
+        raise UsageError(
+            "Videos, webcams and --show need OpenCV, which cannot be imported:"
+            " pip install opencv-python-headless, for --show opencv-python."
+        )
     outputs = [args.output / n if args.output else None for n in output_names(sources)]
     annotations = Annotations.read(args.annotations) if args.annotations else None
     category_ids = _category_ids(detector.metadata, annotations, args) if args.json else None
@@ -372,14 +386,13 @@ def _plural(count: int, noun: str) -> str:
 def _write_image(path: Path | None, picture: np.ndarray) -> None:
     if path is None:
         return
-    encoded, data = cv2.imencode(path.suffix, picture)
-    if not encoded:
-        raise OSError(f"{path} cannot be encoded by OpenCV: rename the input to .png.")
     try:
-        path.write_bytes(data.tobytes())
-    except OSError as error:
+        Image.fromarray(picture[:, :, ::-1]).save(path, quality=95)
+    except (OSError, ValueError) as error:  # ValueError: the format has no images that large
+        why = getattr(error, "strerror", None) or first_line(error)
         raise OSError(
-            f"{path} cannot be written ({error.strerror}): free space or choose another folder."
+            f"{path} cannot be written ({why}): free space, choose another folder, or rename the"
+            " input to .png."
         ) from None
 
 
@@ -396,7 +409,7 @@ def _run_video(run: _Run, job: _Job) -> None:
     if isinstance(location, Path) and not location.is_file():
         raise ImageError(f"{location} does not exist: check the path.")
     for path in (location, job.output):
-        if isinstance(path, Path) and not is_utf8(path):
+        if isinstance(path, Path) and not _is_utf8(path):
             raise ImageError(f"{path} has a name that is not UTF-8, which OpenCV needs: rename it.")
     capture = cv2.VideoCapture(location if isinstance(location, int) else str(location))
     before, objects = run.frames, run.objects
@@ -417,6 +430,15 @@ def _run_video(run: _Run, job: _Job) -> None:
             print(printable(f"{job.source}: {frames}, {detections}"), flush=True)
     if run.frames == before:
         raise ImageError(f"{job.source} has no frame that can be decoded: copy or convert it.")
+
+
+def _is_utf8(path: Path) -> bool:
+    """Whether OpenCV may be given the name: any other one ends the process in OpenCV 5."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _fps(capture: cv2.VideoCapture) -> float:

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 
 from .errors import ImageError, first_line
 
-__all__ = ["check_array", "is_utf8", "read_image"]
+__all__ = ["check_array", "read_image"]
+
+_EXIF_ORIENTATION = 274
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """Reads an image as Detectron2 does: upright (EXIF orientation applied), three channels.
 
     Args:
-        path: of a file in a format of OpenCV: JPEG, PNG, BMP, WebP, TIFF and others.
+        path: of a file in a format of Pillow: JPEG, PNG, BMP, WebP, TIFF and others.
 
     Returns:
         (H, W, 3) uint8, BGR.
@@ -26,77 +36,37 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     Raises:
         ImageError: the file is missing, empty, cut off, damaged, too large or no image.
     """
-    data = _read_bytes(path)
-    if data[:3] == b"\xff\xd8\xff" and _lacks_end(data):
-        raise ImageError(
-            f"{path} is cut off, its end of image is missing: copy or download it again."
-        )
     try:
-        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error as error:
-        if "CV_IO_MAX_IMAGE" in str(error):
-            raise ImageError(
-                f"{path} has more pixels than OpenCV reads: make it smaller or cut it into tiles,"
-                " or raise the environment variable OPENCV_IO_MAX_IMAGE_PIXELS."
-            ) from None
-        raise ImageError(
-            f"{path} cannot be decoded by OpenCV ({first_line(error)}): save it again as JPEG or"
-            " PNG."
-        ) from None
-    if image is not None:
-        return image
-    if is_utf8(path) and cv2.haveImageReader(str(path)):
-        raise ImageError(f"{path} is damaged or cut off: copy or download it again.")
-    raise ImageError(
-        f"{path} is not an image that OpenCV can read, whatever its name says:"
-        " convert it to JPEG or PNG."
-    )
-
-
-def is_utf8(path: str | os.PathLike[str]) -> bool:
-    """Whether OpenCV may be given the name: any other one ends the process in OpenCV 5."""
-    try:
-        os.fspath(path).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _read_bytes(path: str | os.PathLike[str]) -> bytes:
-    try:
-        data = Path(path).read_bytes()
+        with open(path, "rb") as file, Image.open(file) as image:
+            return np.asarray(_upright(image).convert("RGB"))[:, :, ::-1].copy()
     except FileNotFoundError:
-        raise ImageError(f"{path} does not exist: check the path.") from None
+        reason = "does not exist: check the path"
     except IsADirectoryError:
-        raise ImageError(f"{path} is a folder: name the images in it.") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ImageError(
-            f"{path} cannot be read ({reason}): check the path and the file's permissions."
-        ) from None
-    if not data:
-        raise ImageError(f"{path} is empty, it has 0 bytes: copy or download it again.")
-    return data
+        reason = "is a folder: name the images in it"
+    except Image.DecompressionBombError:
+        reason = "has more pixels than Pillow reads: make it smaller or cut it into tiles"
+    except PermissionError:
+        reason = "may not be read: check the file's permissions"
+    except UnidentifiedImageError:
+        reason = (
+            "is not an image that Pillow can read, or is cut off: copy it again, or convert it to"
+            " JPEG or PNG"
+        )
+        if os.path.getsize(path) == 0:
+            reason = "is empty, it has 0 bytes: copy or download it again"
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, its own: anything
+        why = getattr(error, "strerror", None) or first_line(error)
+        reason = f"is damaged or cut off ({why}): copy or download it again"
+    raise ImageError(f"{path} {reason}.") from None
 
 
-def _lacks_end(jpeg: bytes) -> bool:
-    """Whether a JPEG has no end-of-image marker, where OpenCV 4 would fill up with grey.
-
-    The segments ahead of the pixels are skipped: a thumbnail in one has an end of its own. Within
-    the pixels' data the marker's bytes do not occur.
-    """
-    position = _skip_fill(jpeg, 2)
-    while jpeg[position : position + 1] == b"\xff" and jpeg[position + 1 : position + 2] != b"\xda":
-        length = int.from_bytes(jpeg[position + 2 : position + 4], "big")
-        position = _skip_fill(jpeg, position + 2 + length)
-    return jpeg.find(b"\xff\xd9", position) < 0
-
-
-def _skip_fill(jpeg: bytes, position: int) -> int:
-    """Where a marker begins, behind the bytes 0xFF that may fill up the space ahead of it."""
-    while jpeg[position : position + 2] == b"\xff\xff":
-        position += 1
-    return position
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as Detectron2 does; ``ImageOps.exif_transpose`` fails on damaged EXIF data."""
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # damaged EXIF data are as good as none
+        return image
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
 def check_array(image: Any, name: str) -> np.ndarray:

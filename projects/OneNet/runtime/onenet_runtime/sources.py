@@ -8,10 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
-
-from .images import is_utf8
-
 __all__ = ["IMAGE_SUFFIXES", "VIDEO_SUFFIXES", "Source", "UsageError", "expand", "output_names"]
 
 IMAGE_SUFFIXES = frozenset(
@@ -110,8 +106,8 @@ def _images_of(folder: Path) -> list[Path]:
 def output_names(sources: Sequence[Source]) -> list[str]:
     """A name of a file for each source, no two the same, not even but for upper case.
 
-    Images keep their names where OpenCV can write their format, else ".png" is added; videos get
-    the suffix ".mp4". Of equal names, the second becomes "name_2.jpg".
+    Images keep their names where their suffix is a known one, else ".png" is added; videos get the
+    suffix ".mp4". Of equal names, the second becomes "name_2.jpg".
     """
     taken: set[str] = set()
     names = []
@@ -119,7 +115,7 @@ def output_names(sources: Sequence[Source]) -> list[str]:
         name = source.name
         if not source.is_image:
             name = f"{Path(name).stem}.mp4"
-        elif not (is_utf8(name) and cv2.haveImageWriter(name)):
+        elif Path(name).suffix.lower() not in IMAGE_SUFFIXES:
             name = f"{name}.png"
         unique, count = name, 1
         while unique.lower() in taken:
