@@ -58,10 +58,10 @@ def _run_worker(main: Callable[[argparse.Namespace], None], args: argparse.Names
 
 
 def _end_process(exit_code: int) -> NoReturn:
-    """Ends a worker without tearing the interpreter down.
+    """Ends a worker without finalising the interpreter.
 
-    Threads of the process groups, to which Detectron2 and DDP hold references, may abort a process
-    that is torn down: "terminate called without an active exception".
+    Threads of the process groups, which Detectron2 and DDP keep alive, may otherwise abort the
+    process at exit ("terminate called without an active exception").
     """
     logging.shutdown()
     sys.stdout.flush()

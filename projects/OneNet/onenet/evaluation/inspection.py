@@ -125,8 +125,8 @@ class Move:
 def inspect_assignment(model: OneNet, inputs: dict[str, Any]) -> list[Assignment]:
     """Matches the objects of an image with the criterion's matcher and reports the costs.
 
-    With rescoring, the match is that of the rescored candidates. Costs are computed one object at a
-    time, so memory is O(M).
+    With rescoring, these are the one-to-one matches of the rescored candidates. Costs are computed
+    one object at a time, so memory is O(M).
 
     Args:
         model: in evaluation mode.

@@ -225,12 +225,14 @@ class Criterion(nn.Module):
 
 
 def candidates_only(predictions: DensePredictions, rescored: Candidates) -> DensePredictions:
-    """The predictions that rescoring's one-to-one loss matches: candidates have their new logits,
-    all others a score of 0, since an object that took one of them would have no detection.
+    """Predictions for the one-to-one matching of rescoring.
+
+    Candidates have their rescored logits, all other samples a score of 0, since they cannot become
+    detections.
 
     Args:
         predictions: of N images.
-        rescored: their candidates, with rescored logits.
+        rescored: candidates with rescored logits.
     """
     logits = torch.full_like(predictions.pred_logits, _NO_CANDIDATE).flatten(1)
     logits.scatter_(1, rescored.index, rescored.logits.detach())
