@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Times the training data loader alone: images a second, and where an image's time goes.
+"""Times the training data loader alone: a batch, and where an image's time goes.
 
 python benchmarks/data_loader.py [--config configs/digits/recommended_R18_FPN.yaml]
     [--workers 0 1 2] [--batches 30] [--rounds 3] [--set KEY value ...]
@@ -11,15 +11,15 @@ takes less for a step than the loader for a batch waits for data.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from detectron2.data import detection_utils, get_detection_dataset_dicts
 from detectron2.data import transforms as T
 
-from common import Quartiles, describe_machine, describe_ms, round_order
+from common import make_parser, quartiles, ratios, record, round_order
 from onenet.data.mapper import OneNetDatasetMapper
 from onenet.engine import Trainer, load_config
 
@@ -45,19 +45,19 @@ def time_steps(config: str, opts: list[str], num_images: int) -> dict[str, list[
     mapper = OneNetDatasetMapper(cfg, is_train=True)
     augmentations = T.AugmentationList(detection_utils.build_augmentation(cfg, True))
 
-    def read(record: dict) -> object:
-        return detection_utils.read_image(record["file_name"], format=cfg.INPUT.FORMAT)
+    def read(image_dict: dict) -> object:
+        return detection_utils.read_image(image_dict["file_name"], format=cfg.INPUT.FORMAT)
 
-    def augment(record: dict) -> Callable[[], object]:
-        image = read(record)
+    def augment(image_dict: dict) -> Callable[[], object]:
+        image = read(image_dict)
         return lambda: augmentations(T.AugInput(image))
 
     times: dict[str, list[float]] = {"read": [], "augment": [], "whole mapper": []}
-    for record in dicts:
+    for image_dict in dicts:
         for name, call in (
-            ("read", lambda record=record: read(record)),
-            ("augment", augment(record)),
-            ("whole mapper", lambda record=record: mapper(record)),
+            ("read", lambda image_dict=image_dict: read(image_dict)),
+            ("augment", augment(image_dict)),
+            ("whole mapper", lambda image_dict=image_dict: mapper(image_dict)),
         ):
             start = time.perf_counter()
             call()
@@ -66,9 +66,7 @@ def time_steps(config: str, opts: list[str], num_images: int) -> dict[str, list[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--config", default="configs/digits/recommended_R18_FPN.yaml")
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--batches", type=int, default=30)
@@ -82,14 +80,21 @@ def main() -> None:
             times[workers].append(
                 milliseconds_a_batch(args.set, args.config, workers, args.batches)
             )
-    print(f"{describe_machine('cpu')} {args.config} {' '.join(args.set)}, batch {batch}.\n")
-    print("| workers | ms a batch | images a second |\n| --- | --- | --- |")
-    for workers, values in times.items():
-        rate = 1000 * batch / Quartiles.from_values(values).median
-        print(f"| {workers} | {describe_ms(values)} | {rate:.0f} |")
-    print("\n| step | ms an image |\n| --- | --- |")
-    for name, values in time_steps(args.config, args.set, 100).items():
-        print(f"| {name} | {describe_ms(values)} |")
+    rows = [
+        {
+            "what": f"a batch of {batch}, {workers} workers",
+            "milliseconds": quartiles(values),
+            "ratio": ratios(values, times[args.workers[0]]),
+        }
+        for workers, values in times.items()
+    ]
+    steps = time_steps(args.config, args.set, 100)
+    rows += [
+        {"what": f"one image, {name}", "milliseconds": quartiles(values), "ratio": None}
+        for name, values in steps.items()
+    ]
+    title = f"Data loader, {Path(args.config).stem}"
+    record(args.json, "settings", rows, title=title)
 
 
 if __name__ == "__main__":
