@@ -49,7 +49,7 @@ from onenet.modeling.matcher import HungarianMatcher, Matcher, MinCostMatcher
 from onenet.structures import DensePredictions, Targets
 
 IMAGE_SIZE = (1000, 1000)
-SHAPES = ["16x22400x80x7", "1x200000x80x7", "2x22400x1x300"]
+SHAPES = ["16x22400x80x7", "2x22400x1x300"]
 Shape = tuple[int, int, int, int]
 Problem = tuple[DensePredictions, list[Instances]]
 Pairs = tuple[Tensor, Tensor]

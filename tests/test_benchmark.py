@@ -229,11 +229,11 @@ def test_other_tables() -> None:
     assert cells == ["b", "16 x 128 pixels", "100", "102", "1.020 (0.510 to 2.040)"]
     rows = [
         {"what": "plain", "milliseconds": of(484.0), "ratio": quartiles([1.0]), "mib": 121.4},
-        {"what": "one image", "milliseconds": of(0.33), "ratio": None},
+        {"what": "other", "milliseconds": of(0.33), "ratio": of(0.5)},
     ]
-    heading, *found = lines_of("settings", {"benchmark": "settings", "title": "Step", "rows": rows})
-    assert heading[0] == "**Step**"
-    assert found == [["plain", "484", "1.00", "121"], ["one image", "0.330", "–", "–"]]
+    found = lines_of("settings", {"benchmark": "settings", "title": "Step", "rows": rows})
+    assert found[0] == ["Step", "plain", "484", "1.00", "121"]
+    assert found[1][-4:] == ["other", "0.330", "0.50 (0.25 to 1.00)", "–"]
 
 
 def test_runs_of_a_file(
@@ -243,7 +243,7 @@ def test_runs_of_a_file(
 
     def run(words: str, milliseconds: float) -> None:
         monkeypatch.setattr(sys, "argv", ["/some/where/scaling.py", *words.split()])
-        row = {"what": "plain", "milliseconds": of(milliseconds), "ratio": None}
+        row = {"what": "plain", "milliseconds": of(milliseconds), "ratio": quartiles([1.0])}
         record(file, "settings", [row], title="Step", rounds=3)
 
     run("step --json runs.json", 1.0)
@@ -254,15 +254,15 @@ def test_runs_of_a_file(
     assert runs[0]["command"] == "python benchmarks/scaling.py step --json runs.json"
     assert runs[0]["rounds"] == 3 and runs[0]["machine"]["torch"] == torch.__version__
     assert runs[0]["versions"]["python"] and runs[0]["commit"] and runs[0]["date"]
-    assert "| plain | 3.00 | – | – |" in capsys.readouterr().out
+    assert "| Step | plain | 3.00 | 1.00 | – |" in capsys.readouterr().out
 
     for run in runs:
         run |= {"commit": "abc1234", "date": "2026-12-01 10:00 +0000"}
-    runs[1]["command"] += " --set " + "x" * 60 + " " + "y" * 60
+    runs[1]["command"] += " --set " + "x" * 70 + " " + "y" * 60
     text = TABLES["commands"]({"runs": runs})
     assert text.startswith(
         "```\npython benchmarks/scaling.py step\npython benchmarks/scaling.py workers --set "
-        + "x" * 60
+        + "x" * 70
         + " \\\n    yyyy"
     )
     assert text.count("Commit abc1234, 2026-12-01; ") == 1

@@ -1,4 +1,4 @@
-"""Tables in Markdown of what :func:`common.record` writes; each takes a file's content."""
+"""Tables in Markdown of what :func:`common.record` writes; each takes files' contents."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Content = Mapping[str, Any]
 Row = Mapping[str, Any]
 
 
-def inference(content: Content) -> str:
+def inference(*contents: Content) -> str:
     """A row for each detector and runtime; OneNet with its post-processing in the graph."""
     title = "detector | weights | pixels | batch | runtime | network, ms | post-processing, ms"
     header = [*title.split(" | "), "total, ms", "ratio to FCOS with NMS", "boxes into NMS"]
-    rows = [row for run in _runs(content, "inference") for row in run["rows"]]
+    rows = [row for run in _runs(contents, "inference") for row in run["rows"]]
     complete = {_place(row) for row in rows if row["graph"] == COMPLETE and not row["failure"]}
     rows = [row for row in rows if row["graph"] != NETWORK or _place(row) not in complete]
     return markdown_table(Table(header, _side_by_side(rows, _inference_cells)))
@@ -48,10 +48,10 @@ def _inference_cells(row: Row) -> list[str]:
     return [*cells, *stages, _ms(row["total"]), ratio, boxes]
 
 
-def parts(content: Content) -> str:
+def parts(*contents: Content) -> str:
     """What the parts of a detector's call take in eager mode."""
     header = ["ms, eager", "pixels", "batch", *PARTS, "share of top-k + decode, %"]
-    rows = [row for run in _runs(content, "inference") for row in run["parts"]]
+    rows = [row for run in _runs(contents, "inference") for row in run["parts"]]
     return markdown_table(Table(header, _side_by_side(rows, _parts_cells)))
 
 
@@ -77,7 +77,7 @@ def _side_by_side(rows: Iterable[Row], cells_of: Callable[[Row], list[str]]) -> 
     ]
 
 
-def assignment(content: Content) -> str:
+def assignment(*contents: Content) -> str:
     """The plain formula's time and memory beside OneNet's."""
     title = "images x samples x classes x objects | what | plain, ms | OneNet, ms | times faster"
     header = [*title.split(" | "), "plain, MiB", "OneNet, MiB"]
@@ -87,20 +87,20 @@ def assignment(content: Content) -> str:
             *(_ms(row["plain"]), _ms(row["onenet"]), f"{row['times_faster']['median']:.1f}"),
             *(_mib(row["plain_mib"]), _mib(row["onenet_mib"])),
         ]
-        for run in _runs(content, "assignment")
+        for run in _runs(contents, "assignment")
         for row in run["rows"]
     ]
     return markdown_table(Table(header, rows))
 
 
-def training_step(content: Content) -> str:
+def training_step(*contents: Content) -> str:
     """Steps with a trivial loss beside those with matching and losses."""
     rows = [
         [
             *(Path(row["config"]).stem, row["step"]),
             *(_ms(row["trivial"]), _ms(row["onenet"]), _spread(row["ratio"], 3)),
         ]
-        for run in _runs(content, "training_step")
+        for run in _runs(contents, "training_step")
         for row in run["rows"]
     ]
     return markdown_table(
@@ -108,34 +108,36 @@ def training_step(content: Content) -> str:
     )
 
 
-def settings(content: Content) -> str:
-    """What several settings take, under a heading for each run."""
+def settings(*contents: Content) -> str:
+    """Times and memory beside those of a run's first row."""
     rows = []
-    for run in _runs(content, "settings"):
-        rows.append([run["title"]])
-        for row in run["rows"]:
-            ratio = _spread(row["ratio"], 2) if row["ratio"] else DASH
-            rows.append([row["what"], _ms(row["milliseconds"]), ratio, _mib(row.get("mib"))])
-    return markdown_table(Table(["", "ms", "ratio to the first", "peak, MiB"], rows))
+    for run in _runs(contents, "settings"):
+        for i, row in enumerate(run["rows"]):
+            times = [_ms(row["milliseconds"]), _spread(row["ratio"], 2)]
+            rows.append(["" if i else run["title"], row["what"], *times, _mib(row.get("mib"))])
+    header = ["what", "how", "ms", "ratio to the first", "peak, MiB"]
+    return markdown_table(Table(header, rows))
 
 
-def commands(content: Content) -> str:
+def commands(*contents: Content) -> str:
     """The commands behind a file's numbers, and where and when they ran."""
-    runs = content["runs"]
+    runs = _runs(contents)
     lines = []
     for run in runs:
         words = re.sub(r" --json \S+", "", run["command"])
-        wrapped = textwrap.wrap(words, 108, break_long_words=False, break_on_hyphens=False)
+        wrapped = textwrap.wrap(words, 118, break_long_words=False, break_on_hyphens=False)
         lines.append(" \\\n    ".join(wrapped))
     facts = dict.fromkeys(
         f"Commit {run['commit']}, {run['date'].split()[0]}; {machine_sentence(run['machine'])}."
         for run in runs
     )
-    return "\n".join(["```", *lines, "```", "", *facts])
+    return "\n".join(["```", *lines, "```", *facts])
 
 
-def _runs(content: Content, benchmark: str) -> list[Mapping[str, Any]]:
-    return [run for run in content["runs"] if run["benchmark"] == benchmark]
+def _runs(contents: Iterable[Content], benchmark: str | None = None) -> list[Mapping[str, Any]]:
+    """Of one benchmark, or all."""
+    runs = [run for content in contents for run in content["runs"]]
+    return [run for run in runs if benchmark in (None, run["benchmark"])]
 
 
 def _ms(values: Mapping[str, float]) -> str:
@@ -157,7 +159,7 @@ def _spread(values: Mapping[str, float], decimals: int) -> str:
     return median if low == high else f"{median} ({low} to {high})"
 
 
-TABLES: dict[str, Callable[[Content], str]] = {
+TABLES: dict[str, Callable[..., str]] = {
     "inference": inference,
     "parts": parts,
     "assignment": assignment,

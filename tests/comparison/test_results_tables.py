@@ -86,13 +86,14 @@ def test_what_is_no_table(tool: ModuleType, tmp_path: Path, block: str, message:
 
 def test_several_tables_of_one_file(tool: ModuleType, tmp_path: Path) -> None:
     machine = {"cpu": "AMD EPYC", "cores": 2, "threads": 2, "gpu": None, "torch": "2.14.1"}
-    row = {"what": "plain", "milliseconds": {"median": 484.0}, "ratio": None}
+    one = {"lower": 1.0, "median": 1.0, "upper": 1.0}
+    row = {"what": "plain", "milliseconds": {"median": 484.0}, "ratio": one}
     run = {"benchmark": "settings", "title": "Step", "rows": [row], "machine": machine}
     run |= {"command": "python a.py --json b.json", "commit": "abc", "date": "2026-12-01 10:00"}
     (tmp_path / "a.json").write_text(json.dumps({"runs": [run]}))
     block = "<!-- table: a.json settings,commands -->\n<!-- end of table -->"
     found = tool.with_tables(block, tmp_path)
-    assert "\n| plain | 484 | – | – |\n\n```\npython a.py\n```\n\nCommit abc, 2026-12-01; " in found
+    assert "| plain | 484 | 1.00 | – |\n\n```\npython a.py\n```\nCommit abc, 2026-12-01; " in found
     assert tool.with_tables(found, tmp_path) == found
 
 
