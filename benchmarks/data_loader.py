@@ -1,26 +1,21 @@
 #!/usr/bin/env python
-"""Times the training data loader alone: images a second, and where an image's time goes.
+"""Times the training data loader alone.
 
 python benchmarks/data_loader.py [--config configs/digits/recommended_R18_FPN.yaml]
-    [--workers 0 1 2] [--batches 30] [--rounds 3] [--set KEY value ...]
+    [--workers 0 2] [--batches 30] [--rounds 3] [--set KEY value ...]
 
 In turn, in one run: each number of workers makes so many batches of SOLVER.IMS_PER_BATCH, after a
-few that do not count; then the mapper alone, step by step, on the same images. A training that
-takes less for a step than the loader for a batch waits for data.
+few that do not count. A training that takes less for a step than the loader for a batch waits for
+data.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import time
-from collections.abc import Callable
+from pathlib import Path
 
-from detectron2.data import detection_utils, get_detection_dataset_dicts
-from detectron2.data import transforms as T
-
-from common import Quartiles, describe_machine, describe_ms, round_order
-from onenet.data.mapper import OneNetDatasetMapper
+from common import make_parser, quartiles, ratios, record, round_order
 from onenet.engine import Trainer, load_config
 
 WARM_UP = 5
@@ -38,39 +33,10 @@ def milliseconds_a_batch(opts: list[str], config: str, workers: int, batches: in
     return 1000 * (time.perf_counter() - start) / batches
 
 
-def time_steps(config: str, opts: list[str], num_images: int) -> dict[str, list[float]]:
-    """Milliseconds an image of reading, of the transforms, and of the whole mapper."""
-    cfg = load_config(config, opts)
-    dicts = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)[:num_images]
-    mapper = OneNetDatasetMapper(cfg, is_train=True)
-    augmentations = T.AugmentationList(detection_utils.build_augmentation(cfg, True))
-
-    def read(record: dict) -> object:
-        return detection_utils.read_image(record["file_name"], format=cfg.INPUT.FORMAT)
-
-    def augment(record: dict) -> Callable[[], object]:
-        image = read(record)
-        return lambda: augmentations(T.AugInput(image))
-
-    times: dict[str, list[float]] = {"read": [], "augment": [], "whole mapper": []}
-    for record in dicts:
-        for name, call in (
-            ("read", lambda record=record: read(record)),
-            ("augment", augment(record)),
-            ("whole mapper", lambda record=record: mapper(record)),
-        ):
-            start = time.perf_counter()
-            call()
-            times[name].append(1000 * (time.perf_counter() - start))
-    return times
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--config", default="configs/digits/recommended_R18_FPN.yaml")
-    parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--workers", nargs="+", type=int, default=[0, 2])
     parser.add_argument("--batches", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--set", nargs="+", default=[], metavar=("KEY", "VALUE"))
@@ -82,14 +48,16 @@ def main() -> None:
             times[workers].append(
                 milliseconds_a_batch(args.set, args.config, workers, args.batches)
             )
-    print(f"{describe_machine('cpu')} {args.config} {' '.join(args.set)}, batch {batch}.\n")
-    print("| workers | ms a batch | images a second |\n| --- | --- | --- |")
-    for workers, values in times.items():
-        rate = 1000 * batch / Quartiles.from_values(values).median
-        print(f"| {workers} | {describe_ms(values)} | {rate:.0f} |")
-    print("\n| step | ms an image |\n| --- | --- |")
-    for name, values in time_steps(args.config, args.set, 100).items():
-        print(f"| {name} | {describe_ms(values)} |")
+    rows = [
+        {
+            "what": f"{workers} worker{'s' * (workers != 1)}",
+            "milliseconds": quartiles(values),
+            "ratio": ratios(values, times[args.workers[0]]),
+        }
+        for workers, values in times.items()
+    ]
+    title = f"Data loader, {Path(args.config).stem}, a batch of {batch}"
+    record(args.json, "settings", rows, title=title)
 
 
 if __name__ == "__main__":

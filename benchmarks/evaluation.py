@@ -10,14 +10,13 @@ the two tables differ by is printed too. On the CPU; needs faster-coco-eval.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import sys
 from unittest import mock
 
 import numpy as np
 
-from common import describe_machine, describe_ms, ratios, time_in_turn
+from common import make_parser, quartiles, ratios, record, time_in_turn
 from onenet.evaluation.ap import Scene, precision_table
 from onenet.evaluation.coco_api import coco_api
 
@@ -47,9 +46,7 @@ def with_pycocotools(scenes: list[Scene]) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--classes", type=int, default=80)
     parser.add_argument("--objects", type=int, default=7, help="of an image, on average")
@@ -60,18 +57,23 @@ def main() -> None:
 
     rng = np.random.default_rng(0)
     scenes = [make_scene(rng, args.classes, args.objects) for _ in range(args.images)]
-    print(f"{describe_machine('cpu')}\n")
     calls = {
         "pycocotools": functools.partial(with_pycocotools, scenes),
         "faster-coco-eval": functools.partial(precision_table, scenes, 100),
     }
     times = time_in_turn(calls, args.rounds)
-    print("| one table of precisions | ms | of pycocotools' time |\n| --- | --- | --- |")
-    for name, values in times.items():
-        share = ratios(values, times["pycocotools"]).median
-        print(f"| {name} | {describe_ms(values)} | {share:.2f} |")
+    rows = [
+        {
+            "what": name,
+            "milliseconds": quartiles(values),
+            "ratio": ratios(values, times["pycocotools"]),
+        }
+        for name, values in times.items()
+    ]
     difference = np.abs(calls["pycocotools"]() - calls["faster-coco-eval"]()).max()
-    print(f"\nThe tables differ by {difference:.1g} at most.")
+    title = f"COCO's AP of {args.images:,} images, {args.classes} classes"
+    record(args.json, "settings", rows, title=title, largest_difference=float(difference))
+    print(f"\nTheir precisions differ by {difference:.1g} at most.")
 
 
 if __name__ == "__main__":

@@ -2,23 +2,27 @@
 """Times detectors in several runtimes, network and post-processing apart, against FCOS with NMS.
 
 python benchmarks/inference.py CONFIG [CONFIG ...] --weights CONFIG=model_final.pth [...] \\
-    --sizes 128 --batch 1 8 --runtimes eager compile onnxruntime openvino --output output/benchmark
+    --sizes 128 --batch 1 8 --runtimes eager compile onnxruntime openvino
 
-Without configs: OneNet, the recommended OneNet, FCOS and RetinaNet of configs/digits. A detector
-without --weights has random ones; then its post-processing is not that of a trained detector, which
-the output says. The images are real: DATASETS.TEST of the first config, or a folder's. With "eager"
-among the runtimes the parts of the models' own calls follow, from preprocessing to NMS (not with
---half). --output gets benchmark.md, which is also printed, and benchmark.json, which has every
-single measurement.
+Without configs: OneNet, the recommended OneNet and FCOS of configs/digits. Ratios refer to the
+first FCOS among the configs. The images are real: DATASETS.TEST of the first config, or a folder's,
+stretched to the size.
+
+* network: from the uint8 batch in memory to the raw outputs of the last convolutions.
+* post-processing: from there to the detections. OneNet: top-k, boxes, rescoring; FCOS, RetinaNet:
+  score threshold, boxes, class-wise NMS. It is the model's own Python code, whatever runs the
+  network; OneNet's is also timed in the runtime's graph.
+* Not timed: reading and resizing the image, copying it to the device, compiling, exporting.
+
+NMS costs what its candidates are: without --weights, scores are all alike, and nearly all boxes or
+none pass the threshold. With "eager" among the runtimes a second table has the parts of the models'
+own calls, from preprocessing to NMS (not with --half).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import os
-import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -29,45 +33,41 @@ import torch
 from torch import Tensor
 
 from common import (
+    EVERY_CANDIDATE,
+    NETWORK,
     RUNTIMES,
     Detector,
     Setting,
     build_detector,
     count_candidates,
-    describe_detector,
-    environment,
+    inference_rows,
     keys_of,
     load_batches,
+    make_parser,
     measure,
+    parts_rows,
     prepare,
-    results,
+    record,
     synchronizer,
     time_parts,
-    to_markdown,
 )
 from onenet.utils.errors import ConfigError, exit_with_one_sentence
 
 DIGITS = Path("configs/digits")
 DEFAULT_CONFIGS = [
-    str(DIGITS / f"{name}_R18_FPN.yaml")
-    for name in ("onenet_fcos", "recommended", "baseline_fcos", "baseline_retinanet")
+    str(DIGITS / f"{name}_R18_FPN.yaml") for name in ("onenet_fcos", "recommended", "baseline_fcos")
 ]
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("configs", nargs="*", help="(default: four of configs/digits)")
+    parser = make_parser(__doc__)
+    parser.add_argument("configs", nargs="*", help="(default: three of configs/digits)")
     parser.add_argument(
         "--weights",
         nargs="+",
         default=[],
         metavar="CONFIG=FILE",
         help="checkpoints of the configs named (default: random weights)",
-    )
-    parser.add_argument(
-        "--reference", help="config that ratios refer to (default: the first one of FCOSBaseline)"
     )
     parser.add_argument("--images", help="folder of images (default: DATASETS.TEST)")
     parser.add_argument(
@@ -83,7 +83,7 @@ def parse_arguments() -> argparse.Namespace:
         default=list(RUNTIMES),
         help="(default: all); the last two run on the CPU only",
     )
-    parser.add_argument("--rounds", type=int, default=30, help="that count (default: 30)")
+    parser.add_argument("--rounds", type=int, default=15, help="that count (default: 15)")
     parser.add_argument("--warm-up", type=int, default=3, help="rounds before (default: 3)")
     parser.add_argument(
         "--threads", type=int, help="of each runtime on the CPU (default: torch's choice)"
@@ -95,7 +95,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--every-candidate",
         action="store_true",
-        help="time NMS with a score threshold of 0 too, its dearest case; random weights imply it",
+        help="time NMS with a score threshold of 0 too, its dearest case",
     )
     parser.add_argument(
         "--set",
@@ -104,7 +104,6 @@ def parse_arguments() -> argparse.Namespace:
         metavar=("KEY", "VALUE"),
         help="overrides for all configs: KEY value KEY value ...",
     )
-    parser.add_argument("--output", type=Path, default=Path("output/benchmark"))
     return parser.parse_args()
 
 
@@ -151,8 +150,6 @@ def check(args: argparse.Namespace) -> None:
         raise ConfigError("--device cuda: torch finds no GPU; take --device cpu.")
     if args.half and args.device != "cuda":
         raise ConfigError("--half needs --device cuda: on a CPU float16 is no faster.")
-    if args.output.exists() and not args.output.is_dir():
-        raise ConfigError(f"--output: {args.output} is a file; name a folder.")
 
 
 def build_detectors(args: argparse.Namespace) -> list[Detector]:
@@ -170,19 +167,12 @@ def build_detectors(args: argparse.Namespace) -> list[Detector]:
     return detectors
 
 
-def choose_reference(detectors: Sequence[Detector], config: str | None) -> Detector:
+def find_reference(detectors: Sequence[Detector]) -> Detector:
     """The detector that ratios refer to."""
-    if config is not None:
-        candidates = [x for x in detectors if x.config == config]
-    else:
-        candidates = [x for x in detectors if x.cfg.MODEL.META_ARCHITECTURE == "FCOSBaseline"]
-    if not candidates:
-        raise ConfigError(
-            "--reference: "
-            + (f"'{config}' is not" if config else "no FCOSBaseline is")
-            + " among the configs; name one of them."
-        )
-    return candidates[0]
+    for detector in detectors:
+        if detector.cfg.MODEL.META_ARCHITECTURE == "FCOSBaseline":
+            return detector
+    raise ConfigError("No FCOSBaseline is among the configs, to which ratios refer; add one.")
 
 
 def check_sizes(sizes: Sequence[tuple[int, int]], detectors: Sequence[Detector]) -> None:
@@ -195,31 +185,29 @@ def check_sizes(sizes: Sequence[tuple[int, int]], detectors: Sequence[Detector])
 
 def count_all(
     detectors: Sequence[Detector], batches: Sequence[Tensor], every_candidate: bool
-) -> dict[str, list[int]]:
-    """Boxes that enter NMS, for each image, of the detectors that have it."""
+) -> dict[tuple[str, str], list[int]]:
+    """Boxes that enter NMS, for each image, by detector and graph, where there is NMS."""
     counts = {}
     for detector in detectors:
         if detector.has_nms:
-            counts[detector.name] = count_candidates(detector, batches)
+            counts[detector.name, NETWORK] = count_candidates(detector, batches)
             if every_candidate:
-                name = f"{detector.name} with score threshold 0"
-                counts[name] = count_candidates(detector, batches, every_candidate=True)
+                counts[detector.name, EVERY_CANDIDATE] = count_candidates(detector, batches, True)
     return counts
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Builds, prepares and times all; see common.report."""
+def run(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Builds, prepares and times all: rows of detectors, and of the parts of their calls."""
     torch.set_num_threads(args.threads or torch.get_num_threads())
     threads = torch.get_num_threads()
     sizes = [parse_size(text) for text in args.sizes]
     detectors = build_detectors(args)
     check_sizes(sizes, detectors)
-    reference = choose_reference(detectors, args.reference).name
-    every_candidate = args.every_candidate or any(x.has_nms and not x.weights for x in detectors)
-    order = keys_of(detectors, args.runtimes, every_candidate)
-    load = os.getloadavg()[0]
+    reference = find_reference(detectors).name
+    order = keys_of(detectors, args.runtimes, args.every_candidate)
+    random_weights = [x.name for x in detectors if not x.weights]
     synchronize = synchronizer(args.device)
-    settings = []
+    rows, parts = [], []
     with tempfile.TemporaryDirectory() as folder:
         for size in sizes:
             for batch in args.batch:
@@ -228,34 +216,24 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 batches = [x.to(args.device) for x in images]
                 print(f"{size[0]}x{size[1]}, batch {batch}: compiling ...", file=sys.stderr)
                 subjects, failures = prepare(
-                    detectors, args.runtimes, setting, batches[0], Path(folder), every_candidate
+                    *(detectors, args.runtimes, setting, batches[0], Path(folder)),
+                    args.every_candidate,
                 )
                 print(f"timing {args.rounds} rounds ...", file=sys.stderr)
                 with torch.inference_mode():
                     times = measure(
-                        subjects,
-                        batches,
-                        args.rounds,
-                        args.warm_up,
-                        synchronize=synchronize,
+                        subjects, batches, args.rounds, args.warm_up, synchronize=synchronize
                     )
-                counts = count_all(detectors, batches, every_candidate)
-                parts = {}
+                counts = count_all(detectors, batches, args.every_candidate)
+                rows += inference_rows(
+                    times, failures, order, setting, reference, counts, random_weights
+                )
                 if "eager" in args.runtimes and not args.half:  # the models are not all float16
                     print("timing parts ...", file=sys.stderr)
                     models = {x.name: x.model for x in detectors}
-                    parts = time_parts(models, batches, args.rounds, args.warm_up, synchronize)
-                settings.append(results(times, failures, order, setting, reference, counts, parts))
-    return {
-        "command": shlex.join(["python", *sys.argv]),
-        "environment": environment(args.device, threads, args.half),
-        "load": [load, os.getloadavg()[0]],
-        "rounds": args.rounds,
-        "warm_up": args.warm_up,
-        "reference": reference,
-        "detectors": [describe_detector(x) for x in detectors],
-        "settings": settings,
-    }
+                    found = time_parts(models, batches, args.rounds, args.warm_up, synchronize)
+                    parts += parts_rows(found, setting)
+    return rows, parts
 
 
 def main() -> None:
@@ -264,12 +242,8 @@ def main() -> None:
     logging.disable(logging.WARNING)
     with exit_with_one_sentence():
         check(args)
-        report = run(args)
-    text = to_markdown(report)
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "benchmark.md").write_text(text, encoding="utf-8")
-    (args.output / "benchmark.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-    print(text)
+        rows, parts = run(args)
+        record(args.json, "inference", rows, rounds=args.rounds, parts=parts)
 
 
 if __name__ == "__main__":

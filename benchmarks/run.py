@@ -1,66 +1,67 @@
 #!/usr/bin/env python
-"""Runs all benchmarks, one after another, and puts what they print into one file.
+"""Runs all benchmarks, one after another, and writes their numbers to json files.
 
 python benchmarks/run.py [--device cpu] [--quick] [--weights CONFIG=FILE ...] [--output FOLDER]
 
-Each has a process of its own. --weights are for inference.py, whose post-processing takes other
-times with random ones. --quick takes few rounds, small shapes and the images of BCCD: it
-shows that all runs, and its numbers say little. For numbers to compare the machine has to be idle.
+Each has a process of its own; FOLDER gets benchmark_NAME.json, which is written anew, and
+tools/results_tables.py makes the tables of docs/benchmark.md from them. --weights are for
+inference.py, whose post-processing takes other times with random ones. --quick takes few rounds,
+small shapes and the images of BCCD: it shows that all runs, and its numbers say little. For numbers
+to compare the machine has to be idle. It wants BCCD and faster-coco-eval. docs/benchmark.md was
+made by
+
+python tools/compare.py --plan configs/compare/digits.yaml    # the weights: seed 1 of FCOS suffices
+python benchmarks/run.py --output docs/results --weights \\
+    configs/digits/baseline_fcos_R18_FPN.yaml=output/compare/digits/runs/FCOS/seed1/model_final.pth
+python tools/results_tables.py docs/benchmark.md
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
 
-
-def commands(device: str, quick: bool, weights: list[str]) -> list[list[str]]:
-    """Scripts and their arguments."""
-    on = ["--device", device]
-    few = ["--rounds", "2"] if quick else []
-    shapes = ["--shapes", "2x2000x10x7", "--no-memory"] if quick else []
-    small = ["--batch", "4", "--size", "64"] if quick else []
-    bccd = Path(os.getenv("DETECTRON2_DATASETS", "datasets")) / "BCCD" / "JPEGImages"
-    ready = ["--config", "configs/bccd/recommended_R18_FPN.yaml"]  # nothing has to be made first
-    r50 = ["--config", "configs/coco/onenet_fcos_R50_FPN.yaml", "--classes", "80"]
-    channels_last = ["--set", "MODEL.ONENET.CHANNELS_LAST", "True"]
-    images = ["--runtimes", "eager", "--images", str(bccd)] if quick else []
-    if device == "cuda":
-        large = ["--batch", "16", "--size", "800", "--objects", "7"]
-    else:
-        large = ["--batch", "2", "--size", "256", "--objects", "7"]
-    more_steps = [
-        ["training_step.py", *on, "--config", "configs/digits/onenet_fcos_R18_FPN.yaml"],
-        ["training_step.py", *on, "--half"],
-        ["training_step.py", *on, *channels_last],
-        ["training_step.py", *on, *r50, *large],
-        ["training_step.py", *on, *r50, *large, "--half"],
-        ["training_step.py", *on, *r50, *large, "--half", *channels_last],
-    ]
-    listed = [
-        ["assignment.py", *on, *shapes, *few],
-        ["training_step.py", *on, *small, *few],
-        *([] if quick else more_steps),
-        ["inference.py", *on, *images, *few, *(["--weights", *weights] if weights else [])],
-    ]
-    if device == "cpu":
-        listed += [
-            ["data_loader.py", *([*ready, "--batches", "3", "--rounds", "1"] if quick else [])],
-            ["scaling.py", "objects", *(["--objects", "10"] if quick else [])],
-            [
-                "scaling.py",
-                "workers",
-                *small,
-                *(["--steps", "2", "--rounds", "1"] if quick else []),
-            ],
-            ["scaling.py", "step", *small, *few],
-            ["evaluation.py", *(["--images", "20", *few] if quick else [])],
+def commands(device: str, quick: bool, weights: list[str]) -> dict[str, list[str]]:
+    """Scripts with their arguments, by the NAME of the file that their results go to."""
+    gpu = device == "cuda"
+    on, half, batches = ("--device cuda", "--half", "1 8") if gpu else ("", "", "1")
+    few, small, shapes, bccd = "", "", "", """--set DATASETS.TEST '("bccd_val",)'"""
+    runtimes = "eager" if gpu or quick else "eager onnxruntime openvino"
+    r50, r50_size, r50_rounds = "configs/coco/onenet_fcos_R50_FPN.yaml", "800x1344", "--rounds 5"
+    r50_batch = "--batch 16 --size 800" if gpu else "--batch 2 --size 256"
+    if quick:
+        few, small, shapes = "--rounds 2", "--batch 4 --size 64", "--shapes 2x2000x10x7 --no-memory"
+        r50_size, r50_rounds, r50_batch = "64", few, small
+    elif not gpu:
+        r50_rounds = "--rounds 3 --warm-up 1"
+    trained = f"--weights {shlex.join(weights)}" if weights else ""
+    r50_step = f"training_step.py {on} --config {r50} --classes 80 --objects 7 {r50_batch} {few}"
+    listed = {
+        "inference_digits": [
+            f"inference.py {on} --runtimes {runtimes} {bccd if quick else ''} {few} {trained}"
+        ],
+        "inference_r50": [
+            f"inference.py {r50} {r50.replace('onenet', 'baseline')} {on} --runtimes eager {bccd}"
+            f" --sizes {r50_size} --batch {batches} {r50_rounds} {half}"
+        ],
+        "assignment": [f"assignment.py {on} {shapes} {few}"],
+        "training_step": [
+            f"training_step.py {on} {small} {few}",
+            f"training_step.py {on} {small} {few} --optimizer",
+            f"{r50_step} {half}",
+        ],
+    }
+    if not gpu:
+        of_bccd = "--config configs/bccd/recommended_R18_FPN.yaml --batches 3 --rounds 1"
+        listed["settings"] = [
+            f"scaling.py step {small} {few}",
+            f"scaling.py workers {small} {few}",
+            f"data_loader.py {of_bccd if quick else ''}",
+            f"evaluation.py {'--images 20' if quick else ''} {few}",
         ]
     return listed
 
@@ -74,27 +75,16 @@ def main() -> None:
     parser.add_argument("--weights", nargs="+", default=[], metavar="CONFIG=FILE")
     parser.add_argument("--output", type=Path, default=Path("output/benchmarks"))
     args = parser.parse_args()
-    args.output = args.output.resolve()
-    args.output.mkdir(parents=True, exist_ok=True)
-    report = args.output / "benchmarks.md"
     failed = []
-    with report.open("w", encoding="utf-8") as file:
-        for words in commands(args.device, args.quick, args.weights):
-            shown = shlex.join(["python", f"benchmarks/{words[0]}", *words[1:]])
-            print(f"{shown} ...", flush=True)
-            done = subprocess.run(
-                [sys.executable, "-W", "ignore", str(HERE / words[0]), *words[1:]],
-                capture_output=True,
-                text=True,
-                cwd=HERE.parent,
-            )
-            if done.returncode != 0:
-                failed.append(shown)
-                print(done.stderr[-2000:], file=sys.stderr)
-            text = done.stdout if done.returncode == 0 else f"failed: {done.stderr.strip()[-300:]}"
-            file.write(f"## {shown}\n\n{text.strip()}\n\n")
-            file.flush()
-    print(f"Written: {report}")
+    for name, group in commands(args.device, args.quick, args.weights).items():
+        file = args.output / f"benchmark_{name}.json"
+        file.unlink(missing_ok=True)
+        for script in group:
+            command = [*shlex.split(f"benchmarks/{script}"), "--json", str(file)]
+            print(f"\n## python {shlex.join(command)}\n", flush=True)
+            if subprocess.run([sys.executable, "-W", "ignore", *command]).returncode != 0:
+                failed.append(shlex.join(command))
+    print(f"\nWritten: {args.output}")
     if failed:
         sys.exit(f"error: {len(failed)} of them failed: {'; '.join(failed)}")
 

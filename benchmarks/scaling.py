@@ -1,14 +1,11 @@
 #!/usr/bin/env python
-"""Measures what grows: memory with the objects of an image, time with workers, memory of a step.
+"""Measures a training step with other settings, and in one and two workers.
 
-python benchmarks/scaling.py objects [--samples 22400] [--objects 10 30 100 300 1000] [--plot FILE]
-python benchmarks/scaling.py workers [--config ...] [--batch 8] [--size 128] [--steps 20]
-python benchmarks/scaling.py step [--config ...] [--batch 8] [--size 128]
+python benchmarks/scaling.py step [--config ...] [--batch 8] [--size 128] [--rounds 10]
+python benchmarks/scaling.py workers [--config ...] [--batch 8] [--size 128] [--rounds 20]
 
-* objects: peak memory of matching one image, one class, against the number of its objects: the
-  plain formula's matrices (benchmarks/assignment.py) and this project's, Hungarian.
 * workers: a training step in one process and in two gloo workers, each with the batch, one thread
-  a worker. The efficiency is the time of one by that of two: 1 where the second worker is free.
+  a worker. The ratio is 1 where the second worker is free.
 * step: peak memory and time of a training step, plain, with MODEL.ONENET.CHANNELS_LAST, with
   MODEL.ONENET.ACTIVATION_CHECKPOINTING, and in two and four pieces
   (SOLVER.GRADIENT_ACCUMULATION_STEPS).
@@ -20,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -34,48 +30,13 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from torch import nn
 
-import assignment
-from common import describe_machine, describe_ms, peak_memory, ratios, time_in_turn
+from common import make_parser, peak_memory, quartiles, ratios, record, time_in_turn
 from onenet.engine.accumulation import AccumulatingModel
 from onenet.engine.solver import build_optimizer
 from onenet.predictor import load_predictor_config
 
 CONFIG = "configs/digits/recommended_R18_FPN.yaml"
-
-
-def measure_objects(args: argparse.Namespace) -> None:
-    print("| objects | plain, MiB | OneNet's, MiB |\n| --- | --- | --- |")
-    rows = []
-    for count in args.objects:
-        shape = (1, args.samples, 1, count)
-        memory = [
-            peak_memory(assignment.make_call, "match, Hungarian", side, shape) for side in (0, 1)
-        ]
-        rows.append((count, *memory))
-        print(f"| {count} | {memory[0]:.0f} | {memory[1]:.0f} |", flush=True)
-    if args.plot:
-        plot(rows, args)
-
-
-def plot(rows: list[tuple[int, float, float]], args: argparse.Namespace) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    counts, plain, ours = zip(*rows, strict=True)
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    axes.plot(counts, plain, "o-", label="plain formula, SciPy on the whole matrix")
-    axes.plot(counts, ours, "s-", label="HungarianMatcher")
-    axes.set_xscale("log")
-    axes.set_yscale("symlog", linthresh=1)
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("objects in the image")
-    axes.set_ylabel("peak memory of matching, MiB")
-    axes.set_title(f"{args.samples:,} samples, one class")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(args.plot, dpi=120)
+WARM_UP = 3
 
 
 def make_batch(batch: int, size: int, seed: int) -> list[dict]:
@@ -121,30 +82,34 @@ def run_worker(args: argparse.Namespace, out: str) -> None:
         model = create_ddp_model(model, device_ids=None)
     inputs = make_batch(args.batch, args.size, seed=comm.get_rank())
     times = []
-    for i in range(args.steps + 3):
+    for i in range(WARM_UP + args.rounds):
         comm.synchronize()
         start = time.perf_counter()
         train_step(model, optimizer, inputs)
         comm.synchronize()
-        if i >= 3:
+        if i >= WARM_UP:
             times.append(1000 * (time.perf_counter() - start))
     if comm.is_main_process():
         torch.save(times, out)
 
 
 def measure_workers(args: argparse.Namespace) -> None:
-    times: dict[int, list[float]] = {1: [], 2: []}
+    times: dict[int, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         out = str(Path(folder) / "times.pth")
-        for _ in range(args.rounds):
-            for workers in times:
-                launch(run_worker, workers, dist_url="auto", args=(args, out))
-                times[workers] += torch.load(out, weights_only=True)
-    one, two = (statistics.median(times[n]) for n in (1, 2))
-    print("| workers | images a step | ms a step |\n| --- | --- | --- |")
-    for workers, values in times.items():
-        print(f"| {workers} | {workers * args.batch} | {describe_ms(values)} |")
-    print(f"\nEfficiency {one / two:.2f}.")
+        for workers in (1, 2):
+            launch(run_worker, workers, dist_url="auto", args=(args, out))
+            times[workers] = torch.load(out, weights_only=True)
+    rows = [
+        {
+            "what": f"{workers} worker{'s' * (workers > 1)}",
+            "milliseconds": quartiles(values),
+            "ratio": ratios(values, times[1]),
+        }
+        for workers, values in times.items()
+    ]
+    title = f"Training step, {describe(args)} a worker, one thread each"
+    record(args.json, "settings", rows, title=title)
 
 
 def make_step(config: str, batch: int, size: int, *opts: str) -> Callable[[], None]:
@@ -166,29 +131,33 @@ def measure_step(args: argparse.Namespace) -> None:
     problem = (args.config, args.batch, args.size)
     calls = {name: make_step(*problem, *opts) for name, opts in ways.items()}
     times = time_in_turn(calls, args.rounds)
-    print("| step | ms | of plain's time | peak, MiB |\n| --- | --- | --- | --- |")
-    for name, opts in ways.items():
-        share = ratios(times[name], times["plain"]).median
-        memory = peak_memory(make_step, *problem, *opts)
-        print(f"| {name} | {describe_ms(times[name])} | {share:.2f} | {memory:.0f} |", flush=True)
+    rows = [
+        {
+            "what": name,
+            "milliseconds": quartiles(times[name]),
+            "ratio": ratios(times[name], times["plain"]),
+            "mib": peak_memory(make_step, *problem, *opts),
+        }
+        for name, opts in ways.items()
+    ]
+    record(args.json, "settings", rows, title=f"Training step, {describe(args)}")
+
+
+def describe(args: argparse.Namespace) -> str:
+    return f"{Path(args.config).stem}, {args.batch} images of {args.size} pixels"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("what", choices=("objects", "workers", "step"))
-    parser.add_argument("--samples", type=int, default=22400)
-    parser.add_argument("--objects", nargs="+", type=int, default=[10, 30, 100, 300, 1000])
-    parser.add_argument("--plot", help="png file for the memory against the objects")
+    parser = make_parser(__doc__)
+    parser.add_argument("what", choices=("workers", "step"))
     parser.add_argument("--config", default=CONFIG)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=128, help="pixels of a side")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, help="(default: 10 of steps, 20 of workers)")
     args = parser.parse_args()
-    print(f"{describe_machine('cpu')}\n")
-    {"objects": measure_objects, "workers": measure_workers, "step": measure_step}[args.what](args)
+    measure, rounds = {"workers": (measure_workers, 20), "step": (measure_step, 10)}[args.what]
+    args.rounds = args.rounds or rounds
+    measure(args)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 """Times training steps: what assignment and losses add to the network, and what settings save.
 
 python benchmarks/training_step.py [--config configs/digits/recommended_R18_FPN.yaml] \\
-    [--batch 16] [--size 128] [--classes 10] [--objects 6] [--rounds 40] [--device cpu]
+    [--batch 16] [--size 128] [--classes 10] [--objects 6] [--rounds 20] [--device cpu]
 
 In turn, in one run, on random images and objects:
 
@@ -13,7 +13,7 @@ In turn, in one run, on random images and objects:
 * with --half under autocast (float16 on a GPU, bfloat16 on a CPU), and with --set settings like
   MODEL.ONENET.CHANNELS_LAST True; both apply to all rows.
 
-The share is what OneNet takes longer, as a part of the trivial step. With --profile the longest
+The ratio is that of OneNet's step to the trivial one. With --profile the longest
 operators of matching and losses follow.
 """
 
@@ -28,7 +28,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from common import describe_machine, describe_ms, describe_ratio, ratios, time_in_turn
+from common import make_parser, quartiles, ratios, record, time_in_turn
 from onenet.engine.solver import build_optimizer
 from onenet.predictor import load_predictor_config
 from onenet.structures import DensePredictions
@@ -117,15 +117,13 @@ def profile_losses(args: argparse.Namespace, model: nn.Module) -> str:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--config", default="configs/digits/recommended_R18_FPN.yaml")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--size", type=int, default=128, help="pixels of a side")
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--objects", type=int, default=6, help="of each image")
-    parser.add_argument("--rounds", type=int, default=40, help="(default: 40; few say little)")
+    parser.add_argument("--rounds", type=int, default=20, help="(default: 20; few say little)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--half", action="store_true")
     parser.add_argument("--optimizer", action="store_true")
@@ -151,18 +149,16 @@ def main() -> None:
     )
     model = build_model(args.cfg).train()
     times = time_in_turn(make_steps(args, model), args.rounds, device=args.device)
-    added = ratios(times["OneNet"], times["trivial loss"])
-    print(f"{describe_machine(args.device)}\n")
-    print(
-        "| config | step | trivial loss, ms | OneNet, ms | ratio |\n| --- | --- | --- | --- | --- |"
-    )
     switches = [x for x in ("half", "optimizer") if getattr(args, x)]
     step = f"{args.batch} x {args.size} pixels, {args.objects} objects"
-    print(
-        f"| {args.config} {' '.join(args.set)} | {', '.join([step, *switches])}"
-        f" | {describe_ms(times['trivial loss'])} | {describe_ms(times['OneNet'])}"
-        f" | {describe_ratio(added, 3)} |"
-    )
+    row = {
+        "config": args.config,
+        "step": ", ".join([step, *switches, *([" ".join(args.set)] if args.set else [])]),
+        "trivial": quartiles(times["trivial loss"]),
+        "onenet": quartiles(times["OneNet"]),
+        "ratio": ratios(times["OneNet"], times["trivial loss"]),
+    }
+    record(args.json, "training_step", [row], rounds=args.rounds)
     if args.profile:
         print(f"\n{profile_losses(args, model)}")
 

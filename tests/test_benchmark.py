@@ -1,4 +1,4 @@
-"""Benchmark: order, statistics, the stages, the table. No test asserts a time."""
+"""Benchmark: order, statistics, the stages, records, tables. No test asserts a time."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ from common import (
     NETWORK,
     PARTS,
     RUNTIMES,
+    TABLES,
     Detector,
     Key,
     Postprocess,
-    Quartiles,
     Setting,
     Stopwatch,
     Subject,
     Times,
     build_detector,
     count_candidates,
-    describe_ms,
+    inference_rows,
     keys_of,
     load_batches,
     measure,
     peak_memory,
     prepare,
+    quartiles,
     ratios,
-    results,
+    record,
     round_order,
     time_in_turn,
     time_parts,
-    to_markdown,
 )
 from onenet.utils.errors import ConfigError
 
@@ -85,8 +85,9 @@ def images(batch: int = 2) -> torch.Tensor:
 
 
 def test_quartiles() -> None:
-    assert Quartiles.from_values([4.0, 1.0, 2.0, 3.0, 5.0]) == Quartiles(2.0, 3.0, 4.0)
-    assert Quartiles.from_values([7.0]) == Quartiles(7.0, 7.0, 7.0)
+    found = quartiles([4.0, 1.0, 2.0, 3.0, 5.0])
+    assert found == {"lower": 2.0, "median": 3.0, "upper": 4.0}
+    assert quartiles([7.0]) == {"lower": 7.0, "median": 7.0, "upper": 7.0}
 
 
 def test_rounds_visit_all_in_changing_order() -> None:
@@ -140,27 +141,9 @@ def test_measure_splits_the_stages_and_leaves_out_what_does_not_count() -> None:
     # 12 calls are 3 rounds of two subjects, each called untimed before: the warm-up and two more
     assert times["a"].network == pytest.approx([3.0, 3.0, 6.0, 6.0])
     assert times["a"].postprocessing == pytest.approx([1.0, 1.0, 2.0, 2.0])
-    assert times["a"].share == pytest.approx([0.25] * 4)
     assert times["b"].total == times["b"].network == pytest.approx([1.0, 1.0, 2.0, 2.0])
     by_round = [set(machine.calls[i : i + 4]) for i in range(0, 20, 4)]
     assert by_round == [{("a", i % 2), ("b", i % 2)} for i in range(5)]
-
-
-def report_of(times: dict[Key, Times], failures: dict[Key, str], order: list[Key]) -> dict:
-    setting = Setting(SIZE, batch=2, threads=1)
-    return {
-        "command": "python benchmarks/inference.py",
-        "environment": {"CPU": "some", "GPU": "none"},
-        "load": [0.1, 0.9],
-        "rounds": 3,
-        "warm_up": 1,
-        "reference": "fcos",
-        "detectors": [
-            {"name": "fcos", "config": "f.yaml", "weights": "random", "nms": True, "parameters": 1},
-            {"name": "one", "config": "o.yaml", "weights": "random", "nms": False, "parameters": 2},
-        ],
-        "settings": [results(times, failures, order, setting, "fcos", {"fcos": [3, 1, 5]})],
-    }
 
 
 def test_ratios_are_those_of_the_rounds_in_the_same_runtime() -> None:
@@ -171,32 +154,118 @@ def test_ratios_are_those_of_the_rounds_in_the_same_runtime() -> None:
         one: Times(network=[3.0, 1.0, 2.0], total=[4.0, 2.0, 6.0]),
         other: Times(network=[1.0, 1.0, 1.0], total=[1.0, 1.0, 1.0]),
     }
-    report = report_of(times, {}, [fcos, one, other])
-    rows = report["settings"][0]["rows"]
+    counts = {("fcos", NETWORK): [3, 1, 5]}
+    setting = Setting(SIZE, batch=2, threads=1)
+    rows = inference_rows(times, {}, [fcos, one, other], setting, "fcos", counts, ["one"])
     assert [row["detector"] for row in rows] == ["fcos", "one", "one"]
-    # The rounds' are 2, 0.5, 0.75 and 3, 0.5, 0.5; the quotients of the medians would be 1.
-    assert rows[1]["total_ratio"] == pytest.approx([0.625, 0.75, 1.375])
-    assert rows[1]["network_ratio"] == pytest.approx([0.5, 0.5, 1.75])
-    assert rows[0]["total_ratio"] == [1.0, 1.0, 1.0]
-    assert rows[1]["share"] == pytest.approx(0.5)
-    assert rows[1]["images_per_second"] == pytest.approx(500.0)
-    assert "total_ratio" not in rows[2]  # FCOS was not timed in this runtime
+    assert [row["random_weights"] for row in rows] == [False, True, True]
+    # The rounds' are 2, 0.5, 0.75; the quotient of the medians would be 1.
+    assert rows[1]["ratio"] == pytest.approx({"lower": 0.625, "median": 0.75, "upper": 1.375})
+    assert rows[0]["ratio"] == {"lower": 1.0, "median": 1.0, "upper": 1.0}
+    assert rows[0]["boxes_into_nms"]["median"] == 3
+    assert rows[1]["postprocessing"]["median"] == pytest.approx(1.0)
+    assert "ratio" not in rows[2]  # FCOS was not timed in this runtime
     assert "network" not in rows[2]
 
 
-def test_table_has_every_row_and_says_what_is_random_or_failed() -> None:
-    fcos, one = Key("fcos", "eager", NETWORK), Key("one", "compile", COMPLETE)
-    times = {fcos: Times(network=[1.0] * 3, total=[2.0] * 3)}
-    text = to_markdown(report_of(times, {one: "failed: no | compiler"}, [fcos, one]))
-    lines = text.splitlines()
-    (header,) = [line for line in lines if "its share" in line]
-    rows = [line for line in lines if line.startswith(("| fcos | eager", "| one | compile"))]
-    assert [line.count("|") for line in rows] == [header.count("|")] * 2
-    assert "| 1.00 (1.00 to 1.00) | 1.00 (1.00 to 1.00) | 50 % | 2.00 (2.00 to 2.00) |" in rows[0]
-    assert "failed: no / compiler" in rows[1]
-    assert "**Random weights: fcos, one.**" in text
-    assert "What enters the NMS of fcos " in text
-    assert "fcos 3 (1 to 5)" in text
+def of(median: float) -> dict[str, float]:
+    return {"lower": median / 2, "median": median, "upper": 2 * median}
+
+
+def row_of(detector: str, runtime: str, graph: str, batch: int = 1, **more: object) -> dict:
+    row = {"size": [64, 96], "batch": batch, "detector": detector, "runtime": runtime}
+    row |= {"graph": graph, "random_weights": False, "failure": None, "total": of(20.0)}
+    if graph != COMPLETE:
+        row |= {"network": of(12.34), "postprocessing": of(0.5)}
+    return row | more
+
+
+def lines_of(kind: str, *runs: dict) -> list[list[str]]:
+    """The cells of a table's rows."""
+    rows = TABLES[kind]({"runs": runs}).splitlines()[2:]
+    return [row.strip("| ").split(" | ") for row in rows]
+
+
+def test_inference_table() -> None:
+    rows = [
+        row_of("one", "eager", NETWORK, ratio=of(0.5)),
+        row_of("one", "onnxruntime", NETWORK),
+        row_of("one", "onnxruntime", COMPLETE),
+        row_of("one", "openvino", NETWORK),
+        row_of("one", "openvino", COMPLETE, failure="failed: no | compiler"),
+        row_of("fcos", "eager", NETWORK, boxes_into_nms=of(2326), random_weights=True),
+        row_of("fcos", "eager", EVERY_CANDIDATE),
+        row_of("one", "eager", NETWORK, batch=8, ratio=of(0.7), total=of(140.0)),
+    ]
+    run = {"benchmark": "inference", "rows": rows, "parts": []}
+    images = "trained | 64 x 96 | 1 | "
+    assert [" | ".join(cells) for cells in lines_of("inference", run, {"benchmark": "other"})] == [
+        "one | trained | 64 x 96 | 1 / 8 | eager | 12.3 | 0.500 | 20.0 / 140"
+        " | 0.50 (0.25 to 1.00) / 0.70 (0.35 to 1.40) | –",
+        f"one | {images}onnxruntime | – | in the graph | 20.0 | – | –",
+        f"one | {images}openvino | 12.3 | 0.500 | 20.0 | – | –",
+        f"one | {images}openvino | failed: no \\| compiler | – | – | – | –",
+        "fcos | random | 64 x 96 | 1 | eager | 12.3 | 0.500 | 20.0 | – | 2326",
+        f"fcos, score threshold 0 | {images}eager | 12.3 | 0.500 | 20.0 | – | –",
+    ]
+
+
+def test_other_tables() -> None:
+    parts = dict.fromkeys(PARTS, 2.0) | {"NMS": 0.0, "head": 123.4}
+    part = {"size": [64, 96], "batch": 1, "detector": "one", "parts": parts}
+    run = {"benchmark": "inference", "rows": [], "parts": [{**part, "top_k_share": of(0.02)}]}
+    (cells,) = lines_of("parts", run)
+    assert cells == ["one", "64 x 96", "1", *["2.00"] * 2, "123", "2.00", "2.00", "–", "2.00"] + [
+        "2.00 (1.00 to 4.00)"
+    ]
+    times = {"plain": of(500.0), "onenet": of(50.0), "times_faster": of(9.96)}
+    row = {"shape": [1, 22400, 80, 7], "what": "match", **times}
+    run = {"benchmark": "assignment", "rows": [{**row, "plain_mib": 35.4, "onenet_mib": None}]}
+    shape = "1 x 22,400 x 80 x 7"
+    assert lines_of("assignment", run) == [[shape, "match", "500", "50.0", "10.0", "35", "–"]]
+    row = {"config": "configs/a/b.yaml", "step": "16 x 128 pixels", "trivial": of(100.0)}
+    run = {"benchmark": "training_step", "rows": [{**row, "onenet": of(102), "ratio": of(1.02)}]}
+    (cells,) = lines_of("training_step", run)
+    assert cells == ["b", "16 x 128 pixels", "100", "102", "1.020 (0.510 to 2.040)"]
+    rows = [
+        {"what": "plain", "milliseconds": of(484.0), "ratio": quartiles([1.0]), "mib": 121.4},
+        {"what": "other", "milliseconds": of(0.33), "ratio": of(0.5)},
+    ]
+    found = lines_of("settings", {"benchmark": "settings", "title": "Step", "rows": rows})
+    assert found[0] == ["Step", "plain", "484", "1.00", "121"]
+    assert found[1][-4:] == ["other", "0.330", "0.50 (0.25 to 1.00)", "–"]
+
+
+def test_runs_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "new" / "runs.json"
+
+    def run(words: str, milliseconds: float) -> None:
+        monkeypatch.setattr(sys, "argv", ["/some/where/scaling.py", *words.split()])
+        row = {"what": "plain", "milliseconds": of(milliseconds), "ratio": quartiles([1.0])}
+        record(file, "settings", [row], title="Step", rounds=3)
+
+    run("step --json runs.json", 1.0)
+    run("workers --json runs.json", 2.0)
+    run("step --json runs.json", 3.0)  # again: in its place
+    runs = json.loads(file.read_text())["runs"]
+    assert [run["rows"][0]["milliseconds"]["median"] for run in runs] == [3.0, 2.0]
+    assert runs[0]["command"] == "python benchmarks/scaling.py step --json runs.json"
+    assert runs[0]["rounds"] == 3 and runs[0]["machine"]["torch"] == torch.__version__
+    assert runs[0]["versions"]["python"] and runs[0]["commit"] and runs[0]["date"]
+    assert "| Step | plain | 3.00 | 1.00 | – |" in capsys.readouterr().out
+
+    for run in runs:
+        run |= {"commit": "abc1234", "date": "2026-12-01 10:00 +0000"}
+    runs[1]["command"] += " --set " + "x" * 70 + " " + "y" * 60
+    text = TABLES["commands"]({"runs": runs})
+    assert text.startswith(
+        "```\npython benchmarks/scaling.py step\npython benchmarks/scaling.py workers --set "
+        + "x" * 70
+        + " \\\n    yyyy"
+    )
+    assert text.count("Commit abc1234, 2026-12-01; ") == 1
 
 
 @pytest.mark.parametrize(
@@ -377,28 +446,26 @@ def test_a_run_in_eager_mode(
 ) -> None:
     weights = tmp_path / "fcos.pth"
     torch.save({"model": shaken(FCOS).model.state_dict()}, weights)
-    output = tmp_path / "out"
+    file = tmp_path / "out.json"
     start(
         *(script, monkeypatch, ONENET, FCOS, "--weights", f"{FCOS}={weights}"),
         *("--images", str(folder), "--sizes", "64x96", "--batch", "1", "2", "--rounds", "2"),
-        *("--warm-up", "0", "--runtimes", "eager", "--output", str(output)),
+        *("--warm-up", "0", "--runtimes", "eager", "--json", str(file)),
     )
-    report = json.loads((output / "benchmark.json").read_text())
-    assert [(s["size"], s["batch"]) for s in report["settings"]] == [([64, 96], 1), ([64, 96], 2)]
-    for setting in report["settings"]:
-        assert [(r["detector"], r["failure"]) for r in setting["rows"]] == [
-            ("onenet_fcos_R18_FPN", None),
-            ("baseline_fcos_R18_FPN", None),
-        ]
-        assert all(len(row["samples"]["total"]) == 2 for row in setting["rows"])
-        assert len(setting["candidates"]["baseline_fcos_R18_FPN"]) == 4 * setting["batch"]
-        own = setting["parts"]["onenet_fcos_R18_FPN"]
-        assert own["total"][1] == pytest.approx(sum(own["parts"].values()))  # of two rounds
-        assert 0 < own["share"][1] < 1 and own["parts"]["NMS"] == 0.0
-    text = (output / "benchmark.md").read_text()
-    assert text in capsys.readouterr().out
-    assert "**Random weights: onenet_fcos_R18_FPN.**" in text
-    assert text.count("| parts, eager | preprocess | backbone |") == 2
+    (run,) = json.loads(file.read_text())["runs"]
+    names = ["onenet_fcos_R18_FPN", "baseline_fcos_R18_FPN"]
+    assert [(row["detector"], row["batch"], row["failure"]) for row in run["rows"]] == [
+        (name, batch, None) for batch in (1, 2) for name in names
+    ]
+    assert all(row["size"] == [64, 96] and row["total"]["median"] > 0 for row in run["rows"])
+    assert [row["random_weights"] for row in run["rows"]] == [True, False] * 2
+    assert ["boxes_into_nms" in row for row in run["rows"]] == [False, True] * 2
+    own = run["parts"][0]
+    assert own["total"]["median"] == pytest.approx(sum(own["parts"].values()))  # of two rounds
+    assert 0 < own["top_k_share"]["median"] < 1 and own["parts"]["NMS"] == 0.0
+    printed = capsys.readouterr().out
+    assert TABLES["inference"]({"runs": [run]}) in printed
+    assert TABLES["parts"]({"runs": [run]}) in printed
 
 
 @pytest.mark.parametrize(
@@ -408,8 +475,7 @@ def test_a_run_in_eager_mode(
         (["--sizes", "100"], "100x100 is no multiple of 32"),
         (["--weights", "other.yaml=x.pth"], "'other.yaml=x.pth' is not CONFIG=FILE"),
         (["--weights", f"{ONENET}=absent.pth"], "there is no file 'absent.pth'"),
-        (["--reference", "other.yaml"], "'other.yaml' is not among the configs"),
-        ([], "no FCOSBaseline is among the configs"),
+        ([], "No FCOSBaseline is among the configs"),
         (["--half"], "--half needs --device cuda"),
         (["--rounds", "0"], "--rounds is 0"),
         (["--batch", "1", "0"], "--batch is 0"),
@@ -437,8 +503,7 @@ def test_ways_take_turns() -> None:
     times = time_in_turn(ways, rounds=4, warm_up=1, clock=lambda: now[0])
     assert times == {"slow": pytest.approx([300] * 4), "fast": pytest.approx([100] * 4)}
     assert [sorted(called[i : i + 2]) for i in range(0, 10, 2)] == [["fast", "slow"]] * 5
-    assert ratios(times["slow"], times["fast"]).median == pytest.approx(3)
-    assert describe_ms([1.0, 2.0, 3.0]) == "2.00 (1.50 to 2.50)"
+    assert ratios(times["slow"], times["fast"])["median"] == pytest.approx(3)
 
 
 def fill(mib: int):
@@ -479,6 +544,14 @@ def test_the_whole_suite_runs(tmp_path: Path, real_data: Path) -> None:
     env = {**os.environ, "DETECTRON2_DATASETS": str(real_data)}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
-    report = (tmp_path / "benchmarks.md").read_text()
-    for section in report.split("## python ")[1:]:
-        assert section.count("\n|") >= 3, section  # head, line, and a row at least
+    files = {file.stem: json.loads(file.read_text()) for file in tmp_path.glob("*.json")}
+    assert {name: len(file["runs"]) for name, file in files.items()} == {
+        "benchmark_assignment": 1,
+        "benchmark_inference_digits": 1,
+        "benchmark_inference_r50": 1,
+        "benchmark_settings": 4,
+        "benchmark_training_step": 3,
+    }
+    for file in files.values():
+        for run in file["runs"]:
+            assert len(lines_of(run["benchmark"], run)) >= len(run["rows"]) > 0

@@ -1,12 +1,14 @@
 #!/usr/bin/env python
-"""Writes the tables of a report anew from the results that tools/compare.py has left.
+"""Writes the tables of a report anew from what tools/compare.py or the benchmarks have left.
 
-python tools/results_tables.py docs/beyond_one_to_one.md
+python tools/results_tables.py docs/beyond_one_to_one.md docs/benchmark.md
 
 A table stands between `<!-- table: results/FILE.json KIND -->` and `<!-- end of table -->`; the
-file's path is relative to the report. KIND is
-`crowding` (by an object's largest IoU with another of its class), or `overview`, a row for each of
-several files, with commas between them: FCOS beside the recommended OneNet.
+file's path is relative to the report. KIND, or several with commas between them, is
+
+* of a comparison: `crowding` (by an object's largest IoU with another of its class), or `overview`,
+  a row for each of several files, with commas between them: FCOS beside the recommended OneNet;
+* of benchmarks: `inference`, `parts`, `assignment`, `training_step`, `settings`, or `commands`.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,10 @@ from onenet.comparison.results import nms_words
 from onenet.comparison.tables import BIN_NAMES, DASH, Table, markdown_table, spread
 from onenet.utils.errors import ConfigError, exit_with_one_sentence
 
-BLOCK = re.compile(r"(<!-- table: (\S+) (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from common import TABLES
+
+BLOCK = re.compile(r"(<!-- table: (\S+) ([\w,]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
 def main() -> None:
@@ -41,29 +47,31 @@ def with_tables(text: str, folder: Path) -> str:
         folder: where it lies.
 
     Raises:
-        ConfigError: a table is of an unknown kind, or of a file that is missing or no comparison.
+        ConfigError: a table is of an unknown kind, or its file is missing or has other results.
     """
 
     def table(match: re.Match[str]) -> str:
-        start, name, kind, end = match.groups()
-        if kind not in KINDS:
-            raise ConfigError(f"There is no table '{kind}'; choose one of {', '.join(KINDS)}.")
+        start, name, kinds, end = match.groups()
+        for kind in kinds.split(","):
+            if kind not in KINDS:
+                raise ConfigError(f"There is no table '{kind}'; choose one of {', '.join(KINDS)}.")
         try:
             files = [(folder / file).read_text(encoding="utf-8") for file in name.split(",")]
-            found = [json.loads(text)["detectors"] for text in files]
-            made = markdown_table(KINDS[kind](*found))
+            found = [json.loads(text) for text in files]
+            made = "\n\n".join(KINDS[kind](*found) for kind in kinds.split(","))
         except (OSError, ValueError, KeyError) as error:
-            raise ConfigError(f"{folder / name} is no comparison.json ({error!r}).") from error
+            raise ConfigError(f"{folder / name} has no such results ({error!r}).") from error
         return f"{start}{made}\n{end}"
 
     return BLOCK.sub(table, text)
 
 
-def overview(*comparisons: list[dict[str, Any]]) -> Table:
+def overview(*comparisons: dict[str, Any]) -> str:
     """AP / AP50 at the end; NMS gap / NMS gap of AP50 half way and at the end."""
     title = "tested on | iterations | FCOS with NMS: AP / AP50 | recommended, no NMS: AP / AP50"
     rows = []
-    for detectors in comparisons:
+    for comparison in comparisons:
+        detectors = comparison["detectors"]
         ours = next(d for d in detectors if "recommended" in d["name"])
         fcos = next((d for d in detectors if d["name"] == "FCOS"), None)
         steps = ours["progress"]
@@ -77,11 +85,13 @@ def overview(*comparisons: list[dict[str, Any]]) -> Table:
         )
         iterations = f"{round(steps[-1]['iterations'], -1):,}"
         rows.append([ours["settings"]["DATASETS.TEST"][0], iterations, *aps, *gaps])
-    return Table([*title.split(" | "), "NMS gaps half way", "NMS gaps at the end"], rows)
+    header = [*title.split(" | "), "NMS gaps half way", "NMS gaps at the end"]
+    return markdown_table(Table(header, rows))
 
 
-def crowding(detectors: list[dict[str, Any]]) -> Table:
+def crowding(comparison: dict[str, Any]) -> str:
     """AP / recall by crowding."""
+    detectors = comparison["detectors"]
     bins = detectors[0]["crowding"]["as_configured"]
     titles = [f"{BIN_NAMES[b]}, {spread(bins[b]['num_objects'], 0)} objects" for b in bins]
     rows = [
@@ -90,7 +100,7 @@ def crowding(detectors: list[dict[str, Any]]) -> Table:
         for detector in detectors
         for mode, of_bins in detector["crowding"].items()
     ]
-    return Table(["AP / recall", "NMS", *titles], rows)
+    return markdown_table(Table(["AP / recall", "NMS", *titles], rows))
 
 
 def _both(values: dict[str, dict[str, float]], *keys: str) -> str:
@@ -98,7 +108,7 @@ def _both(values: dict[str, dict[str, float]], *keys: str) -> str:
 
 
 GAPS = ("NMS_gap", "NMS_gap50")
-KINDS = {"overview": overview, "crowding": crowding}
+KINDS = {"overview": overview, "crowding": crowding, **TABLES}
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 """What the scripts of `benchmarks/` share: timing, memory, and detectors in several runtimes."""
 
 from .parts import PARTS, Stopwatch, time_parts
-from .report import describe_detector, describe_machine, environment, results, to_markdown
+from .report import inference_rows, make_parser, parts_rows, record
 from .runtimes import COMPLETE, EVERY_CANDIDATE, NETWORK, RUNTIMES, Key, Setting, keys_of, prepare
 from .stages import Detector, Network, Postprocess, build_detector, count_candidates, load_batches
-from .timing import Quartiles, Subject, Times, measure, round_order
+from .tables import TABLES
+from .timing import Subject, Times, measure, quartiles, round_order
 from .ways import (
     copy_bandwidth,
-    describe_ms,
-    describe_ratio,
     peak_memory,
     ratios,
     synchronizer,
@@ -21,11 +20,11 @@ __all__ = [
     "NETWORK",
     "PARTS",
     "RUNTIMES",
+    "TABLES",
     "Detector",
     "Key",
     "Network",
     "Postprocess",
-    "Quartiles",
     "Setting",
     "Stopwatch",
     "Subject",
@@ -33,21 +32,19 @@ __all__ = [
     "build_detector",
     "copy_bandwidth",
     "count_candidates",
-    "describe_detector",
-    "describe_machine",
-    "describe_ms",
-    "describe_ratio",
-    "environment",
+    "inference_rows",
     "keys_of",
     "load_batches",
+    "make_parser",
     "measure",
+    "parts_rows",
     "peak_memory",
     "prepare",
+    "quartiles",
     "ratios",
-    "results",
+    "record",
     "round_order",
     "synchronizer",
     "time_in_turn",
     "time_parts",
-    "to_markdown",
 ]

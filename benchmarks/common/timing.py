@@ -11,25 +11,24 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-__all__ = ["Quartiles", "Subject", "Times", "measure", "round_order"]
+__all__ = ["Subject", "Times", "measure", "quartiles", "round_order"]
 
 K = TypeVar("K", bound=Hashable)
 
 
-@dataclass(frozen=True)
-class Quartiles:
-    """Median, and the range that holds the middle half of the values."""
+def quartiles(values: Sequence[float]) -> dict[str, float]:
+    """The median, and the range that holds the middle half of the values.
 
-    lower: float
-    median: float
-    upper: float
+    Args:
+        values: one or more; between the sorted ones it interpolates.
 
-    @classmethod
-    def from_values(cls, values: Sequence[float]) -> Quartiles:
-        """By linear interpolation between the sorted values, of which one is enough."""
-        if len(values) == 1:
-            return cls(values[0], values[0], values[0])
-        return cls(*statistics.quantiles(values, n=4, method="inclusive"))
+    Returns:
+        "lower", "median" and "upper".
+    """
+    found = statistics.quantiles(
+        [*values] * (2 if len(values) == 1 else 1), n=4, method="inclusive"
+    )
+    return dict(zip(("lower", "median", "upper"), found, strict=True))
 
 
 @dataclass(frozen=True)
@@ -68,11 +67,6 @@ class Times:
     def postprocessing(self) -> list[float]:
         """Milliseconds of ``Subject.postprocess`` for a batch."""
         return [total - network for network, total in zip(self.network, self.total, strict=True)]
-
-    @property
-    def share(self) -> list[float]:
-        """Part of the total that the post-processing takes, from 0 to 1."""
-        return [a / b for a, b in zip(self.postprocessing, self.total, strict=True)]
 
 
 def round_order(keys: Sequence[K], index: int, seed: int = 0) -> list[K]:

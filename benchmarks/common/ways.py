@@ -14,13 +14,10 @@ from unittest import mock
 
 import torch
 
-from .timing import Quartiles, round_order
+from .timing import quartiles, round_order
 
 __all__ = [
     "copy_bandwidth",
-    "decimals",
-    "describe_ms",
-    "describe_ratio",
     "peak_memory",
     "ratios",
     "synchronizer",
@@ -62,25 +59,9 @@ def time_in_turn(
     return times
 
 
-def ratios(of: Sequence[float], to: Sequence[float]) -> Quartiles:
-    """Of the rounds' own ratios."""
-    return Quartiles.from_values([a / b for a, b in zip(of, to, strict=True)])
-
-
-def describe_ms(values: Sequence[float]) -> str:
-    """Median and quartiles, in three digits of the median."""
-    q = Quartiles.from_values(values)
-    return describe_ratio(q, decimals(q.median))
-
-
-def decimals(value: float) -> int:
-    """For three digits of a number that is not far below 1."""
-    return 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0
-
-
-def describe_ratio(q: Quartiles, digits: int = 2) -> str:
-    """Median and quartiles."""
-    return f"{q.median:.{digits}f} ({q.lower:.{digits}f} to {q.upper:.{digits}f})"
+def ratios(of: Sequence[float], to: Sequence[float]) -> dict[str, float]:
+    """Quartiles of the rounds' own ratios."""
+    return quartiles([a / b for a, b in zip(of, to, strict=True)])
 
 
 def peak_memory(make: Callable[..., Callable[[], object]], *arguments: Any) -> float:

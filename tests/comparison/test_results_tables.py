@@ -53,7 +53,7 @@ def test_tables_by_hand(tool: ModuleType, tmp_path: Path) -> None:
     names = {"overview": "a.json,b.json"}
     blocks = [
         f"<!-- table: {names.get(kind, 'a.json')} {kind} -->\nold\n<!-- end of table -->"
-        for kind in tool.KINDS
+        for kind in ("overview", "crowding")
     ]
     found = tool.with_tables("\n".join(["# Title", *blocks, "The end."]), tmp_path)
     rows = [line for line in found.split("\n") if line.startswith("| ") and "---" not in line]
@@ -75,8 +75,8 @@ def test_tables_by_hand(tool: ModuleType, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("block", "message"),
     [
-        ("b.json overview", r"b\.json is no comparison"),
-        ("b.json sum", "no table 'sum'; choose one"),
+        ("b.json overview", r"b\.json has no such results"),
+        ("b.json overview,sum", "no table 'sum'; choose one"),
     ],
 )
 def test_what_is_no_table(tool: ModuleType, tmp_path: Path, block: str, message: str) -> None:
@@ -84,8 +84,24 @@ def test_what_is_no_table(tool: ModuleType, tmp_path: Path, block: str, message:
         tool.with_tables(f"<!-- table: {block} -->\n<!-- end of table -->", tmp_path)
 
 
+def test_several_tables_of_one_file(tool: ModuleType, tmp_path: Path) -> None:
+    machine = {"cpu": "AMD EPYC", "cores": 2, "threads": 2, "gpu": None, "torch": "2.14.1"}
+    one = {"lower": 1.0, "median": 1.0, "upper": 1.0}
+    row = {"what": "plain", "milliseconds": {"median": 484.0}, "ratio": one}
+    run = {"benchmark": "settings", "title": "Step", "rows": [row], "machine": machine}
+    run |= {"command": "python a.py --json b.json", "commit": "abc", "date": "2026-12-01 10:00"}
+    (tmp_path / "a.json").write_text(json.dumps({"runs": [run]}))
+    block = "<!-- table: a.json settings,commands -->\n<!-- end of table -->"
+    found = tool.with_tables(block, tmp_path)
+    assert "| plain | 484 | 1.00 | – |\n\n```\npython a.py\n```\nCommit abc, 2026-12-01; " in found
+    assert tool.with_tables(found, tmp_path) == found
+
+
 def test_tables_in_docs_are_those_of_the_results(tool: ModuleType) -> None:
     root = Path(__file__).parents[2]
+    used = set()
     for report in (root / "README.md", *(root / "docs").glob("*.md")):
         text = report.read_text(encoding="utf-8")
         assert tool.with_tables(text, report.parent) == text, f"tools/results_tables.py {report}"
+        used |= {kind for _, _, kinds, _ in tool.BLOCK.findall(text) for kind in kinds.split(",")}
+    assert used == set(tool.KINDS)  # no table that no report has, benchmark.md's among them
