@@ -49,7 +49,9 @@ def main() -> None:
         learnt = [
             read_checkpoint(str(run / "model_final.pth"))["model"][WEIGHTS] for run in args.runs
         ]
+        config = load_config(str(args.runs[0] / "config.yaml"), eval_only=True)
         content = {
+            "dataset": config.DATASETS.TEST[0],
             "runs": [str(run) for run in args.runs],
             "machine": describe_machine(),
             "learnt": [(weights * torch.tensor(UNITS)).tolist() for weights in learnt],

@@ -6,8 +6,10 @@ python tools/results_tables.py docs/beyond_one_to_one.md docs/benchmark.md
 A table stands between `<!-- table: results/FILE.json KIND -->` and `<!-- end of table -->`; the
 file's path is relative to the report. KIND, or several with commas between them, is
 
-* of a comparison: `crowding` (by an object's largest IoU with another of its class), or `overview`,
-  a row for each of several files, with commas between them: FCOS beside the recommended OneNet;
+* of a comparison: `crowding` (by an object's largest IoU with another of its class), or, a row for
+  each of several files, with commas between them: `overview` (FCOS beside the recommended OneNet)
+  or `detectors` (all four);
+* of tools/ablate_rescoring.py: `ablation`, of several files, too;
 * of benchmarks: `inference`, `parts`, `assignment`, `training_step`, `settings`, or `commands`.
 """
 
@@ -79,13 +81,43 @@ def overview(*comparisons: dict[str, Any]) -> str:
             DASH if d is None else _both(d["aggregate"]["as_configured"], "AP", "AP50")
             for d in (fcos, ours)
         )
-        gaps = (
-            _both({k: dict.fromkeys(("mean", "min", "max"), step[k]["mean"]) for k in GAPS}, *GAPS)
-            for step in (steps[len(steps) // 2 - 1], steps[-1])
-        )
+        half = [s for s in steps if abs(2 * s["iterations"] - steps[-1]["iterations"]) < 10]
+        gaps = [_both({k: _mean(s[k]) for k in GAPS}, *GAPS) for s in (*half[:1], steps[-1])]
+        gaps = gaps if half else [DASH, *gaps]
         iterations = f"{round(steps[-1]['iterations'], -1):,}"
         rows.append([ours["settings"]["DATASETS.TEST"][0], iterations, *aps, *gaps])
     header = [*title.split(" | "), "NMS gaps half way", "NMS gaps at the end"]
+    return markdown_table(Table(header, rows))
+
+
+def detectors(*comparisons: dict[str, Any]) -> str:
+    """AP / AP50 of OneNet and the detectors with NMS, means over the seeds."""
+    names = ("OneNet, plain", "recommended", "FCOS", "RetinaNet")
+    rows = []
+    for comparison in comparisons:
+        found = {d["name"].removeprefix("OneNet, "): d for d in comparison["detectors"]}
+        rows.append([comparison["detectors"][0]["settings"]["DATASETS.TEST"][0]])
+        for name in names:
+            detector = found.get(name.removeprefix("OneNet, "))
+            cell = DASH
+            if detector is not None:
+                results, seeds = detector["aggregate"]["as_configured"], len(detector["seeds"])
+                cell = _both({key: _mean(results[key]) for key in ("AP", "AP50")}, "AP", "AP50")
+                cell += "" if seeds == 3 else f" ({seeds} seed{'s' if seeds > 1 else ''})"
+            rows[-1].append(cell)
+    header = ["AP / AP50 on", *names[:2], *(f"{name} with NMS" for name in names[2:])]
+    return markdown_table(Table(header, rows))
+
+
+def ablation(*files: dict[str, Any]) -> str:
+    """AP / AP50 of the same heads under other weights of rescoring, and the weights learnt."""
+    header = ["AP / AP50 on", *files[0]["variants"], "weights learnt"]
+    rows = []
+    for file in files:
+        cells = [_both(results, "AP", "AP50") for results in file["variants"].values()]
+        seeds = list(zip(*file["learnt"], strict=True))
+        learnt = ", ".join(f"{sum(weights) / len(weights):.1f}" for weights in seeds)
+        rows.append([file["dataset"], *cells, learnt])
     return markdown_table(Table(header, rows))
 
 
@@ -107,8 +139,16 @@ def _both(values: dict[str, dict[str, float]], *keys: str) -> str:
     return " / ".join(spread(values[key], 1, key) for key in keys)
 
 
+def _mean(value: dict[str, float]) -> dict[str, float]:
+    """The same without its range."""
+    return dict.fromkeys(("mean", "min", "max"), value["mean"])
+
+
 GAPS = ("NMS_gap", "NMS_gap50")
-KINDS = {"overview": overview, "crowding": crowding, **TABLES}
+KINDS = {
+    **{table.__name__: table for table in (overview, detectors, crowding, ablation)},
+    **TABLES,
+}
 
 
 if __name__ == "__main__":
