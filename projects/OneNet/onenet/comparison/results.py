@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import platform
@@ -26,11 +25,9 @@ __all__ = [
     "aggregate",
     "collect",
     "describe_machine",
-    "fingerprint",
     "has_nms",
     "mean_curve",
     "nms_words",
-    "read_losses",
     "read_progress",
     "variant_name",
     "variants",
@@ -177,38 +174,24 @@ def mean_curve(detector: dict[str, Any], variant: str, name: str) -> list[float]
     return [math.nan if mean is None else mean["mean"] for mean in means]
 
 
-def read_losses(run: Run) -> tuple[list[int], list[float]]:
-    """A run's ``total_loss`` from metrics.json: iterations and values, possibly empty.
-
-    Of an iteration that was repeated after resuming, the last value is used.
-    """
-    losses = _read_metrics(run, {"total_loss": "total_loss"})
-    return list(losses), [entry["total_loss"] for entry in losses.values()]
-
-
 def read_progress(run: Run) -> dict[int, dict[str, float]]:
     """Results of the evaluations during a run's training, from metrics.json.
 
     Returns:
         Number of iterations -> {"AP", "AP50", "NMS_gap", "NMS_gap50"}, as configured; may be empty.
+        Of an iteration that was repeated after resuming, the last results are used.
     """
-    names = {f"end_to_end/{key}": key for key in PROGRESS}
-    return {iteration + 1: entry for iteration, entry in _read_metrics(run, names).items()}
-
-
-def _read_metrics(run: Run, names: dict[str, str]) -> dict[int, dict[str, float]]:
-    """Iteration -> values under their new names, for lines that have all of them; in order."""
     found = {}
     path = run.trained_in / "metrics.json"
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
     for line in lines:
         try:
             entry = json.loads(line)
-            iteration = int(entry["iteration"])
-            found[iteration] = {new: float(entry[name]) for name, new in names.items()}
+            results = {key: float(entry[f"end_to_end/{key}"]) for key in PROGRESS}
+            found[int(entry["iteration"]) + 1] = results
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue  # other metrics, or a partial line
-    return dict(sorted(found.items()))
+    return found
 
 
 def describe_machine() -> dict[str, Any]:
@@ -223,28 +206,6 @@ def describe_machine() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,
     }
-
-
-def fingerprint(runs: Sequence[Run], options: dict[str, Any]) -> str:
-    """Hash of all inputs of the report, to tell whether it is up to date.
-
-    Args:
-        runs: finished runs.
-        options: other inputs of the page.
-    """
-    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
-    for run in runs:
-        settings = {"name": run.name, "note": run.entry.note, "seed": run.seed, **run.settings}
-        digest.update(hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).digest())
-        files = [
-            folder / name
-            for folder in variants(run).values()
-            for name in ("end_to_end.json", "coco_instances_results.json")
-        ]
-        for path in [*files, run.trained_in / "metrics.json"]:
-            content = path.read_bytes() if path.is_file() else b""
-            digest.update(hashlib.sha256(content).digest())
-    return digest.hexdigest()
 
 
 def _read_json(path: Path) -> dict[str, Any]:
