@@ -58,18 +58,18 @@ class Plan:
         Raises:
             ConfigError: see :func:`read_plan`.
         """
-        entries = self.entries
-        if overrides:
-            more = _overrides(list(overrides), "--set")
-            _check_some_config(entries, "--set")
-            entries = tuple(
-                replace(e, overrides=e.overrides + more) if e.config else e for e in entries
+        more = _overrides(list(overrides), "--set")
+        if more and not any(entry.config for entry in self.entries):
+            raise ConfigError(
+                "--set gives overrides, but all runs are finished: nothing is trained; remove them."
             )
         return Plan(
             title=self.title if title is None else title,
             output=self.output if output is None else Path(output),
             seeds=self.seeds if seeds is None else _seeds(list(seeds), "--seeds"),
-            entries=entries,
+            entries=tuple(
+                replace(e, overrides=e.overrides + more) if e.config else e for e in self.entries
+            ),
         )
 
 
@@ -115,29 +115,26 @@ def read_plan(path: str) -> Plan:
     Raises:
         ConfigError: the file, a key or a value is wrong; the message names it and the fix.
     """
-    content, where = read_yaml(path), path
-    _check_keys(content, _PLAN_KEYS, where)
+    content = read_yaml(path)
+    _check_keys(content, _PLAN_KEYS, path)
     for key in ("output", "runs"):
         if not content.get(key):
-            raise ConfigError(f"{where} has no '{key}'; add it.")
-    output = _text(content, "output", where)
-    common = _overrides(content.get("overrides"), f"{where}, 'overrides'")
+            raise ConfigError(f"{path} has no '{key}'; add it.")
+    common = _overrides(content.get("overrides"), f"{path}, 'overrides'")
     if not isinstance(content["runs"], list):
         raise ConfigError(
-            f"{where}: 'runs' must be a list of {{name, config}} or {{name, folder}}, but is a"
+            f"{path}: 'runs' must be a list of {{name, config}} or {{name, folder}}, but is a"
             f" {type(content['runs']).__name__}; start each run with '- '."
         )
     entries = [
-        _entry(run, common, f"{where}, run number {i}")
+        _entry(run, common, f"{path}, run number {i}")
         for i, run in enumerate(content["runs"], start=1)
     ]
-    _check_names(entries, where)
-    if common:
-        _check_some_config(entries, f"{where}, 'overrides'")
+    _check_names(entries, path)
     return Plan(
-        title=_text(content, "title", where) or "Detectors compared",
-        output=Path(output),
-        seeds=_seeds(content.get("seeds", [1]), f"{where}, 'seeds'"),
+        title=_text(content, "title", path) or "Detectors compared",
+        output=Path(_text(content, "output", path)),
+        seeds=_seeds(content.get("seeds", [1]), f"{path}, 'seeds'"),
         entries=tuple(entries),
     )
 
@@ -147,9 +144,7 @@ def _entry(run: Any, common: tuple[str, ...], where: str) -> Entry:
     config, folder = _text(run, "config", where), _text(run, "folder", where)
     if bool(config) == bool(folder):
         has = "both 'config' and 'folder'" if config else "neither 'config' nor 'folder'"
-        raise ConfigError(
-            f"{where} has {has}; give a config to train, or else the folder of a finished run."
-        )
+        raise ConfigError(f"{where} has {has}; give a config to train, or a finished run's folder.")
     if folder and run.get("overrides"):
         raise ConfigError(
             f"{where}: 'overrides' change nothing in the finished run {folder}; remove them."
@@ -218,13 +213,6 @@ def _overrides(values: Any, where: str) -> tuple[str, ...]:
                 f"{where} sets {key}, which a comparison takes from {_OWN_KEYS[key]}; remove it."
             )
     return tuple(str(value) for value in values)
-
-
-def _check_some_config(entries: Sequence[Entry], where: str) -> None:
-    if not any(entry.config for entry in entries):
-        raise ConfigError(
-            f"{where} gives overrides, but all runs are finished: nothing is trained; remove them."
-        )
 
 
 def _check_exists(entry: Entry, where: str) -> None:

@@ -100,12 +100,10 @@ def plot_ap(detectors: Sequence[dict[str, Any]]) -> str:
                     y, mean["mean"], height=0.38, color=style(row)["color"], alpha=0.75,
                     hatch=hatches[side], edgecolor="white", zorder=2,
                 )  # fmt: skip
-                values = [
-                    (seed["evaluations"].get(variant, {}).get("results") or {}).get(key)
-                    for seed in detector["seeds"]
-                ]
-                values = [value for value in values if value is not None]
-                axes.plot(values, [y] * len(values), "ko", markersize=3.5, zorder=3)
+                for seed in detector["seeds"]:
+                    value = seed["evaluations"].get(variant, {}).get("results", {}).get(key)
+                    if value is not None:
+                        axes.plot(value, y, "ko", markersize=3.5, zorder=3)
                 axes.annotate(
                     f"{mean['mean']:.1f}", (mean["max"], y), (4, 0), textcoords="offset points",
                     va="center", fontsize=8,
@@ -161,6 +159,7 @@ def _plot_curves(
         if log:
             axes.set_yscale("log", nonpositive="mask")
         axes.set(xlim=(0, 1), **look)
-        axes.figure.legend(loc="outside lower center", ncols=1, handlelength=3)
+        if axes.lines:
+            axes.figure.legend(loc="outside lower center", ncols=1, handlelength=3)
 
     return _svg(prefix, draw, height=2.9 + 0.17 * len(lines))

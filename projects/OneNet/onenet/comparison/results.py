@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,19 +87,13 @@ def collect(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def _detector(name: str, runs: Sequence[Run]) -> dict[str, Any]:
     entry, settings = runs[0].entry, runs[0].settings
-    seeds = [
-        {
-            "seed": run.seed,
-            "folder": str(run.folder),
-            "evaluations": {
-                variant: _read_json(path / "end_to_end.json")
-                for variant, path in variants(run).items()
-            },
-        }
-        for run in runs
-    ]
-    found = {v: [s["evaluations"][v] for s in seeds if v in s["evaluations"]] for v in _FOLDERS}
-    found = {variant: evaluations for variant, evaluations in found.items() if evaluations}
+    seeds = []
+    found: dict[str, list[dict[str, Any]]] = {}  # the evaluations by variant
+    for run in runs:
+        evaluations = {v: _read_json(path / "end_to_end.json") for v, path in variants(run).items()}
+        seeds.append({"seed": run.seed, "folder": str(run.folder), "evaluations": evaluations})
+        for variant, evaluation in evaluations.items():
+            found.setdefault(variant, []).append(evaluation)
     return {
         "name": name,
         "note": entry.note,
@@ -108,7 +103,7 @@ def _detector(name: str, runs: Sequence[Run]) -> dict[str, Any]:
         "has_nms": has_nms(settings),
         "seeds": seeds,
         "aggregate": {
-            v: _aggregate_keys([e.get("results") or {} for e in evaluations])
+            v: _aggregate_keys([e.get("results", {}) for e in evaluations])
             for v, evaluations in found.items()
         },
         "crowding": {v: _aggregate_crowding(evaluations) for v, evaluations in found.items()},
@@ -148,9 +143,8 @@ def _aggregate_crowding(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]
     """Aggregates each crowding bin over the seeds, by its name."""
     bins: dict[str, list[dict[str, Any]]] = {}
     for evaluation in evaluations:
-        for part in evaluation.get("crowding") or []:
-            numbers = {key: value for key, value in part.items() if key != "name"}
-            bins.setdefault(part["name"], []).append(numbers)
+        for part in evaluation.get("crowding", []):
+            bins.setdefault(part["name"], []).append({k: v for k, v in part.items() if k != "name"})
     return {name: _aggregate_keys(parts) for name, parts in bins.items()}
 
 
@@ -166,7 +160,7 @@ def _aggregate_progress(runs: Sequence[dict[int, dict[str, float]]]) -> list[dic
 def mean_curve(detector: dict[str, Any], variant: str, name: str) -> list[float]:
     """Mean over the seeds of one of ``curves``; nan where no seed has a value, [] if missing."""
     curves = [
-        (seed["evaluations"][variant].get("curves") or {}).get(name) or []
+        seed["evaluations"][variant].get("curves", {}).get(name, [])
         for seed in detector["seeds"]
         if variant in seed["evaluations"]
     ]
@@ -189,18 +183,17 @@ def read_progress(run: Run) -> dict[int, dict[str, float]]:
             entry = json.loads(line)
             results = {key: float(entry[f"end_to_end/{key}"]) for key in PROGRESS}
             found[int(entry["iteration"]) + 1] = results
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             continue  # other metrics, or a partial line
     return found
 
 
 def describe_machine() -> dict[str, Any]:
     """CPU, cores and threads of this process, GPU, and PyTorch's version."""
-    info = Path("/proc/cpuinfo")  # has the CPU model, on Linux
-    lines = info.read_text().splitlines() if info.is_file() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    info = Path("/proc/cpuinfo")  # on Linux
+    model = re.search(r"model name\s*: (.*)", info.read_text() if info.is_file() else "")
     return {
-        "cpu": models[0] if models else platform.processor() or platform.machine(),
+        "cpu": model[1] if model else platform.processor() or platform.machine(),
         "cores": num_cores(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .results import AS_CONFIGURED, PROGRESS, nms_words
+from .results import PROGRESS, nms_words
 
 __all__ = [
     "BIN_NAMES",
@@ -65,31 +65,26 @@ def summary_table(comparison: dict[str, Any]) -> Table:
 def crowding_table(comparison: dict[str, Any]) -> Table:
     """A heading and the summary's rows for each crowding bin."""
     rows: list[list[str]] = []
-    detectors = comparison["detectors"]
-    for name in dict.fromkeys(
-        n for d in detectors for bins in d["crowding"].values() for n in bins
-    ):
-        counts: dict[str, None] = {}
-        part = []
-        for detector in detectors:
-            crowding = detector["crowding"] or {AS_CONFIGURED: {}}
-            bins = {variant: bins.get(name, {}) for variant, bins in crowding.items()}
-            counts |= dict.fromkeys(spread(b.get("num_objects"), 0) for b in bins.values())
+    for name, title in BIN_NAMES.items():
+        part, counts = [], []
+        for detector in comparison["detectors"]:
+            bins = {variant: bins.get(name, {}) for variant, bins in detector["crowding"].items()}
+            counts += [spread(b.get("num_objects"), 0) for b in bins.values()]
             part += _result_rows(detector, bins, _CROWDING_COLUMNS)
-        rows += [[f"{BIN_NAMES.get(name, name)}: {' or '.join(counts)} objects"], *part]
+        rows += [[f"{title}: {' or '.join(dict.fromkeys(counts))} objects"], *part]
     return Table(["detector", "NMS", *(title for _, title, _ in _CROWDING_COLUMNS)], rows)
 
 
 def _result_rows(
     detector: dict[str, Any], results: dict[str, Any], columns: Sequence[tuple[str, str, int]]
 ) -> list[list[str]]:
-    """A row for each variant of a detector; one row of dashes if there is none."""
+    """A row for each variant of a detector."""
     return [
         [
             *(detector["name"], nms_words(detector, variant) or "none"),
             *(spread(values.get(key), decimals, key) for key, _, decimals in columns),
         ]
-        for variant, values in (results or {AS_CONFIGURED: {}}).items()
+        for variant, values in results.items()
     ]
 
 
