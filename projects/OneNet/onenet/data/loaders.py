@@ -24,8 +24,6 @@ from detectron2.data import (
     get_detection_dataset_dicts,
 )
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..utils.errors import ConfigError, DataError, ImageError
@@ -39,8 +37,6 @@ logger = logging.getLogger(__name__)
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 
 _TRIES = 100  # images tried in place of a broken one
-_ORIENTATION = 0x0112  # EXIF tag
-_TURNED = (5, 6, 7, 8)  # rotated by 90 degrees
 _SKIPPED = "skipped"  # a sample's key: messages about the images that it replaces
 
 
@@ -166,7 +162,7 @@ class TrainLoader:
         _check_classes(records, cfg)
         self._is_wide = None
         if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
-            self._is_wide = np.array([_is_wide(record) for record in records])
+            self._is_wide = np.array([r["width"] > r["height"] for r in records])
         self._records = DatasetFromList(records, copy=False)  # compact, shared by all processes
         self.seed = cfg.SEED if cfg.SEED >= 0 else int(comm.shared_random_seed())
         self.start = 0
@@ -199,19 +195,6 @@ class TrainLoader:
                     self.skipped[sentence] = self.skipped.get(sentence, 0) + 1
             self.batch = batch
             yield batch
-
-
-def _is_wide(record: dict[str, Any]) -> bool:
-    """Whether the image is wider than high, by the record or else the file."""
-    if "width" in record and "height" in record:
-        return record["width"] > record["height"]
-    try:
-        with PathManager.open(record["file_name"], "rb") as file, Image.open(file) as image:
-            width, height = image.size
-            turned = image.getexif().get(_ORIENTATION) in _TURNED
-    except Exception:  # the mapper will report the image
-        return False
-    return height > width if turned else width > height
 
 
 def _load_records(cfg: CfgNode) -> list[dict[str, Any]]:
