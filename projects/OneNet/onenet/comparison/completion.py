@@ -105,13 +105,7 @@ def complete_runs(
 
 
 def _carry_out(run: Run, command: list[str], lock: int, jobs: int, stop: threading.Event) -> None:
-    """Runs the command of a run until it ends or ``stop`` is set.
-
-    On Linux, the child also ends if this process is killed.
-
-    Raises:
-        RunFailed: the command failed or wrote no results.
-    """
+    """Runs the command of a run until it ends or ``stop`` is set; raises RunFailed if it failed."""
     run.folder.mkdir(parents=True, exist_ok=True)
     if not (run.folder / "run.json").is_file():
         write_json(str(run.folder / "run.json"), record(run))

@@ -41,13 +41,7 @@ _STYLE = {
 
 
 def _svg(prefix: str, draw: Callable[[Axes], None], height: float) -> str:
-    """Draws a figure 4.5 inches wide, and returns it as an ``<svg>`` element.
-
-    Args:
-        prefix: of all ids; unique in a page.
-        draw: draws into the axes.
-        height: in inches.
-    """
+    """Draws a figure 4.5 inches wide as an ``<svg>`` element whose ids begin with ``prefix``."""
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=(4.5, height), layout="constrained")
         draw(axes)
@@ -65,10 +59,8 @@ def _svg(prefix: str, draw: Callable[[Axes], None], height: float) -> str:
 
 def style(index: int) -> dict[str, Any]:
     """Colour and dashes of a detector in all plots, by its index."""
-    return {
-        "color": _PALETTE[index % len(_PALETTE)],
-        "linestyle": _DASHES[index % len(_DASHES)],
-    }
+    color, dashes = _PALETTE[index % len(_PALETTE)], _DASHES[index % len(_DASHES)]
+    return {"color": color, "linestyle": dashes}
 
 
 def _lines(detectors: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], str, dict]]:

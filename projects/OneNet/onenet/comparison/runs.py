@@ -169,9 +169,9 @@ def check_same_settings(run: Run) -> None:
     old = {**_compared({"settings": yaml.safe_load(cfg.dump())}), **old}
     new = _compared(record(run))
     changes = [
-        f"{key} was {old.get(key, 'absent')!r}, now {new.get(key, 'absent')!r}"
+        f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
         for key in sorted({*old, *new})
-        if old.get(key, "absent") != new.get(key, "absent")
+        if old.get(key) != new.get(key)
     ]
     if changes:
         more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
