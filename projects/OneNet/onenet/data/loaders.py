@@ -8,6 +8,7 @@ the stream, whichever process loads it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import random
@@ -228,17 +229,12 @@ def _check_classes(records: list[dict[str, Any]], cfg: CfgNode) -> None:
                 )
 
 
-class _OrSkipped:
-    """A mapper that returns a message instead of a broken image."""
-
-    def __init__(self, mapper: Mapper) -> None:
-        self._mapper = mapper
-
-    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        try:
-            return self._mapper(record)
-        except ImageError as error:
-            return {_SKIPPED: [str(error)]}
+def _or_skipped(mapper: Mapper, record: dict[str, Any]) -> dict[str, Any]:
+    """Maps a record; a message instead of a broken image."""
+    try:
+        return mapper(record)
+    except ImageError as error:
+        return {_SKIPPED: [str(error)]}
 
 
 class _WithoutBroken:
@@ -283,4 +279,5 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader | _WithoutB
     mapper: Mapper = OneNetDatasetMapper(cfg, is_train=False)
     if cfg.INPUT.ON_BAD_IMAGE == "fail":
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
-    return _WithoutBroken(build_detection_test_loader(cfg, dataset_name, mapper=_OrSkipped(mapper)))
+    mapper = functools.partial(_or_skipped, mapper)
+    return _WithoutBroken(build_detection_test_loader(cfg, dataset_name, mapper=mapper))
