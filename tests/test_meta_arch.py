@@ -155,13 +155,13 @@ def test_mixed_precision_with_rescoring(make_gt) -> None:
 @pytest.mark.parametrize(("name", "count"), [*((name, 100) for name in HEADS), (RECOMMENDED, 200)])
 def test_only_detections_and_candidates_are_decoded(name: str, count: int, monkeypatch) -> None:
     model = build(name).eval()
-    decode, counts = model.head._decode, []
+    decode, counts = model.head.decode, []
 
     def counting(codes: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
         counts.append(codes.shape[:2])
         return decode(codes, anchors)
 
-    monkeypatch.setattr(model.head, "_decode", counting)
+    monkeypatch.setattr(model.head, "decode", counting)
     with torch.no_grad():
         model([record((64, 96)), record((64, 64))])
     assert counts == [(2, count)]

@@ -110,7 +110,10 @@ def make_run(tmp_path: Path, data_opts: list[str]) -> Callable[..., str]:
         (folder / "config.yaml").write_text(cfg.dump())
         (folder / "model_final.pth").write_bytes(b"weights")
         lines = [json.dumps({"iteration": i, "total_loss": 9 / (i + 1)}) for i in range(30)]
-        (folder / "metrics.json").write_text("\n".join([*lines, '{"iteration": 30, "tot']))
+        results = {"AP": 60.0, "AP50": 80.0, "NMS_gap": 1.0, "NMS_gap50": 0.0}
+        results = {f"end_to_end/{key}": value for key, value in results.items()}
+        lines += [json.dumps({"iteration": 29, **results}), '{"iteration": 30, "tot']
+        (folder / "metrics.json").write_text("\n".join(lines))
         detections = [
             {"image_id": 4, "category_id": 3, "bbox": box, "score": score}
             for box, score in (

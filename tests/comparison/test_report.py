@@ -20,8 +20,8 @@ from onenet import ConfigError
 from onenet.comparison import ReportOptions, compare, plan_from_paths
 from onenet.comparison.differences import differences
 from onenet.comparison.pictures import COLORS, DUPLICATE, OTHER, draw, pick_records
-from onenet.comparison.plots import _lines, plot_ap, plot_losses, plot_speed, smoothed, style
-from onenet.comparison.results import aggregate, collect, mean_curve, read_losses
+from onenet.comparison.plots import _lines, plot_ap, style
+from onenet.comparison.results import aggregate, collect, mean_curve, read_progress
 from onenet.comparison.runs import find_runs
 from onenet.comparison.speed import WARM_UP, build, time_models
 
@@ -100,11 +100,6 @@ def test_mean_curve_by_hand() -> None:
     assert mean_curve({"seeds": seeds}, "as_configured", "score") == []
 
 
-def test_smoothed_keeps_constants_and_ends() -> None:
-    assert smoothed([2.0] * 50) == pytest.approx([2.0] * 50)
-    assert smoothed([1.0, 5.0]) == [1.0, 5.0] and smoothed([]) == []
-
-
 def test_seeds_are_gathered(make_run, tmp_path: Path) -> None:
     (run,) = find_runs(plan_from_paths([make_run("a", ap=60.0)], output=str(tmp_path)))
     (other,) = find_runs(plan_from_paths([make_run("b", ap=66.0)], output=str(tmp_path)))
@@ -114,8 +109,8 @@ def test_seeds_are_gathered(make_run, tmp_path: Path) -> None:
     assert [seed["seed"] for seed in detector["seeds"]] == [1, 2]
     assert detector["aggregate"]["as_configured"]["AP"]["mean"] == 63.0
     assert detector["crowding"]["as_configured"]["over_0.5"]["AP"]["max"] == 66.0
-    iterations, losses = read_losses(run)
-    assert iterations == list(range(30)) and losses[:2] == [9.0, 4.5]  # the cut line is left out
+    results = {"AP": 60.0, "AP50": 80.0, "NMS_gap": 1.0, "NMS_gap50": 0.0}
+    assert read_progress(run) == {30: results}  # losses and the cut line are left out
 
 
 def test_page_and_markdown(make_run, tmp_path: Path) -> None:
@@ -146,7 +141,6 @@ def test_page_and_markdown(make_run, tmp_path: Path) -> None:
         "AP without and with NMS",
         "Duplicates against the score threshold",
         "Precision and recall at IoU 0.5",
-        "Training loss",
     ]
     assert "-0.0" not in page.text.replace("+0.0", "")
 
@@ -238,10 +232,7 @@ def test_plots_have_one_style() -> None:
     ]
     ap = plot_ap(detectors)
     assert ">without NMS<" in ap and ">with NMS<" in ap
-    times = [{"name": name, "milliseconds": 9.0, "ratio": 1.0} for name in "ab"]
-    losses = {name: [([0, 1], [2.0, 1.0])] for name in "ab"}
-    for svg in (ap, plot_speed(times), plot_losses(losses)):
-        assert style(0)["color"].lower() in svg and style(1)["color"].lower() in svg
+    assert style(0)["color"].lower() in ap and style(1)["color"].lower() in ap
     looks = [look for *_, look in _lines(detectors)]
     assert looks[:2] == [style(0), style(1)]
     assert looks[2]["color"] == looks[1]["color"] and looks[2]["linestyle"] not in (

@@ -146,7 +146,7 @@ def test_a_failure_does_not_end_the_others(tmp_path: Path, fake: list[str]) -> N
         complete(plan, fake, said.append)
     assert str(caught.value).startswith("baseline_fcos_R18_FPN, seed 1 failed: exit code 3")
     assert [is_done(run) for run in find_runs(plan)] == [True, False, True]
-    assert "baseline_fcos_R18_FPN, seed 1: failed, going on with the others" in said
+    assert "baseline_fcos_R18_FPN, seed 1: failed; its log is shown at the end" in said
 
 
 # A run that ends only once there are as many others under way as its first argument says.

@@ -23,7 +23,6 @@ from torchvision.ops import box_iou
 from onenet.data import (
     CROWDED_DIGITS,
     DigitsLayout,
-    digit_image,
     digits_drawing,
     load_glyphs,
     make_digits,
@@ -52,6 +51,13 @@ def contents(root: Path) -> dict[str, bytes]:
 
 def all_digits(split: str, num_images: int) -> list:
     return [place_digits(np.random.default_rng([7, index]), split) for index in range(num_images)]
+
+
+def digit_image(split: str, index: int, seed: int = 0) -> tuple[np.ndarray, list]:
+    """One image of the set, and its digits."""
+    rng = digits_drawing.image_rng(seed, split, index)
+    digits = place_digits(rng, split)
+    return digits_drawing.draw_digits(rng, digits, DigitsLayout().canvas_size), digits
 
 
 def test_validation_glyphs_are_never_seen_in_training():

@@ -17,7 +17,7 @@ from PIL import Image
 
 from onenet.config import add_onenet_config
 from onenet.data import register_coco_json
-from onenet.data.loaders import TrainLoader, _is_wide, _WithoutBroken, build_test_loader
+from onenet.data.loaders import TrainLoader, _WithoutBroken, build_test_loader
 from onenet.utils.errors import ConfigError, DataError, ImageError
 
 NUM_IMAGES = 7
@@ -179,29 +179,6 @@ def test_evaluation_goes_on_without_a_broken_image(cfg, tmp_path: Path, caplog) 
     assert len(loader) == NUM_IMAGES
     assert [s["image_id"] for batch in loader for s in batch] == [1, 2, 3, 5, 6, 7]
     assert "1 of 7 images could not be read, and count as images in which nothing" in caplog.text
-
-
-def test_records_need_no_sizes(cfg, tmp_path: Path) -> None:
-    """They are in the image's header, which may say that it has to be turned."""
-    whole = stream(cfg, 12)
-    records = [dict(record) for record in DatasetCatalog.get(cfg.DATASETS.TRAIN[0])]
-    for record in records:
-        del record["width"], record["height"]
-    name = str(tmp_path / "without sizes")
-    DatasetCatalog.register(name, lambda: records)
-    cfg.DATASETS.TRAIN = (name,)
-    assert stream(cfg, 12) == whole
-
-
-def test_a_turned_image_is_as_wide_as_it_is_shown(tmp_path: Path) -> None:
-    path, exif = tmp_path / "a.jpg", Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (32, 24)).save(path)
-    assert _is_wide({"file_name": str(path)})
-    Image.new("RGB", (32, 24)).save(path, exif=exif)
-    assert not _is_wide({"file_name": str(path)})
-    path.write_bytes(b"")  # the mapper names it
-    assert not _is_wide({"file_name": str(path)})
 
 
 def test_an_empty_test_loader() -> None:

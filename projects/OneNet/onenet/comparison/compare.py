@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,24 +13,14 @@ from typing import Any
 
 from ..utils.errors import ConfigError, DataError
 from ..utils.files import read_json, write_json, write_whole
-from . import plots
 from .completion import complete_runs, locked
 from .differences import differences
-from .page import Gallery, html_page
-from .pictures import draw_detections, draw_truth, pick_records
+from .page import html_page, markdown_page
+from .pictures import Picture, draw_detections, draw_truth, pick_records
 from .plan import Plan
-from .results import (
-    AS_CONFIGURED,
-    collect,
-    describe_machine,
-    fingerprint,
-    read_losses,
-    variant_name,
-    variants,
-)
+from .results import AS_CONFIGURED, collect, describe_machine, variant_name, variants
 from .runs import Run, by_name, find_runs
 from .speed import time_runs
-from .tables import markdown
 
 __all__ = ["ReportOptions", "compare"]
 
@@ -94,14 +86,32 @@ def compare(
     runs = find_runs(plan)
     with locked(plan.output, say) as lock:
         complete_runs(runs, train_command, lock, num_gpus, jobs, say)
-        mark = fingerprint(runs, {"title": plan.title, **asdict(options)})
+        detectors = collect(runs)
+        mark = _fingerprint(plan.title, options, detectors)
         page = plan.output / "comparison.html"
         if not write_anew and _is_up_to_date(plan.output, mark):
             say(f"Nothing to do: {page} is up to date.")
             return
         say(f"Measuring speed and writing {page} ...")
-        _write_report(plan, runs, options, command, mark)
+        comparison = {
+            "title": plan.title,
+            "date": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
+            "command": command,
+            "machine": describe_machine(),
+            "options": asdict(options),
+            "not_equal": differences(detectors),
+            "detectors": detectors,
+            "speed_rounds": options.speed_rounds,
+            "fingerprint": mark,
+        }
+        _write_report(plan.output, comparison, [seeds[0] for seeds in by_name(runs).values()])
         say(f"Done: {page}, and beside it comparison.md and comparison.json.")
+
+
+def _fingerprint(title: str, options: ReportOptions, detectors: Sequence[dict[str, Any]]) -> str:
+    """Hash of all that the report is made from."""
+    content = json.dumps([title, asdict(options), detectors], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _is_up_to_date(output: Path, mark: str) -> bool:
@@ -113,78 +123,48 @@ def _is_up_to_date(output: Path, mark: str) -> bool:
         return False
 
 
-def _write_report(
-    plan: Plan, runs: Sequence[Run], options: ReportOptions, command: str, mark: str
-) -> None:
-    """Writes comparison.html, comparison.md and, last, comparison.json with its fingerprint."""
-    detectors = collect(runs)
-    firsts = [seeds[0] for seeds in by_name(runs).values()]
-    dataset = _dataset(detectors[0]) or firsts[0].cfg.DATASETS.TEST[0]
-    records, note = [], ""
+def _write_report(output: Path, comparison: dict[str, Any], firsts: Sequence[Run]) -> None:
+    """Times the first seeds' models, draws, and writes the report; last, comparison.json."""
+    detectors, options = comparison["detectors"], comparison["options"]
+    configured = detectors[0]["seeds"][0]["evaluations"].get(AS_CONFIGURED, {})
+    dataset = configured.get("dataset") or firsts[0].cfg.DATASETS.TEST[0]
+    comparison["speed"], rows = [], []
     try:
         # Timing needs an image even if none is shown
-        records = pick_records(dataset, max(options.images, 1))
+        records = pick_records(dataset, max(options["images"], 1))
     except (DataError, OSError, KeyError) as error:
         reason = " ".join(str(error).split())
         logger.warning(f"There are no pictures and no speed: {reason}")
         note = f"No pictures: the test set '{dataset}' is not there ({reason})."
-    timed = options.speed_rounds and records
-    speed = time_runs(firsts, records, options.speed_rounds) if timed else []
-    comparison = {
-        "title": plan.title,
-        "date": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
-        "command": command,
-        "machine": describe_machine(),
-        "options": asdict(options),
-        "not_equal": differences(detectors),
-        "detectors": detectors,
-        "speed": speed,
-        "speed_rounds": options.speed_rounds,
-        "fingerprint": mark,
-    }
-    pictured = records[: options.images]
-    gallery = _gallery(firsts, detectors, dataset, pictured, options.min_score, note)
-    losses = {name: [read_losses(run) for run in seeds] for name, seeds in by_name(runs).items()}
-    drawn = {
-        "ap": plots.plot_ap(detectors),
-        "duplicates": plots.plot_duplicates(detectors),
-        "precision": plots.plot_precision(detectors),
-        "losses": plots.plot_losses(losses),
-        "speed": plots.plot_speed(speed) if speed else "",
-    }
-    html = html_page(comparison, drawn, gallery)
-    write_whole(str(plan.output / "comparison.html"), html.encode())
-    write_whole(str(plan.output / "comparison.md"), markdown(comparison).encode())
-    write_json(str(plan.output / "comparison.json"), comparison)
+    else:
+        if comparison["speed_rounds"]:
+            comparison["speed"] = time_runs(firsts, records, comparison["speed_rounds"])
+        shown = records[: options["images"]]
+        rows, note = _pictures(firsts, detectors, dataset, shown, options["min_score"])
+    write_whole(str(output / "comparison.html"), html_page(comparison, rows, note).encode())
+    write_whole(str(output / "comparison.md"), markdown_page(comparison).encode())
+    write_json(str(output / "comparison.json"), comparison)
 
 
-def _dataset(detector: dict[str, Any]) -> str | None:
-    """Test dataset of a detector's first seed."""
-    return detector["seeds"][0]["evaluations"].get(AS_CONFIGURED, {}).get("dataset")
-
-
-def _gallery(
+def _pictures(
     firsts: Sequence[Run],
     detectors: Sequence[dict[str, Any]],
     dataset: str,
     records: Sequence[dict[str, Any]],
     min_score: float,
-    note: str,
-) -> Gallery:
-    """The images with ground truth and with the boxes of each detector tested on them."""
-    columns = [[draw_truth(record) for record in records]] if records else []
+) -> tuple[list[tuple[Picture, ...]], str]:
+    """Each image's ground truth and detections, and a note on the detectors that are left out."""
+    columns = [[draw_truth(record) for record in records]]
     left_out = []
     for run, detector in zip(firsts, detectors, strict=True):
         drawn = []
-        for variant, folder in variants(run).items() if _dataset(detector) == dataset else ():
-            label = variant_name(detector, variant)
-            iou = detector["seeds"][0]["evaluations"][variant].get("iou_thresh") or 0.5
-            drawn.append(draw_detections(records, dataset, folder, label, min_score, iou))
-        columns += [column for column in drawn if column]
+        for variant, folder in variants(run).items():
+            evaluation = detector["seeds"][0]["evaluations"][variant]
+            if evaluation.get("dataset") == dataset:
+                label, iou = variant_name(detector, variant), evaluation.get("iou_thresh", 0.5)
+                drawn += [draw_detections(records, dataset, folder, label, min_score, iou)]
+        columns += filter(None, drawn)
         if not any(drawn):
             left_out.append(run.name)
-    if records and left_out:
-        note = (
-            f"Without pictures, since there are no detections on {dataset}: {', '.join(left_out)}."
-        )
-    return Gallery([list(row) for row in zip(*columns, strict=True)], min_score, note)
+    note = f"Without pictures, since there are no detections on {dataset}: {', '.join(left_out)}."
+    return list(zip(*columns, strict=True)), note if records and left_out else ""

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import IO
 
 from ..utils.errors import ConfigError
 from ..utils.files import write_json
@@ -65,33 +64,33 @@ def complete_runs(
     """
     for run in runs:
         check_same_settings(run)  # again: another process may have written it
-    waiting: list[Run] = []
+    waiting = []
     for run in filter(None, chain(*zip_longest(*by_name(runs).values()))):
         if is_done(run):
             say(f"{run.title}: done already")
         else:
             waiting.append(run)
-    ended: list[Run] = []
+    # Options go before the overrides, which take the rest of the line
+    gpus = [] if num_gpus is None else ["--num-gpus", str(num_gpus), "--dist-url", "auto"]
     failures: list[str] = []
     stop, saying = threading.Event(), threading.Lock()
 
+    def say_alone(line: str) -> None:
+        with saying:
+            say(line)
+
     def complete(run: Run) -> None:
         what = "evaluation" if "--eval-only" in run.words else "training"
-        with saying:
-            say(f"{run.title}: {what} in {run.folder} ...")
+        say_alone(f"{run.title}: {what} in {run.folder} ...")
         start = time.perf_counter()
         try:
-            _carry_out(run, [*train_command, *_with_gpus(run.words, num_gpus)], lock, jobs, stop)
-            outcome = f"done in {(time.perf_counter() - start) / 60:.1f} minutes"
+            _carry_out(run, [*train_command, *gpus, *run.words], lock, jobs, stop)
         except (RunFailed, OSError) as error:
-            if stop.is_set():
-                return
-            failures.append(f"{run.title} failed: {error}")
-            outcome = "failed"
-        with saying:
-            ended.append(run)
-            others = outcome == "failed" and len(ended) < len(waiting)
-            say(f"{run.title}: {outcome}{', going on with the others' if others else ''}")
+            if not stop.is_set():
+                failures.append(f"{run.title} failed: {error}")
+                say_alone(f"{run.title}: failed; its log is shown at the end")
+        else:
+            say_alone(f"{run.title}: done in {(time.perf_counter() - start) / 60:.1f} minutes")
 
     pool = ThreadPoolExecutor(jobs)
     try:
@@ -105,21 +104,8 @@ def complete_runs(
         raise RunFailed(count + "\n\n".join(failures))
 
 
-def _with_gpus(words: Sequence[str], num_gpus: int | None) -> list[str]:
-    if num_gpus is None:
-        return [*words]
-    # Options go before the overrides, which take the rest of the line
-    return ["--num-gpus", str(num_gpus), "--dist-url", "auto", *words]
-
-
 def _carry_out(run: Run, command: list[str], lock: int, jobs: int, stop: threading.Event) -> None:
-    """Runs the command of a run until it ends or ``stop`` is set.
-
-    On Linux, the child also ends if this process is killed.
-
-    Raises:
-        RunFailed: the command failed or wrote no results.
-    """
+    """Runs the command of a run until it ends or ``stop`` is set; raises RunFailed if it failed."""
     run.folder.mkdir(parents=True, exist_ok=True)
     if not (run.folder / "run.json").is_file():
         write_json(str(run.folder / "run.json"), record(run))
@@ -193,22 +179,19 @@ def locked(
             " made and written into."
         ) from error
     with file:
-        if not _try_lock(file):
-            say(f"{output} is in use by another start: waiting {patience:.0f} seconds for it ...")
-            deadline = time.monotonic() + patience
-            while not _try_lock(file):
+        deadline = None
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if deadline is None:
+                    say(f"{output} is in use by another start: waiting {patience:.0f} seconds ...")
+                    deadline = time.monotonic() + patience
                 if time.monotonic() > deadline:
                     raise ConfigError(
                         f"{output} is in use: another start of the comparison works in it; wait for"
                         " it, end it, or give another --output."
-                    )
+                    ) from None
                 time.sleep(0.2)
         yield file.fileno()
-
-
-def _try_lock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -9,8 +9,7 @@ from .runs import flat
 
 __all__ = ["differences", "evaluated_values", "settings_that_matter"]
 
-# Keys that should be equal, with their names; also all other keys of _EQUAL_GROUPS. Test dataset
-# and thresholds are compared as stored by the evaluation.
+# Keys that should be equal, with their names; also all other keys of _EQUAL_GROUPS
 _EQUAL_KEYS = {
     "DATASETS.TRAIN": "training data",
     "SOLVER.MAX_ITER": "iterations",
@@ -37,10 +36,13 @@ _FREE_KEYS = {
     "TEST.END_TO_END.ENABLED",  # results exist
 }
 _MOST_SENTENCES = 10  # on other keys; further ones are listed in one sentence
-_THRESHOLDS = {
-    "nms_thresh": ("TEST.END_TO_END.NMS_THRESH", "IoU of the NMS put behind"),
-    "iou_thresh": ("TEST.END_TO_END.IOU_THRESH", "IoU of duplicates"),
+_EVALUATED = {  # as stored by the evaluation
+    "dataset": "test dataset",
+    "num_images": "test images",
+    "nms_thresh": "IoU of the NMS put behind",
+    "iou_thresh": "IoU of duplicates",
 }
+_EVALUATED_KEYS = {"TEST.END_TO_END.NMS_THRESH", "TEST.END_TO_END.IOU_THRESH"}
 
 
 def differences(detectors: Sequence[dict[str, Any]]) -> list[str]:
@@ -50,31 +52,22 @@ def differences(detectors: Sequence[dict[str, Any]]) -> list[str]:
         detectors: from :func:`onenet.comparison.results.collect`.
     """
 
-    def configured(key: str) -> list[Any]:
-        return [detector["settings"].get(key) for detector in detectors]
-
-    def evaluated(key: str) -> list[list[Any]]:
-        return [evaluated_values([detector], key) for detector in detectors]
+    def told(key: str, what: str) -> str:
+        return _sentence(what, names, [detector["settings"].get(key) for detector in detectors])
 
     names = [detector["name"] for detector in detectors]
-    named = [("test dataset", evaluated("dataset")), ("test images", evaluated("num_images"))]
-    for name, (key, what) in _THRESHOLDS.items():
-        pairs = zip(evaluated(name), configured(key), strict=True)
-        named.append((what, [values or [setting] for values, setting in pairs]))
-    named += [(what, configured(key)) for key, what in _EQUAL_KEYS.items()]
-    sentences = [_sentence(what, names, values) for what, values in named]
-
+    sentences = [
+        _sentence(what, names, [evaluated_values([detector], key) for detector in detectors])
+        for key, what in _EVALUATED.items()
+    ]
+    sentences += [told(key, what) for key, what in _EQUAL_KEYS.items()]
     # Keys that only some have belong to the backbone, which is compared above
     common = set.intersection(*(set(detector["settings"]) for detector in detectors))
-    treated = {*_EQUAL_KEYS, *(key for key, _ in _THRESHOLDS.values())}
-    others = {
-        key: sentence
-        for key in sorted(filter(_is_equal_key, common - treated))
-        if (sentence := _sentence(key, names, configured(key)))
-    }
-    sentences += [*others.values()][:_MOST_SENTENCES]
+    others = sorted(filter(_is_equal_key, common - _EVALUATED_KEYS - _EQUAL_KEYS.keys()))
+    others = [key for key in others if told(key, key)]
+    sentences += [told(key, key) for key in others[:_MOST_SENTENCES]]
     if len(others) > _MOST_SENTENCES:
-        sentences.append(f"Also different: {', '.join([*others][_MOST_SENTENCES:])}.")
+        sentences.append(f"Also different: {', '.join(others[_MOST_SENTENCES:])}.")
     return [sentence for sentence in sentences if sentence]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,19 +145,14 @@ def draw(
     size = (round(image.width * scale), round(image.height * scale))
     image = image.resize(size, Image.Resampling.BICUBIC)
     canvas = ImageDraw.Draw(image)
+    corners = np.nan_to_num(boxes * scale, posinf=0, neginf=0).tolist()
     for kind in sorted(order, key=lambda kind: kind == DUPLICATE):
         color, width, _ = COLORS[kind]
-        for box, box_kind in zip(boxes * scale, kinds, strict=True):
+        for (x0, y0, x1, y1), box_kind in zip(corners, kinds, strict=True):
             if box_kind == kind:
-                _draw_box(canvas, box, color, width)
+                corner = (max(x0, x1), max(y0, y1))
+                canvas.rectangle(((x0, y0), corner), outline=color, width=width)
     buffer = io.BytesIO()
     # No chroma subsampling, which would fade thin red lines
     image.save(buffer, "JPEG", quality=80, subsampling=0)
     return Picture(label, {kind: kinds.count(kind) for kind in order}, buffer.getvalue())
-
-
-def _draw_box(
-    canvas: ImageDraw.ImageDraw, box: np.ndarray, color: tuple[int, int, int], width: int
-) -> None:
-    x0, y0, x1, y1 = (float(v) if math.isfinite(v) else 0.0 for v in box)
-    canvas.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=color, width=width)

@@ -58,18 +58,18 @@ class Plan:
         Raises:
             ConfigError: see :func:`read_plan`.
         """
-        entries = self.entries
-        if overrides:
-            more = _overrides(list(overrides), "--set")
-            _check_some_config(entries, "--set")
-            entries = tuple(
-                replace(e, overrides=e.overrides + more) if e.config else e for e in entries
+        more = _overrides(list(overrides), "--set")
+        if more and not any(entry.config for entry in self.entries):
+            raise ConfigError(
+                "--set gives overrides, but all runs are finished: nothing is trained; remove them."
             )
         return Plan(
             title=self.title if title is None else title,
             output=self.output if output is None else Path(output),
             seeds=self.seeds if seeds is None else _seeds(list(seeds), "--seeds"),
-            entries=entries,
+            entries=tuple(
+                replace(e, overrides=e.overrides + more) if e.config else e for e in self.entries
+            ),
         )
 
 
@@ -93,15 +93,8 @@ def plan_from_paths(
     Raises:
         ConfigError: a path is missing, two have the same name, or an override or seed is wrong.
     """
-    entries = []
-    for path in paths:
-        if Path(path).is_dir():
-            entries.append(Entry(Path(path).resolve().name, folder=path))
-        else:
-            entries.append(Entry(Path(path).stem, config=path))
-        _check_exists(entries[-1], "the command line")
-    _check_names(entries, "the command line")
-    plan = Plan("Detectors compared", Path(output), (1,), tuple(entries))
+    runs = [{"folder" if Path(path).is_dir() else "config": path} for path in paths]
+    plan = _plan({"output": output, "runs": runs}, "the command line")
     return plan.changed(title=title, seeds=seeds, overrides=overrides)
 
 
@@ -115,28 +108,35 @@ def read_plan(path: str) -> Plan:
     Raises:
         ConfigError: the file, a key or a value is wrong; the message names it and the fix.
     """
-    content, where = read_yaml(path), path
+    return _plan(read_yaml(path), path)
+
+
+def _plan(content: Any, where: str) -> Plan:
     _check_keys(content, _PLAN_KEYS, where)
     for key in ("output", "runs"):
         if not content.get(key):
             raise ConfigError(f"{where} has no '{key}'; add it.")
-    output = _text(content, "output", where)
-    common = _overrides(content.get("overrides"), f"{where}, 'overrides'")
     if not isinstance(content["runs"], list):
         raise ConfigError(
             f"{where}: 'runs' must be a list of {{name, config}} or {{name, folder}}, but is a"
             f" {type(content['runs']).__name__}; start each run with '- '."
         )
+    common = _overrides(content.get("overrides"), f"{where}, 'overrides'")
     entries = [
         _entry(run, common, f"{where}, run number {i}")
         for i, run in enumerate(content["runs"], start=1)
     ]
-    _check_names(entries, where)
-    if common:
-        _check_some_config(entries, f"{where}, 'overrides'")
+    # Different names may give one folder, on some file systems also if only the case differs
+    counts = Counter(entry.slug.lower() for entry in entries)
+    for entry in entries:
+        if counts[entry.slug.lower()] > 1:
+            raise ConfigError(
+                f"{where} has two runs of the name '{entry.name}' (or of names that make the same"
+                f" folder name '{entry.slug}'); give each its own 'name' in a plan."
+            )
     return Plan(
         title=_text(content, "title", where) or "Detectors compared",
-        output=Path(output),
+        output=Path(_text(content, "output", where)),
         seeds=_seeds(content.get("seeds", [1]), f"{where}, 'seeds'"),
         entries=tuple(entries),
     )
@@ -147,23 +147,31 @@ def _entry(run: Any, common: tuple[str, ...], where: str) -> Entry:
     config, folder = _text(run, "config", where), _text(run, "folder", where)
     if bool(config) == bool(folder):
         has = "both 'config' and 'folder'" if config else "neither 'config' nor 'folder'"
+        raise ConfigError(f"{where} has {has}; give a config to train, or a finished run's folder.")
+    if config and not Path(config).is_file():
         raise ConfigError(
-            f"{where} has {has}; give a config to train, or else the folder of a finished run."
+            f"{where} names '{config}', where there is no config file and no folder; paths are"
+            f" relative to {Path.cwd()}."
         )
+    for needed in ("config.yaml", "model_final.pth") if folder else ():
+        if not (Path(folder) / needed).is_file():
+            raise ConfigError(
+                f"{where} names the folder '{folder}', which has no {needed}; give the OUTPUT_DIR"
+                " of a finished train_net.py."
+            )
     if folder and run.get("overrides"):
         raise ConfigError(
             f"{where}: 'overrides' change nothing in the finished run {folder}; remove them."
         )
     overrides = common + _overrides(run.get("overrides"), f"{where}, 'overrides'")
-    entry = Entry(
-        name=_text(run, "name", where) or (Path(config).stem if config else Path(folder).name),
+    name = Path(config).stem if config else Path(folder).resolve().name
+    return Entry(
+        name=_text(run, "name", where) or name,
         config=config,
         folder=folder,
         overrides=overrides if config else (),
         note=_text(run, "note", where),
     )
-    _check_exists(entry, where)
-    return entry
 
 
 def _check_keys(node: Any, known: tuple[str, ...], where: str) -> None:
@@ -218,36 +226,3 @@ def _overrides(values: Any, where: str) -> tuple[str, ...]:
                 f"{where} sets {key}, which a comparison takes from {_OWN_KEYS[key]}; remove it."
             )
     return tuple(str(value) for value in values)
-
-
-def _check_some_config(entries: Sequence[Entry], where: str) -> None:
-    if not any(entry.config for entry in entries):
-        raise ConfigError(
-            f"{where} gives overrides, but all runs are finished: nothing is trained; remove them."
-        )
-
-
-def _check_exists(entry: Entry, where: str) -> None:
-    if entry.config and not Path(entry.config).is_file():
-        raise ConfigError(
-            f"{where} names '{entry.config}', where there is no config file and no folder; paths"
-            f" are relative to {Path.cwd()}."
-        )
-    if entry.folder:
-        for needed in ("config.yaml", "model_final.pth"):
-            if not (Path(entry.folder) / needed).is_file():
-                raise ConfigError(
-                    f"{where} names the folder '{entry.folder}', which has no {needed}; give the"
-                    " OUTPUT_DIR of a finished train_net.py."
-                )
-
-
-def _check_names(entries: Sequence[Entry], where: str) -> None:
-    # Different names may give one folder, on some file systems also if only the case differs
-    counts = Counter(entry.slug.lower() for entry in entries)
-    for entry in entries:
-        if counts[entry.slug.lower()] > 1:
-            raise ConfigError(
-                f"{where} has two runs of the name '{entry.name}' (or of names that make the same"
-                f" folder name '{entry.slug}'); give each its own 'name' in a plan."
-            )

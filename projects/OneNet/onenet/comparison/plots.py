@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,13 +13,12 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from .results import AS_CONFIGURED, NMS_OFF, mean_curve, variant_name
 
-__all__ = ["plot_ap", "plot_duplicates", "plot_losses", "plot_precision", "plot_speed", "style"]
+__all__ = ["plot_ap", "plot_duplicates", "plot_precision", "style"]
 
 # Okabe and Ito's palette, safe for the colour-blind, without the faint yellow
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -41,13 +41,7 @@ _STYLE = {
 
 
 def _svg(prefix: str, draw: Callable[[Axes], None], height: float) -> str:
-    """Draws a figure 4.5 inches wide, and returns it as an ``<svg>`` element.
-
-    Args:
-        prefix: of all ids; unique in a page.
-        draw: draws into the axes.
-        height: in inches.
-    """
+    """Draws a figure 4.5 inches wide as an ``<svg>`` element whose ids begin with ``prefix``."""
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=(4.5, height), layout="constrained")
         draw(axes)
@@ -65,10 +59,8 @@ def _svg(prefix: str, draw: Callable[[Axes], None], height: float) -> str:
 
 def style(index: int) -> dict[str, Any]:
     """Colour and dashes of a detector in all plots, by its index."""
-    return {
-        "color": _PALETTE[index % len(_PALETTE)],
-        "linestyle": _DASHES[index % len(_DASHES)],
-    }
+    color, dashes = _PALETTE[index % len(_PALETTE)], _DASHES[index % len(_DASHES)]
+    return {"color": color, "linestyle": dashes}
 
 
 def _lines(detectors: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], str, dict]]:
@@ -80,37 +72,9 @@ def _lines(detectors: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], st
     ]
 
 
-def _legend(axes: Axes) -> None:
-    """Adds a legend below the plot."""
-    if axes.get_legend_handles_labels()[0]:
-        axes.figure.legend(loc="outside lower center", ncols=1, handlelength=3)
-
-
-def _line_height(count: int) -> float:
-    return 2.9 + 0.17 * count
-
-
-def _bar_axes(axes: Axes, names: Sequence[str], label: str, margin: float) -> None:
-    """Sets up axes for horizontal bars, first on top; ``margin`` leaves room for numbers."""
-    axes.set_yticks(range(len(names)), [_wrapped(name) for name in names])
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
-    axes.margins(x=margin)
-    axes.set(xlim=(0, None), xlabel=label)
-
-
-def _number_beside(axes: Axes, text: str, x: float, y: float) -> None:
-    axes.annotate(text, (x, y), (4, 0), textcoords="offset points", va="center", fontsize=8)
-
-
-def _wrapped(name: str, width: int = 16) -> str:
-    """Breaks a long name into lines after '_', '-' and spaces."""
-    lines = [""]
-    for part in re.findall(r"[^_\- ]*[_\- ]?", name):
-        if lines[-1] and len(lines[-1]) + len(part) > width:
-            lines.append("")
-        lines[-1] += part
-    return "\n".join(lines)
+def _wrapped(name: str) -> str:
+    """Breaks a long name into lines after underscores, hyphens and spaces."""
+    return textwrap.fill(name.replace("_", "_ "), width=16).replace("_ ", "_")
 
 
 def plot_ap(detectors: Sequence[dict[str, Any]]) -> str:
@@ -128,14 +92,19 @@ def plot_ap(detectors: Sequence[dict[str, Any]]) -> str:
                     y, mean["mean"], height=0.38, color=style(row)["color"], alpha=0.75,
                     hatch=hatches[side], edgecolor="white", zorder=2,
                 )  # fmt: skip
-                values = [
-                    (seed["evaluations"].get(variant, {}).get("results") or {}).get(key)
-                    for seed in detector["seeds"]
-                ]
-                values = [value for value in values if value is not None]
-                axes.plot(values, [y] * len(values), "ko", markersize=3.5, zorder=3)
-                _number_beside(axes, f"{mean['mean']:.1f}", mean["max"], y)
-        _bar_axes(axes, [detector["name"] for detector in detectors], "AP", margin=0.12)
+                for seed in detector["seeds"]:
+                    value = seed["evaluations"].get(variant, {}).get("results", {}).get(key)
+                    if value is not None:
+                        axes.plot(value, y, "ko", markersize=3.5, zorder=3)
+                axes.annotate(
+                    f"{mean['mean']:.1f}", (mean["max"], y), (4, 0), textcoords="offset points",
+                    va="center", fontsize=8,
+                )  # fmt: skip
+        axes.set_yticks(range(len(detectors)), [_wrapped(d["name"]) for d in detectors])
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.margins(x=0.12)  # for the numbers
+        axes.set(xlim=(0, None), xlabel="AP")
         patches = [Patch(facecolor="#777777", edgecolor="white", hatch=hatch) for hatch in hatches]
         axes.figure.legend(
             patches, ("without NMS", "with NMS"), loc="outside lower center", ncols=2
@@ -182,50 +151,7 @@ def _plot_curves(
         if log:
             axes.set_yscale("log", nonpositive="mask")
         axes.set(xlim=(0, 1), **look)
-        _legend(axes)
+        if axes.lines:
+            axes.figure.legend(loc="outside lower center", ncols=1, handlelength=3)
 
-    return _svg(prefix, draw, _line_height(len(lines)))
-
-
-def plot_losses(losses: dict[str, list[tuple[list[int], list[float]]]]) -> str:
-    """The smoothed total loss of training.
-
-    Args:
-        losses: detector -> (iterations, losses) of each seed.
-    """
-
-    def draw(axes: Axes) -> None:
-        for index, (name, seeds) in enumerate(losses.items()):
-            label: str | None = name
-            for iterations, values in seeds:
-                if iterations:
-                    axes.plot(
-                        iterations, smoothed(values), **style(index), linewidth=1.3, alpha=0.85,
-                        label=label,
-                    )  # fmt: skip
-                    label = None
-        axes.set(xlim=(0, None), ylim=(0, None), xlabel="iteration", ylabel="total loss")
-        _legend(axes)
-
-    return _svg("losses", draw, _line_height(len(losses)))
-
-
-def smoothed(values: Sequence[float]) -> list[float]:
-    """Moving average over a tenth of the values."""
-    half = len(values) // 20
-    array = np.asarray(values, dtype=float)
-    return [float(array[max(0, i - half) : i + half + 1].mean()) for i in range(len(array))]
-
-
-def plot_speed(speed: Sequence[dict[str, Any]]) -> str:
-    """Milliseconds per image of each detector."""
-
-    def draw(axes: Axes) -> None:
-        for row, entry in enumerate(speed):
-            time = entry["milliseconds"]
-            axes.barh(row, time, height=0.5, color=style(row)["color"], alpha=0.75)
-            _number_beside(axes, f"{time:.1f} ({entry['ratio']:.2f}x)", time, row)
-        names = [entry["name"] for entry in speed]
-        _bar_axes(axes, names, "milliseconds an image (median)", margin=0.3)
-
-    return _svg("speed", draw, height=1.0 + 0.5 * len(speed))
+    return _svg(prefix, draw, height=2.9 + 0.17 * len(lines))

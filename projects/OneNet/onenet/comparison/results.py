@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import platform
+import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,11 +26,9 @@ __all__ = [
     "aggregate",
     "collect",
     "describe_machine",
-    "fingerprint",
     "has_nms",
     "mean_curve",
     "nms_words",
-    "read_losses",
     "read_progress",
     "variant_name",
     "variants",
@@ -89,19 +87,13 @@ def collect(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def _detector(name: str, runs: Sequence[Run]) -> dict[str, Any]:
     entry, settings = runs[0].entry, runs[0].settings
-    seeds = [
-        {
-            "seed": run.seed,
-            "folder": str(run.folder),
-            "evaluations": {
-                variant: _read_json(path / "end_to_end.json")
-                for variant, path in variants(run).items()
-            },
-        }
-        for run in runs
-    ]
-    found = {v: [s["evaluations"][v] for s in seeds if v in s["evaluations"]] for v in _FOLDERS}
-    found = {variant: evaluations for variant, evaluations in found.items() if evaluations}
+    seeds = []
+    found: dict[str, list[dict[str, Any]]] = {}  # the evaluations by variant
+    for run in runs:
+        evaluations = {v: _read_json(path / "end_to_end.json") for v, path in variants(run).items()}
+        seeds.append({"seed": run.seed, "folder": str(run.folder), "evaluations": evaluations})
+        for variant, evaluation in evaluations.items():
+            found.setdefault(variant, []).append(evaluation)
     return {
         "name": name,
         "note": entry.note,
@@ -111,7 +103,7 @@ def _detector(name: str, runs: Sequence[Run]) -> dict[str, Any]:
         "has_nms": has_nms(settings),
         "seeds": seeds,
         "aggregate": {
-            v: _aggregate_keys([e.get("results") or {} for e in evaluations])
+            v: _aggregate_keys([e.get("results", {}) for e in evaluations])
             for v, evaluations in found.items()
         },
         "crowding": {v: _aggregate_crowding(evaluations) for v, evaluations in found.items()},
@@ -151,9 +143,8 @@ def _aggregate_crowding(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]
     """Aggregates each crowding bin over the seeds, by its name."""
     bins: dict[str, list[dict[str, Any]]] = {}
     for evaluation in evaluations:
-        for part in evaluation.get("crowding") or []:
-            numbers = {key: value for key, value in part.items() if key != "name"}
-            bins.setdefault(part["name"], []).append(numbers)
+        for part in evaluation.get("crowding", []):
+            bins.setdefault(part["name"], []).append({k: v for k, v in part.items() if k != "name"})
     return {name: _aggregate_keys(parts) for name, parts in bins.items()}
 
 
@@ -169,7 +160,7 @@ def _aggregate_progress(runs: Sequence[dict[int, dict[str, float]]]) -> list[dic
 def mean_curve(detector: dict[str, Any], variant: str, name: str) -> list[float]:
     """Mean over the seeds of one of ``curves``; nan where no seed has a value, [] if missing."""
     curves = [
-        (seed["evaluations"][variant].get("curves") or {}).get(name) or []
+        seed["evaluations"][variant].get("curves", {}).get(name, [])
         for seed in detector["seeds"]
         if variant in seed["evaluations"]
     ]
@@ -177,74 +168,37 @@ def mean_curve(detector: dict[str, Any], variant: str, name: str) -> list[float]
     return [math.nan if mean is None else mean["mean"] for mean in means]
 
 
-def read_losses(run: Run) -> tuple[list[int], list[float]]:
-    """A run's ``total_loss`` from metrics.json: iterations and values, possibly empty.
-
-    Of an iteration that was repeated after resuming, the last value is used.
-    """
-    losses = _read_metrics(run, {"total_loss": "total_loss"})
-    return list(losses), [entry["total_loss"] for entry in losses.values()]
-
-
 def read_progress(run: Run) -> dict[int, dict[str, float]]:
     """Results of the evaluations during a run's training, from metrics.json.
 
     Returns:
         Number of iterations -> {"AP", "AP50", "NMS_gap", "NMS_gap50"}, as configured; may be empty.
+        Of an iteration that was repeated after resuming, the last results are used.
     """
-    names = {f"end_to_end/{key}": key for key in PROGRESS}
-    return {iteration + 1: entry for iteration, entry in _read_metrics(run, names).items()}
-
-
-def _read_metrics(run: Run, names: dict[str, str]) -> dict[int, dict[str, float]]:
-    """Iteration -> values under their new names, for lines that have all of them; in order."""
     found = {}
     path = run.trained_in / "metrics.json"
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
     for line in lines:
         try:
             entry = json.loads(line)
-            iteration = int(entry["iteration"])
-            found[iteration] = {new: float(entry[name]) for name, new in names.items()}
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            results = {key: float(entry[f"end_to_end/{key}"]) for key in PROGRESS}
+            found[int(entry["iteration"]) + 1] = results
+        except (ValueError, KeyError, TypeError):
             continue  # other metrics, or a partial line
-    return dict(sorted(found.items()))
+    return found
 
 
 def describe_machine() -> dict[str, Any]:
     """CPU, cores and threads of this process, GPU, and PyTorch's version."""
-    info = Path("/proc/cpuinfo")  # has the CPU model, on Linux
-    lines = info.read_text().splitlines() if info.is_file() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    info = Path("/proc/cpuinfo")  # on Linux
+    model = re.search(r"model name\s*: (.*)", info.read_text() if info.is_file() else "")
     return {
-        "cpu": models[0] if models else platform.processor() or platform.machine(),
+        "cpu": model[1] if model else platform.processor() or platform.machine(),
         "cores": num_cores(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,
     }
-
-
-def fingerprint(runs: Sequence[Run], options: dict[str, Any]) -> str:
-    """Hash of all inputs of the report, to tell whether it is up to date.
-
-    Args:
-        runs: finished runs.
-        options: other inputs of the page.
-    """
-    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
-    for run in runs:
-        settings = {"name": run.name, "note": run.entry.note, "seed": run.seed, **run.settings}
-        digest.update(hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).digest())
-        files = [
-            folder / name
-            for folder in variants(run).values()
-            for name in ("end_to_end.json", "coco_instances_results.json")
-        ]
-        for path in [*files, run.trained_in / "metrics.json"]:
-            content = path.read_bytes() if path.is_file() else b""
-            digest.update(hashlib.sha256(content).digest())
-    return digest.hexdigest()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

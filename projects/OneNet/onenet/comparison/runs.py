@@ -6,7 +6,6 @@ settings, before the first start), ``compare.log`` (output) and ``done.json`` (a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ from detectron2.config import CfgNode, get_cfg
 
 from ..config import add_onenet_config
 from ..engine import load_config
-from ..utils.errors import ConfigError
+from ..utils.errors import ConfigError, DataError
+from ..utils.files import read_json
 from .plan import Entry, Plan
 
 __all__ = ["Run", "by_name", "check_same_settings", "find_runs", "flat", "is_done", "record"]
@@ -74,11 +74,13 @@ def find_runs(plan: Plan) -> list[Run]:
     runs = []
     for entry in plan.entries:
         top = plan.output / "runs" / entry.slug
-        found = [_finished(entry, top)] if entry.folder else _to_train(entry, plan.seeds, top)
-        for run in found:
-            _check_evaluation(run)
-            check_same_settings(run)
-        runs += found
+        if entry.folder:
+            runs.append(_finished(entry, top))
+        else:
+            runs += [_to_train(entry, seed, top / f"seed{seed}") for seed in plan.seeds]
+    for run in runs:
+        _check_evaluation(run)
+        check_same_settings(run)
     return runs
 
 
@@ -91,7 +93,6 @@ def by_name(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def _check_evaluation(run: Run) -> None:
-    """Checks that the config leads to results that can be compared."""
     count = len(run.cfg.DATASETS.TEST)
     if count != 1:
         raise ConfigError(
@@ -105,18 +106,13 @@ def _check_evaluation(run: Run) -> None:
         )
 
 
-def _to_train(entry: Entry, seeds: Sequence[int], top: Path) -> list[Run]:
-    runs = []
-    for seed in seeds:
-        folder = top / f"seed{seed}"
-        overrides = (*entry.overrides, "SEED", str(seed))
-        cfg = load_config(entry.config, [*overrides])
-        words = (
-            *("--config-file", entry.config, "--resume"),
-            *(*entry.overrides, "OUTPUT_DIR", str(folder), "SEED", str(seed)),
-        )
-        runs.append(Run(entry, seed, cfg, folder, folder, words))
-    return runs
+def _to_train(entry: Entry, seed: int, folder: Path) -> Run:
+    cfg = load_config(entry.config, [*entry.overrides, "SEED", str(seed)])
+    words = (
+        *("--config-file", entry.config, "--resume"),
+        *(*entry.overrides, "OUTPUT_DIR", str(folder), "SEED", str(seed)),
+    )
+    return Run(entry, seed, cfg, folder, folder, words)
 
 
 def _finished(entry: Entry, top: Path) -> Run:
@@ -159,19 +155,13 @@ def check_same_settings(run: Run) -> None:
         ConfigError: they differ, or the file cannot be read.
     """
     path = run.folder / "run.json"
-    if not run.words:
+    if not run.words or not path.exists():
         return
     try:
-        old = _compared(json.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as error:
+        old = _compared(read_json(path))
+    except (DataError, KeyError, TypeError) as error:  # not a file of this program
         raise ConfigError(
-            f"{path} cannot be read ({error.strerror}); make it readable, or give another --output."
-        ) from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:  # not a file of this program
-        raise ConfigError(
-            f"{path} is broken; delete the folder {run.folder} to do this run anew."
+            f"{path} is broken; delete the folder {run.folder} to do this run anew ({error})."
         ) from error
     cfg = get_cfg()
     add_onenet_config(cfg)
@@ -179,9 +169,9 @@ def check_same_settings(run: Run) -> None:
     old = {**_compared({"settings": yaml.safe_load(cfg.dump())}), **old}
     new = _compared(record(run))
     changes = [
-        f"{key} was {old.get(key, _ABSENT)!r}, now {new.get(key, _ABSENT)!r}"
+        f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
         for key in sorted({*old, *new})
-        if old.get(key, _ABSENT) != new.get(key, _ABSENT)
+        if old.get(key) != new.get(key)
     ]
     if changes:
         more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
@@ -195,14 +185,6 @@ def _compared(content: dict[str, Any]) -> dict[str, Any]:
     """The settings of a ``run.json`` that must be equal, with flat keys."""
     values = flat({**content["settings"], "weights": content.get("weights", {})})
     return {key: value for key, value in values if key not in _NOT_COMPARED}
-
-
-class _Absent:
-    def __repr__(self) -> str:
-        return "absent"
-
-
-_ABSENT = _Absent()
 
 
 def flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""The tables of a comparison, and comparison.md."""
+"""The tables of a comparison."""
 
 from __future__ import annotations
 
@@ -6,24 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .differences import evaluated_values
-from .results import AS_CONFIGURED, PROGRESS, nms_words
+from .results import PROGRESS, nms_words
 
 __all__ = [
     "BIN_NAMES",
     "Table",
     "crowding_table",
-    "definitions",
-    "machine_sentence",
-    "markdown",
     "markdown_table",
+    "plain",
     "progress_table",
     "settings_table",
-    "speed_note",
     "speed_table",
     "spread",
     "summary_table",
-    "test_sets",
 ]
 
 DASH = "–"
@@ -70,31 +65,26 @@ def summary_table(comparison: dict[str, Any]) -> Table:
 def crowding_table(comparison: dict[str, Any]) -> Table:
     """A heading and the summary's rows for each crowding bin."""
     rows: list[list[str]] = []
-    detectors = comparison["detectors"]
-    for name in dict.fromkeys(
-        n for d in detectors for bins in d["crowding"].values() for n in bins
-    ):
-        counts: dict[str, None] = {}
-        part = []
-        for detector in detectors:
-            crowding = detector["crowding"] or {AS_CONFIGURED: {}}
-            bins = {variant: bins.get(name, {}) for variant, bins in crowding.items()}
-            counts |= dict.fromkeys(spread(b.get("num_objects"), 0) for b in bins.values())
+    for name, title in BIN_NAMES.items():
+        part, counts = [], []
+        for detector in comparison["detectors"]:
+            bins = {variant: bins.get(name, {}) for variant, bins in detector["crowding"].items()}
+            counts += [spread(b.get("num_objects"), 0) for b in bins.values()]
             part += _result_rows(detector, bins, _CROWDING_COLUMNS)
-        rows += [[f"{BIN_NAMES.get(name, name)}: {' or '.join(counts)} objects"], *part]
+        rows += [[f"{title}: {' or '.join(dict.fromkeys(counts))} objects"], *part]
     return Table(["detector", "NMS", *(title for _, title, _ in _CROWDING_COLUMNS)], rows)
 
 
 def _result_rows(
     detector: dict[str, Any], results: dict[str, Any], columns: Sequence[tuple[str, str, int]]
 ) -> list[list[str]]:
-    """A row for each variant of a detector; one row of dashes if there is none."""
+    """A row for each variant of a detector."""
     return [
         [
             *(detector["name"], nms_words(detector, variant) or "none"),
             *(spread(values.get(key), decimals, key) for key, _, decimals in columns),
         ]
-        for variant, values in (results or {AS_CONFIGURED: {}}).items()
+        for variant, values in results.items()
     ]
 
 
@@ -130,97 +120,19 @@ def settings_table(comparison: dict[str, Any]) -> Table:
     return Table(["detector", "made from", "iterations x batch", "note"], rows)
 
 
-def definitions(comparison: dict[str, Any]) -> str:
-    """Definitions of the columns, in sentences."""
-    nms, iou = _threshold(comparison, "nms_thresh"), _threshold(comparison, "iou_thresh")
-    several = any(len(detector["seeds"]) > 1 for detector in comparison["detectors"])
-    spread = " Numbers are means over the seeds; where those differ, their range is given too."
-    return (
-        "AP and AP50 are COCO's, from 0 to 100; NMS gap is what class-wise NMS at IoU"
-        f" {nms} behind the detector adds to its AP (“AP after NMS” minus AP) or to its AP50: 0"
-        " means that NMS is not needed. Duplicates @t are boxes with a score of t or more, counted"
-        f" per image, that lie (IoU {iou} or more, same class) only on objects which better scored"
-        " boxes have found already. Score gap is how far the box that finds an object is above its"
-        " best duplicate in score, on average; 1 is best." + (spread if several else "")
-    )
-
-
-def _threshold(comparison: dict[str, Any], key: str) -> str:
-    values = evaluated_values(comparison["detectors"], key)
-    differ = " (they differ: see “Not equal”)" if len(values) > 1 else ""
-    return (" or ".join(map(str, values)) or DASH) + differ
-
-
-def test_sets(comparison: dict[str, Any]) -> str:
-    """Test datasets with their numbers of images and objects; empty if unknown."""
-    found = dict.fromkeys(
-        f"{evaluation.get('dataset', DASH)}, {evaluation.get('num_images', DASH)} images,"
-        f" {evaluation.get('num_objects', DASH)} objects"
-        for detector in comparison["detectors"]
-        for seed in detector["seeds"]
-        for evaluation in seed["evaluations"].values()
-    )
-    return "; ".join(found)
-
-
-def machine_sentence(machine: dict[str, Any]) -> str:
-    """The machine in one line."""
-    return (
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} PyTorch threads,"
-        f" {machine['gpu'] or 'no GPU'}, torch {machine['torch']}"
-    )
-
-
-def speed_note(comparison: dict[str, Any]) -> str:
-    """How the speed was measured."""
-    rounds = comparison["speed_rounds"]
-    return (
-        "The detectors of the first seeds, with NMS where they carry it, one image at a time,"
-        f" taking turns in one process on the machine named above ({rounds} rounds"
-        " after a warm-up); reading and resizing the image is not included. On another machine, or"
-        " while others work on it, the numbers differ; the ratios are what to look at."
-    )
-
-
-def markdown(comparison: dict[str, Any]) -> str:
-    """The content of comparison.md."""
-    tested = test_sets(comparison)
-    parts = [
-        f"# {_plain(comparison['title'])}",
-        f"{comparison['date']}; {machine_sentence(comparison['machine'])}."
-        + (f" Tested on {_plain(tested)}." if tested else ""),
-        f"    {comparison['command']}",
-        *(f"**Not equal:** {_plain(sentence)}" for sentence in comparison["not_equal"]),
-        markdown_table(summary_table(comparison)),
-        definitions(comparison),
-        "## By crowding",
-        "By an object's largest IoU with another object of its class.",
-        markdown_table(crowding_table(comparison)),
-        "## During training",
-        "As configured, NMS included where the detector has it.",
-        markdown_table(progress_table(comparison)),
-        "## Speed",
-        markdown_table(speed_table(comparison)) if comparison["speed"] else DASH,
-        speed_note(comparison),
-        "## Runs",
-        markdown_table(settings_table(comparison)),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
 def markdown_table(table: Table) -> str:
     """The table in Markdown."""
 
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(_plain(cell).replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(plain(cell).replace("|", "\\|") for cell in cells) + " |"
 
     width = len(table.header)
     rows = [[f"**{row[0]}**"] + [""] * (width - 1) if len(row) == 1 else row for row in table.rows]
     return "\n".join([line(table.header), "|" + " --- |" * width, *map(line, rows)])
 
 
-def _plain(text: str) -> str:
-    """Text in one line, with HTML characters escaped."""
+def plain(text: str) -> str:
+    """Text in one line of Markdown, with HTML characters escaped."""
     return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
 
 

@@ -15,7 +15,6 @@ from .digits_drawing import (
     CROWDED_DIGITS,
     Digit,
     DigitsLayout,
-    digit_image,
     load_glyphs,
     place_digits,
 )
@@ -28,7 +27,6 @@ __all__ = [
     "check_images_exist",
     "check_same_classes",
     "convert_odgt",
-    "digit_image",
     "load_glyphs",
     "load_voc_boxes",
     "make_crowdhuman",

@@ -6,6 +6,7 @@ import logging
 import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -102,8 +103,7 @@ def load_voc_boxes(dirname: str, split: str, class_names: Sequence[str]) -> list
     split_file = os.path.join(dirname, "ImageSets", "Main", f"{split}.txt")
     if not os.path.isfile(split_file):
         raise DataError(f"there is no list of images {split_file}: check folder and split")
-    with open(split_file, encoding="utf-8") as file:
-        names = file.read().split()
+    names = Path(split_file).read_text(encoding="utf-8").split()
     image_dir = os.path.join(dirname, "JPEGImages")
     check_images_exist(split_file, image_dir, [f"{name}.jpg" for name in names])
 

@@ -191,28 +191,27 @@ def _completed(json_file: str, content: dict[str, Any]) -> str:
 
     COCOeval needs area and iscrowd, and takes the annotation id 0 for "no match". Detectron2 drops
     boxes with an empty polygon, which labelling tools write, and fails on broken segmentations and
-    keypoints.
+    keypoints; none of them is needed for boxes.
     """
     annotations = content["annotations"]
-    mended = [
-        {
-            "area": annotation["bbox"][2] * annotation["bbox"][3],
-            "iscrowd": 0,
-            **{key: value for key, value in annotation.items() if _is_of_use(key, value)},
-        }
-        for annotation in annotations
-    ]
+    mended = []
+    for annotation in annotations:
+        kept = {k: v for k, v in annotation.items() if k not in ("segmentation", "keypoints")}
+        if not is_number(kept.get("area")):
+            kept["area"] = kept["bbox"][2] * kept["bbox"][3]
+        if kept.get("iscrowd") not in (0, 1):
+            kept["iscrowd"] = 0
+        mended.append(kept)
     if any(annotation["id"] < 1 for annotation in annotations):
         mended = [{**annotation, "id": i} for i, annotation in enumerate(mended, start=1)]
-    plain = [{k: v for k, v in a.items() if k not in _NO_BOXES} for a in annotations]
-    if mended == plain and all(_is_kept(annotation) for annotation in annotations):
+    if mended == annotations:
         return json_file
     text = json.dumps({**content, "annotations": mended}).encode()
     # Named by its content, so a copy is never outdated and all workers use the same
     copy = os.path.join(get_cache_dir(), f"onenet_{hashlib.sha256(text).hexdigest()[:16]}.json")
     logger.info(
-        f"{json_file} lacks area or iscrowd, or has broken polygons or an annotation id of 0: its"
-        f" completed copy {copy} is used"
+        f"{json_file} has polygons or keypoints, lacks area or iscrowd, or has an annotation id of"
+        f" 0: its completed copy {copy} is used"
     )
     own = f"{copy}.{os.getpid()}"  # all workers may write at the same time
     try:
@@ -224,40 +223,6 @@ def _completed(json_file: str, content: dict[str, Any]) -> str:
             " room, or name another folder in the environment variable FVCORE_CACHE."
         ) from error
     return copy
-
-
-_NO_BOXES = ("segmentation", "keypoints")
-
-
-def _is_of_use(key: str, value: Any) -> bool:
-    if key == "area":
-        return is_number(value)
-    return value in (0, 1) if key == "iscrowd" else key not in _NO_BOXES
-
-
-def _is_kept(annotation: dict[str, Any]) -> bool:
-    """Whether Detectron2 keeps the annotation: segmentation and keypoints are valid or absent."""
-    if keypoints := annotation.get("keypoints"):
-        if not isinstance(keypoints, list) or not all(map(is_number, keypoints)):
-            return False
-    segmentation = annotation.get("segmentation")
-    if isinstance(segmentation, dict) and segmentation:
-        size, counts = segmentation.get("size"), segmentation.get("counts")
-        return (
-            _are_counts(size)
-            and len(size) == 2
-            and (isinstance(counts, str) or _are_counts(counts))
-        )
-    if isinstance(segmentation, list) and segmentation:
-        if not all(isinstance(polygon, list) for polygon in segmentation):
-            return False
-        return any(len(polygon) % 2 == 0 and len(polygon) >= 6 for polygon in segmentation)
-    return not segmentation
-
-
-def _are_counts(values: Any) -> bool:
-    """Whether values are the counts of a run-length encoding."""
-    return isinstance(values, list) and all(type(v) is int and 0 <= v < 2**32 for v in values)
 
 
 def register_coco_json(json_file: str, image_root: str) -> str:

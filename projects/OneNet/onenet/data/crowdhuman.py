@@ -171,11 +171,8 @@ def convert_odgt(odgt_file: str, image_dir: str) -> dict[str, Any]:
 
 
 def _digest(path: str) -> str:
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.sha256(file.read()).hexdigest()
 
 
 def _make(odgt_file: str, image_dir: str, json_file: str) -> None:

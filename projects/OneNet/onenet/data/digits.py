@@ -10,6 +10,7 @@ import io
 import json
 import os
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -102,8 +103,7 @@ def _check_recipe(recipe_file: str, recipe: str) -> bool:
     """Whether generation with this recipe has begun; raises DataError for another recipe."""
     if not os.path.isfile(recipe_file):
         return False
-    with open(recipe_file, encoding="utf-8") as file:
-        found = file.read()
+    found = Path(recipe_file).read_text(encoding="utf-8")
     if found != recipe:
         raise DataError(
             f"{recipe_file} tells of digits made with other settings ({found} instead of {recipe}):"

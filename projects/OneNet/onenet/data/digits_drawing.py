@@ -21,7 +21,6 @@ __all__ = [
     "SPLITS",
     "Digit",
     "DigitsLayout",
-    "digit_image",
     "draw_digits",
     "image_rng",
     "load_glyphs",
@@ -320,22 +319,3 @@ def draw_digits(rng: np.random.Generator, digits: list[Digit], size: int) -> np.
 def image_rng(seed: int, split: str, index: int) -> np.random.Generator:
     """The random generator of an image."""
     return np.random.default_rng([seed, SPLITS.index(split), index])
-
-
-def digit_image(
-    split: str, index: int, seed: int = 0, layout: DigitsLayout = DIGITS
-) -> tuple[np.ndarray, list[Digit]]:
-    """Generates one image of a set.
-
-    Args:
-        split: "train" or "val".
-        index: number of the image in the split.
-        seed: the same seed gives the same set.
-        layout: numbers, sizes and overlap of the digits.
-
-    Returns:
-        The image, (canvas_size, canvas_size, 3) uint8 RGB, and its digits.
-    """
-    rng = image_rng(seed, split, index)
-    digits = place_digits(rng, split, layout)
-    return draw_digits(rng, digits, layout.canvas_size), digits

@@ -8,6 +8,7 @@ the stream, whichever process loads it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import random
@@ -24,8 +25,6 @@ from detectron2.data import (
     get_detection_dataset_dicts,
 )
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..utils.errors import ConfigError, DataError, ImageError
@@ -39,8 +38,6 @@ logger = logging.getLogger(__name__)
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 
 _TRIES = 100  # images tried in place of a broken one
-_ORIENTATION = 0x0112  # EXIF tag
-_TURNED = (5, 6, 7, 8)  # rotated by 90 degrees
 _SKIPPED = "skipped"  # a sample's key: messages about the images that it replaces
 
 
@@ -166,7 +163,7 @@ class TrainLoader:
         _check_classes(records, cfg)
         self._is_wide = None
         if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
-            self._is_wide = np.array([_is_wide(record) for record in records])
+            self._is_wide = np.array([r["width"] > r["height"] for r in records])
         self._records = DatasetFromList(records, copy=False)  # compact, shared by all processes
         self.seed = cfg.SEED if cfg.SEED >= 0 else int(comm.shared_random_seed())
         self.start = 0
@@ -201,19 +198,6 @@ class TrainLoader:
             yield batch
 
 
-def _is_wide(record: dict[str, Any]) -> bool:
-    """Whether the image is wider than high, by the record or else the file."""
-    if "width" in record and "height" in record:
-        return record["width"] > record["height"]
-    try:
-        with PathManager.open(record["file_name"], "rb") as file, Image.open(file) as image:
-            width, height = image.size
-            turned = image.getexif().get(_ORIENTATION) in _TURNED
-    except Exception:  # the mapper will report the image
-        return False
-    return height > width if turned else width > height
-
-
 def _load_records(cfg: CfgNode) -> list[dict[str, Any]]:
     try:
         return get_detection_dataset_dicts(
@@ -245,17 +229,12 @@ def _check_classes(records: list[dict[str, Any]], cfg: CfgNode) -> None:
                 )
 
 
-class _OrSkipped:
-    """A mapper that returns a message instead of a broken image."""
-
-    def __init__(self, mapper: Mapper) -> None:
-        self._mapper = mapper
-
-    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        try:
-            return self._mapper(record)
-        except ImageError as error:
-            return {_SKIPPED: [str(error)]}
+def _or_skipped(mapper: Mapper, record: dict[str, Any]) -> dict[str, Any]:
+    """Maps a record; a message instead of a broken image."""
+    try:
+        return mapper(record)
+    except ImageError as error:
+        return {_SKIPPED: [str(error)]}
 
 
 class _WithoutBroken:
@@ -300,4 +279,5 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader | _WithoutB
     mapper: Mapper = OneNetDatasetMapper(cfg, is_train=False)
     if cfg.INPUT.ON_BAD_IMAGE == "fail":
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
-    return _WithoutBroken(build_detection_test_loader(cfg, dataset_name, mapper=_OrSkipped(mapper)))
+    mapper = functools.partial(_or_skipped, mapper)
+    return _WithoutBroken(build_detection_test_loader(cfg, dataset_name, mapper=mapper))

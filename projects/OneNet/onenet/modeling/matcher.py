@@ -97,17 +97,8 @@ class Matcher:
     def _cheapest(
         self, predictions: DensePredictions, targets: Targets, image: int, at_most: int
     ) -> Pairs:
-        """The k samples of least cost for each of an image's n objects, best first.
-
-        Args:
-            predictions: of N images.
-            targets: the images' objects.
-            image: index of the image.
-            at_most: upper limit of k.
-
-        Returns:
-            (n, k) costs, +inf if not finite, and (n, k) int64 samples; k = min(at_most, n, M).
-        """
+        """Costs (n, k), ascending, +inf if not finite, and indices of the k = min(at_most, n, M)
+        cheapest samples of each of an image's n objects."""
         gt, logits = targets.instances[image], predictions.pred_logits[image]
         boxes, (num_samples, device) = predictions.pred_boxes[image], (len(logits), logits.device)
         k = min(len(gt), num_samples, at_most)
@@ -224,16 +215,8 @@ def _lowest(costs: Tensor, k: int) -> Pairs:
 def _assign(
     costs: np.ndarray, samples: np.ndarray, complete: bool
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """The assignment of minimum total cost.
-
-    Args:
-        costs: (n, k) of each object's cheapest samples, ascending.
-        samples: (n, k) their indices.
-        complete: whether k is large enough for the optimum.
-
-    Returns:
-        sample_indices and gt_indices, the latter ascending; None if more samples are needed.
-    """
+    """The samples and objects (ascending) of the assignment of minimum total cost; None if it may
+    need more than the (n, k) cheapest samples, which ``complete`` rules out."""
     num_gt, finite = len(costs), np.isfinite(costs)
     if finite[:, 0].all() and len(np.unique(samples[:, 0])) == num_gt:
         return samples[:, 0].astype(np.int64), np.arange(num_gt)

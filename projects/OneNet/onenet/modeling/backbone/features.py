@@ -1,31 +1,24 @@
-"""Backbones from any network that returns feature maps, and the necks on top of them."""
+"""Backbones from any network that returns feature maps."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import Backbone
-from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor, nn
 
 from ...utils.errors import ConfigError
-from .resnet_deconv import ResNetDeconv
 
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "FeatureBackbone",
     "check_imagenet_input",
-    "check_nothing_frozen",
     "feature_name",
     "measure",
-    "with_deconv",
-    "with_fpn",
-    "with_retinanet_fpn",
     "without_pretrained",
 ]
 
@@ -115,20 +108,6 @@ class FeatureBackbone(Backbone):
         return {name: maps[name] for name in self._out_features}
 
 
-def check_nothing_frozen(cfg: CfgNode) -> None:
-    """Checks that the config freezes nothing: only a ResNet's stages can be frozen.
-
-    Raises:
-        ConfigError: MODEL.BACKBONE.FREEZE_AT is not 0.
-    """
-    backbone = cfg.MODEL.BACKBONE
-    if backbone.FREEZE_AT:
-        raise ConfigError(
-            f"MODEL.BACKBONE.FREEZE_AT is {backbone.FREEZE_AT}, but only a ResNet's stages can be"
-            f" frozen, and {backbone.NAME} has none; set it to 0."
-        )
-
-
 def check_imagenet_input(
     what: str,
     input_format: str,
@@ -160,13 +139,9 @@ def check_imagenet_input(
         return
     raise ConfigError(
         f"{what} want RGB images with their own mean and deviation, but the config has INPUT.FORMAT"
-        f" {input_format}, MODEL.PIXEL_MEAN {_rounded(pixel_mean)} and MODEL.PIXEL_STD"
-        f" {_rounded(pixel_std)}; set them to RGB, {wanted_mean} and {wanted_std}."
+        f" {input_format}, MODEL.PIXEL_MEAN {np.round(pixel_mean, 3).tolist()} and MODEL.PIXEL_STD"
+        f" {np.round(pixel_std, 3).tolist()}; set them to RGB, {wanted_mean} and {wanted_std}."
     )
-
-
-def _rounded(values: Sequence[float]) -> list[float]:
-    return [round(float(value), 3) for value in values]
 
 
 def without_pretrained(cfg: CfgNode) -> CfgNode:
@@ -176,71 +151,3 @@ def without_pretrained(cfg: CfgNode) -> CfgNode:
     cfg.MODEL.TIMM.PRETRAINED = False
     cfg.freeze()
     return cfg
-
-
-def _check_features(bottom_up: Backbone, names: Sequence[str], what: str) -> None:
-    shapes = bottom_up.output_shape()
-    missing = [name for name in names if name not in shapes]
-    if missing:
-        raise ConfigError(f"{what} {missing}; the backbone's OUT_FEATURES are {sorted(shapes)}.")
-
-
-def _check_pyramid(bottom_up: Backbone, names: Sequence[str]) -> None:
-    _check_features(bottom_up, names, "MODEL.FPN.IN_FEATURES names")
-    shapes = bottom_up.output_shape()
-    strides = [shapes[name].stride for name in names]
-    if not strides or any(b != 2 * a for a, b in itertools.pairwise(strides)):
-        raise ConfigError(
-            f"MODEL.FPN.IN_FEATURES is {list(names)}; name neighbouring feature maps, the finest"
-            " first, such as ['res3', 'res4', 'res5']."
-        )
-
-
-def _fpn(bottom_up: Backbone, cfg: CfgNode, top_block: nn.Module) -> FPN:
-    fpn = cfg.MODEL.FPN
-    return FPN(
-        bottom_up=bottom_up,
-        in_features=fpn.IN_FEATURES,
-        out_channels=fpn.OUT_CHANNELS,
-        norm=fpn.NORM,
-        top_block=top_block,
-        fuse_type=fpn.FUSE_TYPE,
-    )
-
-
-def with_fpn(bottom_up: Backbone, cfg: CfgNode) -> FPN:
-    """FPN on MODEL.FPN.IN_FEATURES with one more level, pooled from the coarsest: p2 to p6.
-
-    Raises:
-        ConfigError: a feature is missing, or the features are not neighbours.
-    """
-    _check_pyramid(bottom_up, cfg.MODEL.FPN.IN_FEATURES)
-    pool = LastLevelMaxPool()
-    # Detectron2's class always pools p5
-    pool.in_feature = cfg.MODEL.FPN.IN_FEATURES[-1].replace("res", "p")
-    return _fpn(bottom_up, cfg, pool)
-
-
-def with_retinanet_fpn(bottom_up: Backbone, cfg: CfgNode) -> FPN:
-    """FPN with p6 and p7 from res5, as ``build_retinanet_resnet_fpn_backbone``.
-
-    Raises:
-        ConfigError: a feature is missing, or the features are not neighbours.
-    """
-    _check_features(bottom_up, ["res5"], "The pyramid's p6 and p7 need")
-    _check_pyramid(bottom_up, cfg.MODEL.FPN.IN_FEATURES)
-    channels = bottom_up.output_shape()["res5"].channels
-    return _fpn(bottom_up, cfg, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))
-
-
-def with_deconv(bottom_up: Backbone, cfg: CfgNode) -> ResNetDeconv:
-    """The deconvolution neck of MODEL.ONENET.DECONV, for the point head.
-
-    Raises:
-        ConfigError: one of res2 to res5 is missing.
-    """
-    _check_features(bottom_up, ["res2", "res3", "res4", "res5"], "The deconvolution neck needs")
-    deconv = cfg.MODEL.ONENET.DECONV
-    return ResNetDeconv(
-        bottom_up=bottom_up, channels=deconv.CHANNELS, deform=deconv.DEFORM, norm=deconv.NORM
-    )

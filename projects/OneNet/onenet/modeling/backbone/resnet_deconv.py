@@ -13,6 +13,8 @@ from torchvision.ops import DeformConv2d
 
 __all__ = ["DeconvNeck", "ResNetDeconv", "build_resnet_deconv_backbone"]
 
+_IN_FEATURES = ("res5", "res4", "res3", "res2")
+
 
 class ModulatedDeformConv(nn.Module):
     """3x3 deformable convolution v2 (arXiv 1811.11168) that predicts its own offsets and mask.
@@ -116,15 +118,13 @@ class ResNetDeconv(Backbone):
         self,
         *,
         bottom_up: Backbone,
-        in_features: tuple[str, ...] = ("res5", "res4", "res3", "res2"),
         channels: tuple[int, ...] = (256, 128, 64),
         deform: bool = True,
         norm: str = "BN",
     ) -> None:
         """
         Args:
-            bottom_up: returns feature maps of strides 32, 16, 8 and 4.
-            in_features: their names, coarsest first.
+            bottom_up: returns feature maps res5 to res2 of strides 32, 16, 8 and 4.
             channels: output channels of the neck's three stages.
             deform: whether its 3x3 convolutions are deformable.
             norm: its normalisation.
@@ -132,23 +132,22 @@ class ResNetDeconv(Backbone):
         super().__init__()
         shapes = bottom_up.output_shape()
         self.bottom_up = bottom_up
-        self.in_features = tuple(in_features)
-        self.neck = DeconvNeck(
-            [shapes[name] for name in self.in_features], list(channels), deform=deform, norm=norm
-        )
+        input_shape = [shapes[name] for name in _IN_FEATURES]
+        self.neck = DeconvNeck(input_shape, list(channels), deform=deform, norm=norm)
         self._out_features = ["deconv"]
         self._out_feature_channels = {"deconv": channels[-1]}
-        self._out_feature_strides = {"deconv": shapes[self.in_features[-1]].stride}
-        self._size_divisibility = shapes[self.in_features[0]].stride
+        self._out_feature_strides = {"deconv": input_shape[-1].stride}
+        self._size_divisibility = input_shape[0].stride
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
-        """Reads ``cfg.MODEL.RESNETS`` and ``cfg.MODEL.ONENET.DECONV``."""
+    def from_config(cls, cfg: CfgNode, bottom_up: Backbone) -> dict:
+        """Reads ``cfg.MODEL.ONENET.DECONV``."""
+        deconv = cfg.MODEL.ONENET.DECONV
         return {
-            "bottom_up": build_resnet_backbone(cfg, input_shape),
-            "channels": cfg.MODEL.ONENET.DECONV.CHANNELS,
-            "deform": cfg.MODEL.ONENET.DECONV.DEFORM,
-            "norm": cfg.MODEL.ONENET.DECONV.NORM,
+            "bottom_up": bottom_up,
+            "channels": deconv.CHANNELS,
+            "deform": deconv.DEFORM,
+            "norm": deconv.NORM,
         }
 
     @property
@@ -159,10 +158,10 @@ class ResNetDeconv(Backbone):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Maps (N, 3, H, W), both sides multiples of 32, to {"deconv": (N, C, H / 4, W / 4)}."""
         features = self.bottom_up(x)
-        return {"deconv": self.neck([features[name] for name in self.in_features])}
+        return {"deconv": self.neck([features[name] for name in _IN_FEATURES])}
 
 
 @BACKBONE_REGISTRY.register()
 def build_resnet_deconv_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNetDeconv:
     """ResNet of ``MODEL.RESNETS`` (OUT_FEATURES res2 to res5) with the deconvolution neck."""
-    return ResNetDeconv(cfg, input_shape)
+    return ResNetDeconv(cfg, build_resnet_backbone(cfg, input_shape))

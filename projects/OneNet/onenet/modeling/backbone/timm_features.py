@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from types import ModuleType
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY
-from detectron2.modeling.backbone.fpn import FPN
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...utils.errors import ConfigError
-from .features import (
-    FeatureBackbone,
-    check_imagenet_input,
-    check_nothing_frozen,
-    feature_name,
-    with_deconv,
-    with_fpn,
-    with_retinanet_fpn,
-)
+from .features import FeatureBackbone, check_imagenet_input, feature_name
 from .resnet_deconv import ResNetDeconv
 
 __all__ = [
@@ -154,7 +148,11 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FeatureBackbone
     """
     node = cfg.MODEL.TIMM
     timm = _import_timm(cfg.MODEL.BACKBONE.NAME)
-    check_nothing_frozen(cfg)
+    if cfg.MODEL.BACKBONE.FREEZE_AT:
+        raise ConfigError(
+            f"MODEL.BACKBONE.FREEZE_AT is {cfg.MODEL.BACKBONE.FREEZE_AT}, but only a ResNet's"
+            f" stages can be frozen, and {cfg.MODEL.BACKBONE.NAME} has none; set it to 0."
+        )
     if not timm.is_model(node.NAME):
         raise ConfigError(
             f"MODEL.TIMM.NAME is '{node.NAME}', which timm {timm.__version__} does not know;"
@@ -168,19 +166,66 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FeatureBackbone
     )
 
 
+def _check_features(bottom_up: Backbone, names: Sequence[str], what: str) -> None:
+    shapes = bottom_up.output_shape()
+    missing = [name for name in names if name not in shapes]
+    if missing:
+        raise ConfigError(f"{what} {missing}; the backbone's OUT_FEATURES are {sorted(shapes)}.")
+
+
+def _fpn(bottom_up: Backbone, cfg: CfgNode, top_block: nn.Module) -> FPN:
+    fpn = cfg.MODEL.FPN
+    _check_features(bottom_up, fpn.IN_FEATURES, "MODEL.FPN.IN_FEATURES names")
+    strides = [bottom_up.output_shape()[name].stride for name in fpn.IN_FEATURES]
+    if not strides or any(b != 2 * a for a, b in itertools.pairwise(strides)):
+        raise ConfigError(
+            f"MODEL.FPN.IN_FEATURES is {fpn.IN_FEATURES}; name neighbouring feature maps, the"
+            " finest first, such as ['res3', 'res4', 'res5']."
+        )
+    return FPN(
+        bottom_up=bottom_up,
+        in_features=fpn.IN_FEATURES,
+        out_channels=fpn.OUT_CHANNELS,
+        norm=fpn.NORM,
+        top_block=top_block,
+        fuse_type=fpn.FUSE_TYPE,
+    )
+
+
 @BACKBONE_REGISTRY.register()
 def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """A timm network with :func:`~onenet.modeling.backbone.features.with_fpn`."""
-    return with_fpn(_fix_same_padding(build_timm_backbone(cfg, input_shape)), cfg)
+    """A timm network with FPN and one more level, pooled from the coarsest: p2 to p6.
+
+    Raises:
+        ConfigError: as :func:`build_timm_backbone`, or the features are missing or no neighbours.
+    """
+    pool = LastLevelMaxPool()
+    fpn = _fpn(_fix_same_padding(build_timm_backbone(cfg, input_shape)), cfg, pool)
+    # Detectron2's class always pools p5
+    pool.in_feature = cfg.MODEL.FPN.IN_FEATURES[-1].replace("res", "p")
+    return fpn
 
 
 @BACKBONE_REGISTRY.register()
 def build_retinanet_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """A timm network with :func:`~onenet.modeling.backbone.features.with_retinanet_fpn`."""
-    return with_retinanet_fpn(_fix_same_padding(build_timm_backbone(cfg, input_shape)), cfg)
+    """A timm network with FPN and p6 and p7 from res5, as ``build_retinanet_resnet_fpn_backbone``.
+
+    Raises:
+        ConfigError: as :func:`build_timm_fpn_backbone`.
+    """
+    bottom_up = _fix_same_padding(build_timm_backbone(cfg, input_shape))
+    _check_features(bottom_up, ["res5"], "The pyramid's p6 and p7 need")
+    channels = bottom_up.output_shape()["res5"].channels
+    return _fpn(bottom_up, cfg, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))
 
 
 @BACKBONE_REGISTRY.register()
 def build_timm_deconv_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNetDeconv:
-    """A timm network with the deconvolution neck, for the point head."""
-    return with_deconv(build_timm_backbone(cfg, input_shape), cfg)
+    """A timm network with the deconvolution neck, for the point head.
+
+    Raises:
+        ConfigError: as :func:`build_timm_backbone`, or one of res2 to res5 is missing.
+    """
+    bottom_up = build_timm_backbone(cfg, input_shape)
+    _check_features(bottom_up, ["res2", "res3", "res4", "res5"], "The deconvolution neck needs")
+    return ResNetDeconv(cfg, bottom_up)

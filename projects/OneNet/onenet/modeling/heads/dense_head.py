@@ -6,11 +6,13 @@ import math
 from abc import ABC, abstractmethod
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...structures import DensePredictions
+from ...structures import DenseBoxes, DensePredictions
 from ...utils.errors import ConfigError
 from ...utils.tracing import in_graph
 from ..ops.activation_checkpoint import checkpointed
@@ -29,8 +31,8 @@ _MAX_SIZES = 32  # image sizes whose anchors are cached
 class DenseHead(nn.Module, ABC):
     """Base class of heads, which map feature maps to :class:`DensePredictions`.
 
-    Subclasses have the predictors ``cls_score`` and ``bbox_pred`` and one of Detectron2's anchor
-    generators as ``anchor_generator``.
+    Subclasses have ``num_classes``, the predictors ``cls_score`` and ``bbox_pred`` and one of
+    Detectron2's anchor generators as ``anchor_generator``.
     """
 
     def __init__(self) -> None:
@@ -73,6 +75,13 @@ class DenseHead(nn.Module, ABC):
         """
 
     @abstractmethod
+    def decode(self, codes: Tensor, anchors: Tensor) -> Tensor:
+        """Decodes the box predictor's outputs; see :class:`onenet.structures.DenseBoxes`."""
+
+    def scaled(self, codes: list[Tensor]) -> list[Tensor]:
+        """The box predictor's outputs, (N, H W A, 4) of each level, with what a level learns."""
+        return codes
+
     def flatten(self, logits: list[Tensor], boxes: list[Tensor]) -> DensePredictions:
         """Concatenates the outputs of all levels.
 
@@ -80,6 +89,11 @@ class DenseHead(nn.Module, ABC):
             logits: (N, A K, H, W) of each level, from ``cls_score``.
             boxes: (N, A 4, H, W) of each level, from ``bbox_pred``, not decoded.
         """
+        flat_logits = [permute_to_N_HWA_K(level, self.num_classes) for level in logits]
+        codes = self.scaled([permute_to_N_HWA_K(level, 4) for level in boxes])
+        dense = DenseBoxes(_joined(codes), self.anchors(logits), self.decode)
+        level_sizes = tuple(level.shape[1] for level in flat_logits)
+        return DensePredictions(_joined(flat_logits), dense, level_sizes)
 
     def forward(self, features: list[Tensor]) -> DensePredictions:
         """See :data:`onenet.modeling.heads.ONENET_HEAD_REGISTRY`."""
@@ -120,12 +134,30 @@ class TowerHead(DenseHead):
         self.cls_score = nn.Conv2d(conv_dim, num_anchors * num_classes, kernel_size=3, padding=1)
         self.bbox_pred = nn.Conv2d(conv_dim, num_anchors * 4, kernel_size=3, padding=1)
 
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict:
+        """Reads ``cfg.MODEL.ONENET``."""
+        head = cfg.MODEL.ONENET.HEAD
+        return {
+            "input_shape": input_shape,
+            "num_classes": cfg.MODEL.ONENET.NUM_CLASSES,
+            "num_convs": head.NUM_CONVS,
+            "conv_dim": head.CONV_DIM,
+            "norm": head.NORM,
+            "prior_prob": head.PRIOR_PROB,
+            "init_std": head.INIT_STD,
+        }
+
     def towers(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """See :meth:`DenseHead.towers`."""
         run = checkpointed if self.activation_checkpointing else nn.Module.__call__
         subnets = (self.cls_subnet, self.bbox_subnet)
         cls_features, box_features = ([run(subnet, x) for x in features] for subnet in subnets)
         return cls_features, box_features
+
+
+def _joined(levels: list[Tensor]) -> Tensor:
+    return torch.cat(levels, dim=1) if len(levels) > 1 else levels[0]  # saves a copy
 
 
 def _conv_tower(in_channels: int, channels: int, num_convs: int, norm: str) -> nn.Sequential:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...structures import DenseBoxes, DensePredictions
 from .build import ONENET_HEAD_REGISTRY
 from .dense_head import TowerHead, init_head, ltrb_to_corners
 
@@ -63,32 +61,11 @@ class FCOSHead(TowerHead):
         )
         init_head(self, prior_prob, box_bias=2.0, std=init_std)
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict:
-        """Reads ``cfg.MODEL.ONENET``."""
-        head = cfg.MODEL.ONENET.HEAD
-        return {
-            "input_shape": input_shape,
-            "num_classes": cfg.MODEL.ONENET.NUM_CLASSES,
-            "num_convs": head.NUM_CONVS,
-            "conv_dim": head.CONV_DIM,
-            "norm": head.NORM,
-            "prior_prob": head.PRIOR_PROB,
-            "init_std": head.INIT_STD,
-        }
+    def scaled(self, codes: list[Tensor]) -> list[Tensor]:
+        """See :meth:`onenet.modeling.heads.dense_head.DenseHead.scaled`; in strides."""
+        return [scale * x.float() for x, scale in zip(codes, self.scales, strict=True)]
 
-    def flatten(self, logits: list[Tensor], boxes: list[Tensor]) -> DensePredictions:
-        """See :meth:`onenet.modeling.heads.dense_head.DenseHead.flatten`."""
-        flat_logits = [permute_to_N_HWA_K(level, self.num_classes) for level in logits]
-        distances = [  # in strides
-            scale * permute_to_N_HWA_K(level, 4).float()
-            for level, scale in zip(boxes, self.scales, strict=True)
-        ]
-        dense = DenseBoxes(torch.cat(distances, dim=1), self.anchors(logits), self._decode)
-        level_sizes = tuple(level.shape[1] for level in flat_logits)
-        return DensePredictions(torch.cat(flat_logits, dim=1), dense, level_sizes)
-
-    @staticmethod
-    def _decode(distances: Tensor, anchors: Tensor) -> Tensor:
+    def decode(self, codes: Tensor, anchors: Tensor) -> Tensor:
+        """See :meth:`onenet.modeling.heads.dense_head.DenseHead.decode`."""
         strides = anchors[..., 2:3] - anchors[..., :1]
-        return ltrb_to_corners(F.relu(distances) * strides, anchors)
+        return ltrb_to_corners(F.relu(codes) * strides, anchors)

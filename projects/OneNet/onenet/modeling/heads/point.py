@@ -5,11 +5,9 @@ from __future__ import annotations
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...structures import DenseBoxes, DensePredictions
 from ...utils.errors import ConfigError
 from .build import ONENET_HEAD_REGISTRY
 from .dense_head import DenseHead, init_head, ltrb_to_corners
@@ -76,16 +74,6 @@ class PointHead(DenseHead):
         shared = [self.conv(feature)]
         return shared, shared
 
-    def flatten(self, logits: list[Tensor], boxes: list[Tensor]) -> DensePredictions:
-        """See :meth:`onenet.modeling.heads.dense_head.DenseHead.flatten`."""
-        distances = permute_to_N_HWA_K(boxes[0], 4)
-        anchors = self.anchors(logits)
-        return DensePredictions(
-            permute_to_N_HWA_K(logits[0], self.num_classes),
-            DenseBoxes(distances, anchors, self._decode),
-            (anchors.shape[0],),
-        )
-
-    @staticmethod
-    def _decode(distances: Tensor, anchors: Tensor) -> Tensor:
-        return ltrb_to_corners(F.relu(distances), anchors)
+    def decode(self, codes: Tensor, anchors: Tensor) -> Tensor:
+        """See :meth:`onenet.modeling.heads.dense_head.DenseHead.decode`."""
+        return ltrb_to_corners(F.relu(codes), anchors)

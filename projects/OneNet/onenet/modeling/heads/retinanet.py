@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import build_anchor_generator
 from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from torch import Tensor, nn
 
-from ...structures import DenseBoxes, DensePredictions
 from .build import ONENET_HEAD_REGISTRY
 from .dense_head import TowerHead, init_head
 
@@ -64,26 +61,10 @@ class RetinaNetHead(TowerHead):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict:
         """Reads ``cfg.MODEL.ONENET`` and ``cfg.MODEL.ANCHOR_GENERATOR``."""
-        head = cfg.MODEL.ONENET.HEAD
-        return {
-            "input_shape": input_shape,
-            "num_classes": cfg.MODEL.ONENET.NUM_CLASSES,
-            "anchor_generator": build_anchor_generator(cfg, input_shape),
-            "num_convs": head.NUM_CONVS,
-            "conv_dim": head.CONV_DIM,
-            "norm": head.NORM,
-            "prior_prob": head.PRIOR_PROB,
-            "init_std": head.INIT_STD,
-        }
+        anchor_generator = build_anchor_generator(cfg, input_shape)
+        return {**super().from_config(cfg, input_shape), "anchor_generator": anchor_generator}
 
-    def flatten(self, logits: list[Tensor], boxes: list[Tensor]) -> DensePredictions:
-        """See :meth:`onenet.modeling.heads.dense_head.DenseHead.flatten`."""
-        flat_logits = [permute_to_N_HWA_K(level, self.num_classes) for level in logits]
-        deltas = [permute_to_N_HWA_K(level, 4) for level in boxes]
-        dense = DenseBoxes(torch.cat(deltas, dim=1), self.anchors(logits), self._decode)
-        level_sizes = tuple(level.shape[1] for level in flat_logits)
-        return DensePredictions(torch.cat(flat_logits, dim=1), dense, level_sizes)
-
-    def _decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:
-        anchors = anchors.expand_as(deltas).reshape(-1, 4)
-        return self.box2box_transform.apply_deltas(deltas.flatten(0, 1), anchors).view_as(deltas)
+    def decode(self, codes: Tensor, anchors: Tensor) -> Tensor:
+        """See :meth:`onenet.modeling.heads.dense_head.DenseHead.decode`."""
+        anchors = anchors.expand_as(codes).reshape(-1, 4)
+        return self.box2box_transform.apply_deltas(codes.flatten(0, 1), anchors).view_as(codes)
