@@ -7,6 +7,7 @@ index. The implementation is independent, and processes all images at once.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
@@ -18,12 +19,12 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
+from detectron2.utils import comm
 from scipy.optimize import linear_sum_assignment
 from tabulate import tabulate
 
 from ..utils.errors import DataError
 from ..utils.files import write_json
-from .gather import gather_lists
 
 __all__ = ["CrowdHumanEvaluator", "CrowdImage", "crowdhuman_report"]
 
@@ -314,14 +315,11 @@ class CrowdHumanEvaluator(DatasetEvaluator):
     detections is not limited.
     """
 
-    def __init__(
-        self, *, dataset_name: str, output_dir: str | None = None, distributed: bool = True
-    ) -> None:
+    def __init__(self, *, dataset_name: str, output_dir: str | None = None) -> None:
         """
         Args:
             dataset_name: a registered dataset.
             output_dir: folder for ``crowdhuman.json``; None to write nothing.
-            distributed: whether to gather the outputs of all processes.
 
         Raises:
             DataError: the dataset has several classes.
@@ -334,7 +332,6 @@ class CrowdHumanEvaluator(DatasetEvaluator):
             )
         self._dataset_name = dataset_name
         self._output_dir = output_dir
-        self._distributed = distributed
         self._predictions: list[tuple[Any, np.ndarray, np.ndarray]] = []
 
     def reset(self) -> None:
@@ -361,9 +358,10 @@ class CrowdHumanEvaluator(DatasetEvaluator):
         Returns:
             {"crowdhuman": {"AP50", "mMR", "recall", "JI"}}; {} in all but the main process.
         """
-        predictions = gather_lists(self._predictions, self._distributed)
-        if predictions is None:
+        gathered = comm.gather(self._predictions, dst=0)
+        if not comm.is_main_process():
             return {}
+        predictions = itertools.chain(*gathered)
         records = DatasetCatalog.get(self._dataset_name)
         report = crowdhuman_report(_crowd_images(records, predictions))
         results = report["results"]
