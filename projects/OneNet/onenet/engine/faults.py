@@ -159,12 +159,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _first_fault(error: BaseException | None, is_told: bool = False) -> BaseException | None:
-    """The oldest error with a message for users; later ones follow from it.
-
-    Args:
-        error: the newest error.
-        is_told: whether it is the cause of an error whose message already reports it.
-    """
+    """The oldest error with a message for users that no later error's message reports."""
     if error is None:
         return None
     has_sentence = isinstance(error, (ConfigError, DataError, TrainingError))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import weakref
 from collections import Counter
@@ -35,7 +36,7 @@ from .accumulation import AccumulatingModel, accumulate_gradients
 from .ema import EMAHook
 from .evaluators import NMS_OFF, build_evaluator, by_dataset, check_limits, results_folder
 from .faults import LossGuard, NamedWriter, naming_faults
-from .resume import ResumableData, ResumableEvalHook, cut_metrics, end_half_row, share_buffers
+from .resume import ResumableData, ResumableEvalHook, cut_metrics, share_buffers
 from .solver import build_optimizer
 from .startup import last_checkpoint
 from .training_pictures import TrainingPictures
@@ -245,10 +246,7 @@ class Trainer(DefaultTrainer):
             TrainingError: NaN loss, full disk or lost worker.
         """
         if comm.is_main_process():
-            if self._is_resumed:
-                cut_metrics(self._metrics_file, self.start_iter)
-            else:
-                end_half_row(self._metrics_file)
+            cut_metrics(self._metrics_file, self.start_iter if self._is_resumed else math.inf)
         last = os.path.basename(last_checkpoint(self.cfg))
         if self.start_iter >= self.max_iter and last != "model_final.pth":
             # Interrupted between the last iteration's checkpoint and the equal model_final

@@ -163,15 +163,7 @@ def _claims(pairs: _Pairs) -> np.ndarray:
 
 
 def _heaviest_matching(pairs: _Pairs, near: np.ndarray) -> np.ndarray:
-    """The one-to-one matching of largest total IoU in each image; it may not have the most pairs.
-
-    Args:
-        pairs: of all images.
-        near: indices of the pairs that may be chosen.
-
-    Returns:
-        Indices of the chosen pairs.
-    """
+    """Indices of each image's one-to-one matching of largest total IoU among the pairs `near`."""
     if not len(near):
         return near
     images = pairs.gt_image[pairs.gt[near]]
