@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import nn
 
 from onenet.engine.ema import EMAHook
-from onenet.utils.errors import ConfigError
 
 
 def test_average_by_hand() -> None:
@@ -38,9 +36,3 @@ def test_state_goes_to_another_hook() -> None:
     second.load_state_dict({k: v.clone() for k, v in first.state_dict().items()})
     assert second.steps == 1
     assert torch.equal(models[1].weight, models[0].weight)
-
-
-@pytest.mark.parametrize("decay", [-0.1, 1.0, 2.0])
-def test_decay_out_of_range(decay: float) -> None:
-    with pytest.raises(ConfigError, match=f"EMA_DECAY is {decay}; give a number between 0 and 1"):
-        EMAHook(nn.Linear(1, 1), decay)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,6 @@ from onenet.engine.resume import (
     ResumableData,
     ResumableEvalHook,
     cut_metrics,
-    end_half_row,
     share_buffers,
 )
 from onenet.engine.startup import _check_weights
@@ -99,14 +99,15 @@ def test_metrics_behind_a_half_row_stay(tmp_path: Path) -> None:
     assert iterations(path) == []
 
 
-def test_a_half_row_is_ended(tmp_path: Path) -> None:
+def test_a_new_run_removes_half_rows_only(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
-    end_half_row(str(path))
+    cut_metrics(str(path), math.inf)
     assert not path.exists()
-    for content, ended in (("", ""), ("a\n", "a\n"), ("a\nb", "a\nb\n")):
+    row = '{"iteration": 7}\n'
+    for content, kept in (("", ""), (row, row), (row * 2 + row[:9], row * 2), (row[:-1], row)):
         path.write_text(content)
-        end_half_row(str(path))
-        assert path.read_text() == ended
+        cut_metrics(str(path), math.inf)
+        assert path.read_text() == kept
 
 
 @pytest.mark.parametrize("rank", [0, 1])

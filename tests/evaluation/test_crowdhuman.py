@@ -460,8 +460,6 @@ def test_workers_outputs_are_gathered(register, monkeypatch) -> None:
     monkeypatch.setattr(comm, "gather", lambda data, dst: [data, other._predictions])
     evaluator = CrowdHumanEvaluator(dataset_name=name)
     assert run(evaluator, [(A, 0.9)])["crowdhuman"]["recall"] == 100
-    alone = CrowdHumanEvaluator(dataset_name=name, distributed=False)
-    assert run(alone, [(A, 0.9)])["crowdhuman"]["recall"] == 50
     monkeypatch.setattr(comm, "is_main_process", lambda: False)
     assert run(evaluator, [(A, 0.9)]) == {}
 

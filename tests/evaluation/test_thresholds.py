@@ -172,7 +172,7 @@ def test_the_file_by_hand(evaluate) -> None:
     nothing = {"threshold": None, "f1": None, "precision": None, "recall": None}
     assert missed == {"name": "missed", **nothing, "num_objects": 1}
     assert absent == {"name": "absent", **nothing, "num_objects": 0}
-    assert evaluate([], [], ["a"])["classes"] == [{"name": "a", **nothing, "num_objects": 0}]
+    assert evaluate([[]], [[]], ["a"])["classes"] == [{"name": "a", **nothing, "num_objects": 0}]
 
 
 def test_the_iou_decides(evaluate) -> None:

@@ -115,7 +115,9 @@ class Predictor:
         self._augmentations = T.AugmentationList(build_augmentation(cfg, is_train=False))
         found = _calibration(weights, _dataset_class_names(cfg), self.model)
         names, self.calibrated, self.calibration_note = found
-        self.class_names = names or [str(i) for i in range(_num_classes(self.model))]
+        # Detectron2's detectors have the attribute themselves
+        detector = self.model.head if isinstance(self.model, OneNet) else self.model
+        self.class_names = names or [str(i) for i in range(detector.num_classes)]
 
     def thresholds(self, threshold: float | None = None) -> list[float]:
         """K thresholds for :func:`keep`.
@@ -192,16 +194,7 @@ def _dataset_class_names(cfg: CfgNode) -> list[str] | None:
 def _calibration(
     weights: str, class_names: list[str] | None, model: nn.Module
 ) -> tuple[list[str] | None, list[float] | None, str]:
-    """Loads the thresholds that an evaluation stored beside the weights.
-
-    Args:
-        weights: path of the checkpoint.
-        class_names: of the K classes; None to take them from the thresholds' file.
-        model: has these weights.
-
-    Returns:
-        class_names or None, K thresholds or None, and a sentence on their source.
-    """
+    """Class names (by default the file's), thresholds beside the weights, and a note on them."""
     path = find_thresholds(weights)
     if path is None:
         note = "No calibrated thresholds lie beside the weights; an evaluation of them"
@@ -212,8 +205,3 @@ def _calibration(
     except (ConfigError, DataError) as error:
         return class_names, None, f"No calibrated thresholds: {error}"
     return names, thresholds, f"Calibrated thresholds, one a class, from {path}."
-
-
-def _num_classes(model: nn.Module) -> int:
-    """K: an attribute of Detectron2's detectors, and of OneNet's head."""
-    return model.head.num_classes if isinstance(model, OneNet) else model.num_classes

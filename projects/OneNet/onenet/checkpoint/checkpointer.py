@@ -49,13 +49,8 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     if isinstance(content, Mapping) and "model" not in content:
         content = {"model": content}
     state = content.get("model") if isinstance(content, Mapping) else None
-    if (
-        not isinstance(state, Mapping)
-        or not state
-        or not all(
-            isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
-        )
-    ):
+    items = list(state.items()) if isinstance(state, Mapping) else []
+    if not items or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in items):
         raise ConfigError(
             f"The file {path} holds no weights: wanted are names and tensors, as they are or as"
             " 'model' of a checkpoint."
@@ -177,7 +172,7 @@ class OneNetCheckpointer(DetectionCheckpointer):
             return self._load_exactly_named(checkpoint)
         checkpoint["model"] = dict(self.conversion.state)
         keys = self._load_exactly_named(checkpoint)
-        anew = (_CLASS_PREDICTOR, (_RESCORING,)) if self._new_classes else ((), ())
+        anew = (_CLASS_PREDICTOR, _RESCORING) if self._new_classes else ()
         _check_fit(keys, self.conversion.fills, *anew)
         rest = f"{len(keys.missing_keys)} of the model's tensors stay as initialised"
         # torchvision's files always leave some tensors
@@ -189,11 +184,7 @@ class OneNetCheckpointer(DetectionCheckpointer):
         return keys
 
     def _load_exactly_named(self, checkpoint: dict[str, Any]) -> Any:
-        """Detectron2's ``_load_model`` with all missing keys.
-
-        Detectron2 does not report missing statistics of frozen batch norm, which it sets to 0 and
-        1.
-        """
+        """Detectron2's ``_load_model``, which omits missing statistics of frozen batch norm."""
         state, known = checkpoint["model"], self.model.state_dict()
         fits = any(name in known and known[name].shape == state[name].shape for name in state)
         missing = [name for name in known if name not in state and not name.endswith(_COUNTER)]
@@ -212,21 +203,11 @@ def _check_anything_fits(names: list[str], fits: bool) -> None:
 
 def _check_fit(
     keys: Any,
-    fills: str = "",
-    new_shape: str | tuple[str, ...] = (),
-    may_lack: tuple[str, ...] = (),
+    fills: str = "",  # must be in the file
+    new_shape: str | tuple[str, ...] = (),  # may have another shape, and stay as initialised
+    may_lack: str | tuple[str, ...] = (),  # may be missing, and stay as initialised
 ) -> None:
-    """Raises for mismatches that Detectron2 only warns about.
-
-    Args:
-        keys: the result of Detectron2's ``_load_model``.
-        fills: prefix of the model's tensors that must be in the file.
-        new_shape: prefix of tensors that may have another shape and stay as initialised.
-        may_lack: prefixes of tensors that may be missing and stay as initialised.
-
-    Raises:
-        _MisfitError: a tensor is missing, left over, or has another shape.
-    """
+    """Raises for mismatches that Detectron2 only warns about; arguments are prefixes of names."""
     shapes = [name for name, *_ in keys.incorrect_shapes]  # also counted as missing
     wrong = {
         "has in another shape": [name for name in shapes if not name.startswith(new_shape)],

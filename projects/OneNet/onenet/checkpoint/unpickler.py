@@ -44,7 +44,8 @@ def read_pickled_checkpoint(path: str) -> dict[str, Any]:
                 "__author__": "Caffe2",
                 "matching_heuristics": True,
             }
-        wrong = [name for name, value in checkpoint["model"].items() if not _is_array(value)]
+        state = checkpoint["model"]
+        wrong = [name for name, value in state.items() if not isinstance(value, np.ndarray)]
     except Exception as error:  # broken files raise many types of errors
         raise ConfigError(
             f"The file {path} is no pickle of arrays alone, which can be read without running code"
@@ -55,10 +56,6 @@ def read_pickled_checkpoint(path: str) -> dict[str, Any]:
             f"The file {path} holds no weights: {wrong[0] if wrong else 'model'!r} is no array."
         )
     return checkpoint
-
-
-def _is_array(value: Any) -> bool:
-    return isinstance(value, np.ndarray)
 
 
 def _shallow(load_tuple: Callable[[Any], None]) -> Callable[[Any], None]:

@@ -110,16 +110,18 @@ def _check_solver(cfg: CfgNode) -> None:
 def _check_limits(cfg: CfgNode) -> None:
     """Checks the form of TEST.LIMITS; its names are checked with the results."""
     for entry in cfg.TEST.LIMITS:
-        if not _is_limit(entry):
-            raise ConfigError(
-                f"TEST.LIMITS has the entry {entry!r}; write [task, metric, 'max' or 'min', number]"
-                " such as ['end_to_end', 'NMS_gap', 'max', 1.0]."
-            )
-        if entry[0].startswith("end_to_end") and not cfg.TEST.END_TO_END.ENABLED:
-            raise ConfigError(
-                f"TEST.LIMITS limits '{entry[0]}', which TEST.END_TO_END.ENABLED False switches"
-                " off; set that to True."
-            )
+        match entry:
+            case [str(task), str(), "max" | "min", limit] if type(limit) in (int, float):
+                if task.startswith("end_to_end") and not cfg.TEST.END_TO_END.ENABLED:
+                    raise ConfigError(
+                        f"TEST.LIMITS limits '{task}', which TEST.END_TO_END.ENABLED False switches"
+                        " off; set that to True."
+                    )
+            case _:
+                raise ConfigError(
+                    f"TEST.LIMITS has the entry {entry!r}; write [task, metric, 'max' or 'min',"
+                    " number] such as ['end_to_end', 'NMS_gap', 'max', 1.0]."
+                )
     if cfg.TEST.LIMITS and not cfg.DATASETS.TEST:
         raise ConfigError("TEST.LIMITS has nothing to limit: DATASETS.TEST is empty.")
 
@@ -135,20 +137,6 @@ def _check_thresholds(cfg: CfgNode) -> None:
         raise ConfigError(
             f"TEST.END_TO_END.NMS_THRESH is {end_to_end.NMS_THRESH}; give an IoU from 0 to 1."
         )
-
-
-def _is_limit(entry: object) -> bool:
-    if not isinstance(entry, (list, tuple)) or len(entry) != 4:
-        return False
-    task, metric, direction, value = entry
-    return (
-        isinstance(task, str)
-        and isinstance(metric, str)
-        and direction in ("max", "min")
-        and isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-    )
 
 
 def _reason(error: Exception) -> str:

@@ -51,17 +51,9 @@ class AccumulatingModel(nn.Module):
 
         Returns:
             In training the losses of the batch. Their backward pass is that of the last piece.
-
-        Raises:
-            ValueError: there are fewer images than pieces.
         """
         if not self.training:
             return self.module(batched_inputs)
-        if len(batched_inputs) < self.num_pieces:
-            raise ValueError(
-                f"A batch of {len(batched_inputs)} images cannot be cut into the"
-                f" {self.num_pieces} pieces of SOLVER.GRADIENT_ACCUMULATION_STEPS."
-            )
         count, pieces = self.num_pieces, []
         for i in range(count):
             start, end = (len(batched_inputs) * k // count for k in (i, i + 1))
@@ -71,10 +63,7 @@ class AccumulatingModel(nn.Module):
         for i, (piece, share) in enumerate(zip(pieces, shares, strict=True)):
             is_last = i + 1 == count
             with contextlib.nullcontext() if is_last else self._without_exchange():
-                losses = self.module(piece)
-                if isinstance(losses, Tensor):
-                    losses = {"total_loss": losses}
-                losses = {name: loss * share for name, loss in losses.items()}
+                losses = {name: loss * share for name, loss in self.module(piece).items()}
                 if not is_last:
                     with torch.autocast(next(iter(losses.values())).device.type, enabled=False):
                         self._backward(sum(losses.values()))

@@ -7,8 +7,6 @@ from detectron2.engine import HookBase
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from ..utils.errors import ConfigError
-
 __all__ = ["EMAHook"]
 
 
@@ -26,14 +24,7 @@ class EMAHook(HookBase):
         Args:
             model: the trained model, not wrapped in DDP.
             decay: in (0, 1).
-
-        Raises:
-            ConfigError: the decay is out of range.
         """
-        if not 0 < decay < 1:
-            raise ConfigError(
-                f"SOLVER.EMA_DECAY is {decay}; give a number between 0 and 1, or 0 for no average."
-            )
         self.model = model
         self.decay = decay
         self._averaged = AveragedModel(model, multi_avg_fn=self._average, use_buffers=True)
@@ -47,12 +38,6 @@ class EMAHook(HookBase):
     def steps(self) -> int:
         """Number of averaged steps."""
         return int(self._averaged.n_averaged)
-
-    def start_from(self, model: nn.Module) -> None:
-        """Sets the trained model and the average to the weights of a model."""
-        state = model.state_dict()
-        self.model.load_state_dict(state)
-        self.average.load_state_dict(state)
 
     def after_step(self) -> None:
         """See :class:`detectron2.engine.HookBase`."""

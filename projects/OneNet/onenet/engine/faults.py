@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import re
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -51,12 +52,12 @@ class LossGuard(HookBase):
         self._model = model
         self._loader = loader
         self._output_dir = output_dir
-        self._losses: Mapping[str, Tensor] = {}
+        self._losses: dict[str, Tensor] = {}
         model.register_forward_hook(self._remember)
 
     def _remember(self, model: nn.Module, _: Any, output: Any) -> None:
         if model.training:
-            self._losses = {"total_loss": output} if isinstance(output, Tensor) else output
+            self._losses = output
 
     def after_backward(self) -> None:
         """See :class:`detectron2.engine.HookBase`.
@@ -158,12 +159,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _first_fault(error: BaseException | None, is_told: bool = False) -> BaseException | None:
-    """The oldest error with a message for users; later ones follow from it.
-
-    Args:
-        error: the newest error.
-        is_told: whether it is the cause of an error whose message already reports it.
-    """
+    """The oldest error with a message for users that no later error's message reports."""
     if error is None:
         return None
     has_sentence = isinstance(error, (ConfigError, DataError, TrainingError))
@@ -198,10 +194,6 @@ def _brief(error: BaseException) -> str:
     return re.sub(r"^\[\S*\] ", "", str(error)).split(". ")[0].splitlines()[0]
 
 
-def _is_tensorboards(thread: threading.Thread | None) -> bool:
-    return type(thread).__module__.split(".")[0] == "tensorboard"
-
-
 @contextlib.contextmanager
 def _unwritten_by_threads(output_dir: str) -> Iterator[list[OSError]]:
     """Collects write errors of TensorBoard's threads, which would only print a traceback."""
@@ -209,7 +201,8 @@ def _unwritten_by_threads(output_dir: str) -> Iterator[list[OSError]]:
     before = threading.excepthook
 
     def keep(given: threading.ExceptHookArgs) -> None:
-        error, is_tensorboards = given.exc_value, _is_tensorboards(given.thread)
+        error = given.exc_value
+        is_tensorboards = type(given.thread).__module__.startswith("tensorboard.")
         if is_tensorboards and isinstance(error, OSError) and _is_unwritable(error, output_dir):
             errors.append(error)
         else:
@@ -262,34 +255,24 @@ def naming_faults(output_dir: str) -> Iterator[None]:
         raise
 
 
-def tell_once_of_lost_logs(loggers: Sequence[str] = ("detectron2", "fvcore", "onenet")) -> None:
+def tell_once_of_lost_logs() -> None:
     """Makes loggers warn once, without a traceback, if their file cannot be written.
 
     The run continues, since the log also goes to the terminal.
-
-    Args:
-        loggers: names of loggers to which Detectron2's set-up gave a file.
     """
-    for name in loggers:
-        for handler in logging.getLogger(name).handlers:
-            path = getattr(getattr(handler, "stream", None), "name", "<stdout>")
-            if isinstance(handler, logging.StreamHandler) and not str(path).startswith("<"):
-                handler.handleError = _TellOnce(str(path))
+    told: set[str] = set()
 
-
-class _TellOnce:
-    """A :meth:`logging.Handler.handleError` that warns once per file."""
-
-    _told: set[str] = set()
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __call__(self, _: logging.LogRecord) -> None:
-        if self._path not in self._told:
-            self._told.add(self._path)
+    def tell_once(path: str, _: logging.LogRecord) -> None:
+        if path not in told:
+            told.add(path)
             reason = sys.exc_info()[1]
             print(
-                f"warning: {self._path} cannot be written ({reason}); the log goes on here alone.",
+                f"warning: {path} cannot be written ({reason}); the log goes on here alone.",
                 file=sys.stderr,
             )
+
+    for name in ("detectron2", "fvcore", "onenet"):
+        for handler in logging.getLogger(name).handlers:
+            path = str(getattr(getattr(handler, "stream", None), "name", "<stdout>"))
+            if not path.startswith("<"):
+                handler.handleError = functools.partial(tell_once, path)

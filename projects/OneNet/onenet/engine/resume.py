@@ -15,7 +15,7 @@ from torch import nn
 
 from ..data.loaders import TrainLoader, seed_random
 
-__all__ = ["ResumableData", "ResumableEvalHook", "cut_metrics", "end_half_row", "share_buffers"]
+__all__ = ["ResumableData", "ResumableEvalHook", "cut_metrics", "share_buffers"]
 
 _OF_STEPS = 1  # distinguishes the seeds of steps from those of samples
 
@@ -144,14 +144,14 @@ def _last_run(rows: _Rows) -> _Rows:
     return rows[start:]
 
 
-def cut_metrics(path: str, start_iter: int) -> None:
+def cut_metrics(path: str, start_iter: float) -> None:
     """Removes the rows that a resumed run will write again, and partial rows.
 
     Rows of earlier runs in the same OUTPUT_DIR stay.
 
     Args:
         path: of ``metrics.json``; may be missing. Changed in place, since the trainer has it open.
-        start_iter: first iteration of the resumed run.
+        start_iter: first iteration of the resumed run; inf for a new run, which keeps all rows.
     """
     if not os.path.isfile(path):
         return
@@ -165,17 +165,3 @@ def cut_metrics(path: str, start_iter: int) -> None:
             file.seek(0)
             file.write(content)
             file.truncate()
-
-
-def end_half_row(path: str) -> None:
-    """Appends a missing newline, so that the next row starts a new line.
-
-    Args:
-        path: of ``metrics.json``; may be missing.
-    """
-    if not os.path.isfile(path) or not os.path.getsize(path):
-        return
-    with open(path, "r+b") as file:
-        file.seek(-1, os.SEEK_END)
-        if file.read(1) != b"\n":
-            file.write(b"\n")

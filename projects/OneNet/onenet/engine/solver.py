@@ -31,7 +31,8 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
         weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
         bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-        lr_factor_func=lambda name: factor if _is_bottom_up(name) else 1.0,
+        # Below the FPN or neck
+        lr_factor_func=lambda name: factor if "backbone.bottom_up." in name else 1.0,
     )
     settings = {"lr": cfg.SOLVER.BASE_LR, "weight_decay": cfg.SOLVER.WEIGHT_DECAY}
     if cfg.SOLVER.OPTIMIZER == "AdamW":
@@ -56,11 +57,6 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
             f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is '{clip.CLIP_TYPE}'; choose 'full_model', 'norm' or"
             " 'value'."
         ) from error
-
-
-def _is_bottom_up(name: str) -> bool:
-    """Whether a parameter is in the backbone below the FPN or neck."""
-    return "backbone.bottom_up." in name
 
 
 def clipped_adamw(params: Iterable, *, max_norm: float, **kwargs: Any) -> torch.optim.AdamW:

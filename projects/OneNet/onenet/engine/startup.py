@@ -30,7 +30,7 @@ from ..utils.registry import get_registered, num_classes_node
 from .evaluators import check_evaluator
 from .faults import naming_faults, tell_once_of_lost_logs
 
-__all__ = ["last_checkpoint", "load_config", "resolve_num_classes", "setup"]
+__all__ = ["last_checkpoint", "load_config", "setup"]
 
 
 def load_config(
@@ -68,8 +68,7 @@ def load_config(
     get_registered(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
     get_registered(BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME, "MODEL.BACKBONE.NAME")
     _check_parts(cfg)
-    cfg = resolve_num_classes(cfg, keys)
-    _check_num_classes(cfg, keys)
+    _resolve_num_classes(cfg, keys)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     if not cfg.MODEL.DEVICE.startswith("cuda") and cfg.SOLVER.AMP.ENABLED and not eval_only:
@@ -78,53 +77,29 @@ def load_config(
     return cfg
 
 
-def resolve_num_classes(cfg: CfgNode, keys: Sequence[str] = ("TRAIN", "TEST")) -> CfgNode:
-    """Returns a copy of the config whose NUM_CLASSES, if 0, is that of the data.
-
-    Args:
-        cfg: the config.
-        keys: of DATASETS, in this order; the first known dataset is used.
-
-    Raises:
-        ConfigError: NUM_CLASSES is 0 and no dataset is known.
-    """
-    cfg = cfg.clone()
-    cfg.defrost()
-    node = num_classes_node(cfg)
-    if node is None or cfg.MODEL[node].NUM_CLASSES > 0:
-        return cfg
-    datasets = _datasets_with_classes(cfg, keys)
-    if not datasets:
-        names = [name for key in keys for name in cfg.DATASETS[key]]
-        raise ConfigError(
-            f"MODEL.{node}.NUM_CLASSES is {cfg.MODEL[node].NUM_CLASSES}, and the datasets {names}"
-            " do not tell the number of classes; set it."
-        )
-    cfg.MODEL[node].NUM_CLASSES = len(MetadataCatalog.get(datasets[0]).thing_classes)
-    return cfg
-
-
-def _datasets_with_classes(cfg: CfgNode, keys: Sequence[str]) -> list[str]:
-    """The config's datasets that are registered with class names."""
+def _resolve_num_classes(cfg: CfgNode, keys: Sequence[str]) -> None:
+    """Replaces a NUM_CLASSES of 0 by that of the data; checks that all datasets agree with it."""
     names = [name for key in keys for name in cfg.DATASETS[key]]
-    return [n for n in names if n in DatasetCatalog and MetadataCatalog.get(n).get("thing_classes")]
-
-
-def _check_num_classes(cfg: CfgNode, keys: Sequence[str]) -> None:
-    """Checks that all datasets have the same classes, as many as NUM_CLASSES."""
-    datasets = _datasets_with_classes(cfg, keys)
+    # All are registered, but not all have class names
+    datasets = [name for name in names if MetadataCatalog.get(name).get("thing_classes")]
     for name in datasets:
         check_same_classes(datasets[0], name)
     node = num_classes_node(cfg)
-    if node is None or not datasets:
+    if node is None:
         return
-    count = len(MetadataCatalog.get(datasets[0]).thing_classes)
-    if cfg.MODEL[node].NUM_CLASSES != count:
+    given = cfg.MODEL[node].NUM_CLASSES
+    count = len(MetadataCatalog.get(datasets[0]).thing_classes) if datasets else given
+    if count < 1:
         raise ConfigError(
-            f"MODEL.{node}.NUM_CLASSES is {cfg.MODEL[node].NUM_CLASSES}, but dataset"
-            f" '{datasets[0]}' has {count} classes; set it to {count}, or to 0 to take it from the"
-            " data."
+            f"MODEL.{node}.NUM_CLASSES is {given}, and the datasets {names} do not tell the number"
+            " of classes; set it."
         )
+    if given not in (0, count):
+        raise ConfigError(
+            f"MODEL.{node}.NUM_CLASSES is {given}, but dataset '{datasets[0]}' has {count} classes;"
+            f" set it to {count}, or to 0 to take it from the data."
+        )
+    cfg.MODEL[node].NUM_CLASSES = count
 
 
 def _check_registered(cfg: CfgNode, key: str) -> None:

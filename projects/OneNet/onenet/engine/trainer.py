@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import weakref
 from collections import Counter
@@ -28,25 +29,14 @@ from detectron2.utils.logger import setup_logger
 
 from ..checkpoint import OneNetCheckpointer
 from ..data.loaders import TrainLoader, build_test_loader
-from ..evaluation import (
-    carries_nms,
-    record_weights,
-    weights_digest,
-    without_nms,
-)
+from ..evaluation import carries_nms, record_weights, weights_digest, without_nms
 from ..modeling.meta_arch import OneNet
 from ..utils.errors import DataError, WithoutTraceback
 from .accumulation import AccumulatingModel, accumulate_gradients
 from .ema import EMAHook
 from .evaluators import NMS_OFF, build_evaluator, by_dataset, check_limits, results_folder
 from .faults import LossGuard, NamedWriter, naming_faults
-from .resume import (
-    ResumableData,
-    ResumableEvalHook,
-    cut_metrics,
-    end_half_row,
-    share_buffers,
-)
+from .resume import ResumableData, ResumableEvalHook, cut_metrics, share_buffers
 from .solver import build_optimizer
 from .startup import last_checkpoint
 from .training_pictures import TrainingPictures
@@ -128,16 +118,20 @@ class Trainer(DefaultTrainer):
         """
         cfg = self.cfg
         evaluated, first = self.model, []
-        model = self.model
-        if isinstance(model, torch.nn.parallel.DistributedDataParallel):
-            model = model.module
+        model = getattr(evaluated, "module", evaluated)  # without DDP
         if cfg.SOLVER.EMA_DECAY > 0:
             self.ema = EMAHook(model, cfg.SOLVER.EMA_DECAY)
             evaluated, first = self.ema.average, [self.ema]
         if cfg.VIS_PERIOD > 0 and isinstance(model, OneNet) and comm.is_main_process():
             first.append(TrainingPictures(model, cfg.VIS_PERIOD))
         # Detectron2 saves the hooks' state, which includes the trained weights of EMA
-        self._set_checkpointer(evaluated)
+        self.checkpointer = OneNetCheckpointer(
+            evaluated,
+            cfg.OUTPUT_DIR,
+            new_classes=True,
+            input_format=cfg.INPUT.FORMAT,
+            trainer=weakref.proxy(self),
+        )
 
         def evaluate() -> dict:
             share_buffers(evaluated)
@@ -153,16 +147,6 @@ class Trainer(DefaultTrainer):
     @property
     def _metrics_file(self) -> str:
         return os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")
-
-    def _set_checkpointer(self, model: torch.nn.Module) -> None:
-        """Replaces Detectron2's checkpointer before hooks use it."""
-        self.checkpointer = OneNetCheckpointer(
-            model,
-            self.cfg.OUTPUT_DIR,
-            new_classes=True,
-            input_format=self.cfg.INPUT.FORMAT,
-            trainer=weakref.proxy(self),
-        )
 
     def resume_or_load(self, resume: bool = True) -> None:
         """See Detectron2's. With SOLVER.EMA_DECAY the average starts from the loaded weights.
@@ -181,7 +165,7 @@ class Trainer(DefaultTrainer):
                 f"SOLVER.BASE_LR is another than before: goes on with {self.cfg.SOLVER.BASE_LR:g}."
             )
         if self.ema is not None and self.ema.steps == 0:  # no checkpoint, or one without average
-            self.ema.start_from(self.ema.average)
+            self.ema.model.load_state_dict(self.ema.average.state_dict())
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -230,19 +214,15 @@ class Trainer(DefaultTrainer):
             metrics.
         """
         with naming_faults(cfg.OUTPUT_DIR):
-            return cls._test(cfg, model, evaluators)
-
-    @classmethod
-    def _test(
-        cls, cfg: CfgNode, model: torch.nn.Module, evaluators: list[DatasetEvaluator] | None
-    ) -> dict:
-        results = super().test(cfg, model, evaluators)
-        wanted = evaluators is None and cfg.TEST.END_TO_END.ENABLED and cfg.DATASETS.TEST
-        if wanted and comm.is_main_process():
-            digest = weights_digest(model)
-            for name in cfg.DATASETS.TEST:
-                record_weights(results_folder(cfg, name), digest)
-        if wanted and carries_nms(model):
+            results = super().test(cfg, model, evaluators)
+            if evaluators is not None or not cfg.TEST.END_TO_END.ENABLED or not cfg.DATASETS.TEST:
+                return results
+            if comm.is_main_process():
+                digest = weights_digest(model)
+                for name in cfg.DATASETS.TEST:
+                    record_weights(results_folder(cfg, name), digest)
+            if not carries_nms(model):
+                return results
             logging.getLogger(__name__).info(
                 "The detector carries NMS: once more, with NMS off. All that follows is without it."
             )
@@ -253,7 +233,7 @@ class Trainer(DefaultTrainer):
                 by_dataset(cfg, results)[name].update(
                     {f"{task}_nms_off": metrics for task, metrics in tasks.items()}
                 )
-        return results
+            return results
 
     def train(self) -> dict | None:
         """Trains, evaluates, and checks the last results against TEST.LIMITS.
@@ -266,10 +246,7 @@ class Trainer(DefaultTrainer):
             TrainingError: NaN loss, full disk or lost worker.
         """
         if comm.is_main_process():
-            if self._is_resumed:
-                cut_metrics(self._metrics_file, self.start_iter)
-            else:
-                end_half_row(self._metrics_file)
+            cut_metrics(self._metrics_file, self.start_iter if self._is_resumed else math.inf)
         last = os.path.basename(last_checkpoint(self.cfg))
         if self.start_iter >= self.max_iter and last != "model_final.pth":
             # Interrupted between the last iteration's checkpoint and the equal model_final

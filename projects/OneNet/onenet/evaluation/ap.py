@@ -96,11 +96,14 @@ def _index(coco: Any, annotations: list[dict], num_images: int, classes: Sequenc
     return coco
 
 
-def _annotations(image_id: int, boxes: np.ndarray, classes: np.ndarray) -> list[dict]:
-    """COCO annotations of boxes (n, 4), given as x, y, width, height."""
+def _annotations(
+    image_id: int, boxes: np.ndarray, classes: np.ndarray, key: str, values: np.ndarray
+) -> list[dict]:
+    """COCO annotations of boxes (n, 4), given as x, y, width, height, with another key's values."""
+    columns = zip(boxes.tolist(), classes.tolist(), values.tolist(), strict=True)
     return [
-        {"image_id": image_id, "category_id": c, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
-        for box, c in zip(boxes.tolist(), classes.tolist(), strict=True)
+        {"image_id": image_id, "category_id": c, "bbox": box, "area": box[2] * box[3], key: value}
+        for box, c, value in columns
     ]
 
 
@@ -120,15 +123,10 @@ def precision_table(scenes: Sequence[Scene], max_dets_per_image: int) -> np.ndar
         return np.zeros((10, 101, 0))
     ground_truth, detections = [], []
     for i, scene in enumerate(scenes):
-        entries = _annotations(i, scene.gt_boxes, scene.gt_classes)
-        for entry, is_crowd in zip(entries, scene.is_crowd.tolist(), strict=True):
-            entry["iscrowd"] = int(is_crowd)
-        ground_truth += entries
+        is_crowd = scene.is_crowd.astype(int)
+        ground_truth += _annotations(i, scene.gt_boxes, scene.gt_classes, "iscrowd", is_crowd)
         boxes = BoxMode.convert(scene.boxes, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
-        entries = _annotations(i, boxes, scene.classes)
-        for entry, score in zip(entries, scene.scores.tolist(), strict=True):
-            entry["score"] = score
-        detections += entries
+        detections += _annotations(i, boxes, scene.classes, "score", scene.scores)
     coco, coco_eval = coco_api()
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         evaluation = coco_eval(

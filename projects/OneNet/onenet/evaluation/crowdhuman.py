@@ -7,6 +7,7 @@ index. The implementation is independent, and processes all images at once.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
@@ -18,14 +19,12 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
+from detectron2.utils import comm
 from scipy.optimize import linear_sum_assignment
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from tabulate import tabulate
 
 from ..utils.errors import DataError
 from ..utils.files import write_json
-from .gather import gather_lists
 
 __all__ = ["CrowdHumanEvaluator", "CrowdImage", "crowdhuman_report"]
 
@@ -147,109 +146,45 @@ def _pair_up(images: Sequence[CrowdImage]) -> _Pairs:
 
 
 def _claims(pairs: _Pairs) -> np.ndarray:
-    """The detections that take an object, by Caltech's greedy matching.
+    """(D,) bool: the detections that take an object, by Caltech's greedy matching.
 
     In order of score (ties: as given), a detection takes the free object of largest IoU (ties: the
-    first). This is the stable matching where detections prefer IoU and objects prefer score, so it
-    can be computed for all images at once: a rejected or displaced detection proposes to its next
-    object (Gale and Shapley, 1962).
-
-    Returns:
-        (D,) bool.
+    first).
     """
-    num_dets = len(pairs.scores)
-    by_rank = np.argsort(-pairs.scores, kind="stable")
-    rank = np.empty(num_dets, dtype=np.int64)
-    rank[by_rank] = np.arange(num_dets)
-    order = np.lexsort((pairs.gt, -pairs.iou, pairs.det))
-    wishes, owners = pairs.gt[order], pairs.det[order]
-    wish = np.searchsorted(owners, np.arange(num_dets))  # index of each detection's next wish
-    end = np.searchsorted(owners, np.arange(num_dets), side="right")
-    holder = np.full(len(pairs.gt_image), num_dets)  # rank of the detection; num_dets if free
-    asking = np.flatnonzero(wish < end)
-    while len(asking):
-        before = holder.copy()
-        wanted = wishes[wish[asking]]
-        np.minimum.at(holder, wanted, rank[asking])
-        refused = asking[rank[asking] > holder[wanted]]
-        ousted = by_rank[before[(before != holder) & (before < num_dets)]]
-        asking = np.concatenate([refused, ousted])
-        wish[asking] += 1
-        asking = asking[wish[asking] < end[asking]]
-    claims = np.zeros(num_dets, dtype=bool)
-    claims[by_rank[holder[holder < num_dets]]] = True
+    rank = np.empty(len(pairs.scores), dtype=np.int64)
+    rank[np.argsort(-pairs.scores, kind="stable")] = np.arange(len(rank))
+    order = np.lexsort((pairs.gt, -pairs.iou, rank[pairs.det]))
+    claims = np.zeros(len(pairs.scores), dtype=bool)
+    is_taken = np.zeros(len(pairs.gt_image), dtype=bool)
+    for det, gt in zip(pairs.det[order].tolist(), pairs.gt[order].tolist(), strict=True):
+        if not (claims[det] or is_taken[gt]):
+            claims[det] = is_taken[gt] = True
     return claims
 
 
-def _rank_within(group: np.ndarray, node: np.ndarray) -> np.ndarray:
-    """(n,) indices of the nodes within their groups, from 0; group and node are (n,)."""
-    stride = node.max() + 1
-    keys, inverse = np.unique(group * stride + node, return_inverse=True)
-    return inverse - np.searchsorted(keys // stride, group)
-
-
-def _heaviest_by_group(
-    group: np.ndarray, det: np.ndarray, gt: np.ndarray, iou: np.ndarray
-) -> np.ndarray:
-    """:func:`_heaviest_matching` of each group, as an assignment problem."""
-    if not len(group):
-        return np.zeros(0, dtype=np.int64)
-    order = np.argsort(group, kind="stable")
-    row, column = _rank_within(group, gt), _rank_within(group, det)
+def _heaviest_matching(pairs: _Pairs, near: np.ndarray) -> np.ndarray:
+    """Indices of each image's one-to-one matching of largest total IoU among the pairs `near`."""
+    if not len(near):
+        return near
+    images = pairs.gt_image[pairs.gt[near]]
     chosen = []
-    for part in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
-        rows, columns = row[part], column[part]
+    for part in np.split(near, np.flatnonzero(np.diff(images)) + 1):
+        rows = np.unique(pairs.gt[part], return_inverse=True)[1]
+        columns = np.unique(pairs.det[part], return_inverse=True)[1]
         weights = np.zeros((rows.max() + 1, columns.max() + 1))
-        weights[rows, columns] = iou[part]
+        weights[rows, columns] = pairs.iou[part]
         index = np.full(weights.shape, -1)
         index[rows, columns] = part
-        # Pairs that do not overlap have weight 0 and are dropped below
         chosen.append(index[linear_sum_assignment(weights, maximize=True)])
     found = np.concatenate(chosen)
-    return found[found >= 0]
-
-
-def _heaviest_matching(
-    det: np.ndarray, gt: np.ndarray, iou: np.ndarray, num_dets: int
-) -> np.ndarray:
-    """The one-to-one matching of largest total IoU, which may not have the most pairs.
-
-    If all objects of a connected group can have their detection of largest IoU, that is the
-    solution; only other groups are solved as assignment problems.
-
-    Args:
-        det: (E,) indices of detections.
-        gt: (E,) indices of objects, rising.
-        iou: (E,), falling for each object.
-        num_dets: D.
-
-    Returns:
-        Indices of the chosen pairs.
-    """
-    if not len(det):
-        return np.zeros(0, dtype=np.int64)
-    num_nodes = num_dets + gt[-1] + 1
-    graph = coo_matrix((np.ones(len(det), bool), (det, num_dets + gt)), (num_nodes, num_nodes))
-    num_groups, label = connected_components(graph, directed=False)
-    group = label[det].astype(np.int64)
-    best = np.flatnonzero(np.diff(gt, prepend=-1))  # best pair of each object
-    is_contested = np.bincount(det[best], minlength=num_dets)[det[best]] > 1
-    is_hard = np.zeros(num_groups, dtype=bool)
-    is_hard[group[best[is_contested]]] = True
-    easy = best[~is_hard[group[best]]]
-    hard = np.flatnonzero(is_hard[group])
-    return np.concatenate(
-        [easy, hard[_heaviest_by_group(group[hard], det[hard], gt[hard], iou[hard])]]
-    )
+    return found[found >= 0]  # pairs that do not overlap have weight 0
 
 
 def _jaccard_index(pairs: _Pairs, threshold: float) -> float:
     """Mean over the images of k / (n + m - k), in percent; see :func:`crowdhuman_report`."""
     kept = pairs.scores > threshold
     near = np.flatnonzero(kept[pairs.det])
-    found = near[
-        _heaviest_matching(pairs.det[near], pairs.gt[near], pairs.iou[near], len(pairs.scores))
-    ]
+    found = _heaviest_matching(pairs, near)
     det_free, gt_free = np.ones_like(pairs.det_ignored), np.ones_like(pairs.gt_ignored)
     det_free[pairs.det[found]] = False
     gt_free[pairs.gt[found]] = False
@@ -372,14 +307,11 @@ class CrowdHumanEvaluator(DatasetEvaluator):
     detections is not limited.
     """
 
-    def __init__(
-        self, *, dataset_name: str, output_dir: str | None = None, distributed: bool = True
-    ) -> None:
+    def __init__(self, *, dataset_name: str, output_dir: str | None = None) -> None:
         """
         Args:
             dataset_name: a registered dataset.
             output_dir: folder for ``crowdhuman.json``; None to write nothing.
-            distributed: whether to gather the outputs of all processes.
 
         Raises:
             DataError: the dataset has several classes.
@@ -392,7 +324,6 @@ class CrowdHumanEvaluator(DatasetEvaluator):
             )
         self._dataset_name = dataset_name
         self._output_dir = output_dir
-        self._distributed = distributed
         self._predictions: list[tuple[Any, np.ndarray, np.ndarray]] = []
 
     def reset(self) -> None:
@@ -419,9 +350,10 @@ class CrowdHumanEvaluator(DatasetEvaluator):
         Returns:
             {"crowdhuman": {"AP50", "mMR", "recall", "JI"}}; {} in all but the main process.
         """
-        predictions = gather_lists(self._predictions, self._distributed)
-        if predictions is None:
+        gathered = comm.gather(self._predictions, dst=0)
+        if not comm.is_main_process():
             return {}
+        predictions = itertools.chain(*gathered)
         records = DatasetCatalog.get(self._dataset_name)
         report = crowdhuman_report(_crowd_images(records, predictions))
         results = report["results"]

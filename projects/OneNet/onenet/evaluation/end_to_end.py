@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
+from detectron2.utils import comm
 from tabulate import tabulate
 
 from ..modeling.postprocess import finite_only
 from ..utils.files import write_json
 from .ap import Scene, mean_ap, nms_survivors, precision_table
-from .gather import gather_lists
 from .matching import Status, class_overlaps, crowding, match_detections
 from .thresholds import FILE_NAME, calibrate, read_thresholds
 
@@ -83,7 +85,6 @@ class EndToEndEvaluator(DatasetEvaluator):
         iou_thresh: float = 0.5,
         max_dets_per_image: int = 100,
         calibrates: bool = True,
-        distributed: bool = True,
     ) -> None:
         """
         Args:
@@ -94,7 +95,6 @@ class EndToEndEvaluator(DatasetEvaluator):
             iou_thresh: least IoU at which a detection lies on an object.
             max_dets_per_image: COCOeval's limit per class and image.
             calibrates: whether to write ``thresholds.json``.
-            distributed: whether to gather the outputs of all processes.
         """
         self._dataset_name = dataset_name
         self._output_dir = output_dir
@@ -102,7 +102,6 @@ class EndToEndEvaluator(DatasetEvaluator):
         self._iou_thresh = iou_thresh
         self._max_dets_per_image = max_dets_per_image
         self._calibrates = calibrates
-        self._distributed = distributed
         self._predictions: list[tuple[Any, np.ndarray, np.ndarray, np.ndarray]] = []
 
     def reset(self) -> None:
@@ -134,9 +133,10 @@ class EndToEndEvaluator(DatasetEvaluator):
             {"end_to_end": metric -> value}, with "<metric>-<bin>" for the metrics of a bin; {} in
             all but the main process.
         """
-        predictions = gather_lists(self._predictions, self._distributed)
-        if predictions is None:
+        gathered = comm.gather(self._predictions, dst=0)
+        if not comm.is_main_process():
             return {}
+        predictions = itertools.chain(*gathered)
         logger.info(f"Measuring end-to-end-ness on {self._dataset_name} ...")
         scenes = _scenes(DatasetCatalog.get(self._dataset_name), predictions)
         report = self._measure(scenes)
@@ -168,9 +168,9 @@ class EndToEndEvaluator(DatasetEvaluator):
         def precision_both_ways(
             part: Sequence[Scene], keep: Sequence[np.ndarray]
         ) -> tuple[np.ndarray, np.ndarray]:
-            if not detects:
-                return np.zeros((10, 101, 0)), np.zeros((10, 101, 0))
-            table = precision_table(part, self._max_dets_per_image)
+            table = np.zeros((10, 101, 0))
+            if detects:
+                table = precision_table(part, self._max_dets_per_image)
             if all(k.all() for k in keep):  # NMS removes nothing
                 return table, table
             after = [scene.with_detections(k) for scene, k in zip(part, keep, strict=True)]
@@ -230,18 +230,16 @@ class EndToEndEvaluator(DatasetEvaluator):
         )
 
 
+@dataclass(frozen=True)
 class _Tally:
     """Claims, duplicates and objects of all images, as flat arrays."""
 
-    def __init__(self, parts: Sequence[dict[str, np.ndarray]]) -> None:
-        def join(name: str) -> np.ndarray:
-            return np.concatenate([part[name] for part in parts]) if parts else np.zeros(0)
-
-        self.object_bins = join("object_bins")
-        self.claim_scores, self.claim_bins = join("claim_scores"), join("claim_bins")
-        self.score_gaps = join("score_gaps")
-        self.duplicate_scores = join("duplicate_scores")
-        self.duplicate_bins = join("duplicate_bins")
+    object_bins: np.ndarray
+    claim_scores: np.ndarray
+    claim_bins: np.ndarray
+    score_gaps: np.ndarray
+    duplicate_scores: np.ndarray
+    duplicate_bins: np.ndarray
 
     def metrics(self, num_images: int, bin_index: int | None = None) -> dict[str, float]:
         """``recall``, ``duplicates@t`` and ``score_gap`` of all objects, or of those of one bin."""
@@ -283,7 +281,7 @@ def _tally(scenes: Iterable[Scene], iou_thresh: float) -> _Tally:
                 "duplicate_bins": bins[objects[duplicate]],
             }
         )
-    return _Tally(parts)
+    return _Tally(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
 
 def _bin_masks(scene: Scene, index: int, iou_thresh: float) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from detectron2.structures import Instances
-from torch import Tensor
 from torchvision.ops import box_iou
 
 from ..modeling.criterion import candidates_only
@@ -189,12 +188,11 @@ def _assignment(
             iou=box_iou(box[None], one.gt_boxes.tensor).item(),
         )
 
-    here, second = sample_at(positive), None
+    here = sample_at(positive)
     others = cost.masked_fill(~cost.isfinite(), math.inf)
     others[positive] = math.inf
     cheapest = int(others.argmin())
-    if others[cheapest].isfinite():
-        second = sample_at(cheapest)
+    second = sample_at(cheapest) if others[cheapest].isfinite() else None
 
     box = one.gt_boxes.tensor[0]
     offset = torch.tensor(here.location, device=box.device) - (box[:2] + box[2:]) / 2
@@ -207,15 +205,11 @@ def _assignment(
         positive=here,
         offset=tuple(offset.tolist()),
         relative_offset=tuple(relative.tolist()),
-        distance=_length(offset),
-        relative_distance=_length(relative),
+        distance=offset.norm().item(),
+        relative_distance=relative.norm().item(),
         runner_up=second,
         margin=None if second is None else second.cost - here.cost,
     )
-
-
-def _length(vector: Tensor) -> float:
-    return vector.norm().item()
 
 
 def compare_assignments(before: Sequence[Assignment], after: Sequence[Assignment]) -> list[Move]:
@@ -227,9 +221,6 @@ def compare_assignments(before: Sequence[Assignment], after: Sequence[Assignment
 
     Returns:
         One move for each object matched by both, in the order of the objects.
-
-    Raises:
-        ValueError: the two are of different images, as an object's box differs.
     """
     later = {assignment.object_index: assignment for assignment in after}
     moves = []
@@ -237,8 +228,6 @@ def compare_assignments(before: Sequence[Assignment], after: Sequence[Assignment
         new = later.get(old.object_index)
         if new is None:
             continue
-        if new.box != old.box:
-            raise ValueError(f"Object {old.object_index} has the box {old.box}, then {new.box}.")
         distance = math.dist(old.positive.location, new.positive.location)
         moves.append(
             Move(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.patches import Circle, FancyArrowPatch, Patch
 
 from ..utils.visualizer import COLORS, canvas
 from .inspection import Assignment, Move
@@ -37,7 +38,8 @@ def draw_assignment(
     if labels is None:
         labels = [f"stride {a.positive.stride}" for a in assignments]
     colors = [COLORS[a.object_index % len(COLORS)] for a in assignments]
-    _overlay_boxes(picture, [a.box for a in assignments], scale, labels, colors)
+    boxes = np.array([a.box for a in assignments]).reshape(-1, 4) * scale
+    picture.overlay_instances(boxes=boxes, labels=labels, assigned_colors=colors, alpha=1.0)
     for assignment, color in zip(assignments, colors, strict=True):
         x0, y0, x1, y1 = assignment.box
         center = ((x0 + x1) / 2 * scale, (y0 + y1) / 2 * scale)
@@ -77,7 +79,8 @@ def draw_moves(
             for m in moves
         ]
     colors = [COLORS[m.object_index % len(COLORS)] for m in moves]
-    _overlay_boxes(picture, [m.box for m in moves], scale, labels, colors)
+    boxes = np.array([m.box for m in moves]).reshape(-1, 4) * scale
+    picture.overlay_instances(boxes=boxes, labels=labels, assigned_colors=colors, alpha=1.0)
     for move, color in zip(moves, colors, strict=True):
         old, new = _scaled(move.before.location, scale), _scaled(move.after.location, scale)
         if move.distance > 0:
@@ -92,50 +95,24 @@ def _scaled(point: tuple[float, float], scale: float) -> tuple[float, float]:
     return point[0] * scale, point[1] * scale
 
 
-def _overlay_boxes(
-    picture: Any,
-    boxes: list[tuple[float, ...]],
-    scale: float,
-    labels: Sequence[str],
-    colors: list[np.ndarray],
-) -> None:
-    picture.overlay_instances(
-        boxes=np.array(boxes).reshape(-1, 4) * scale,
-        labels=list(labels),
-        assigned_colors=colors,
-        alpha=1.0,
-    )
-
-
-# Above the labels, whose zorder is 10
-_ABOVE_LABELS = 11
+def _add(picture: Any, patch: Patch) -> None:
+    """Adds a patch above the labels, whose zorder is 10."""
+    picture.output.ax.add_patch(patch).set_zorder(11)
 
 
 def _draw_dot(picture: Any, point: tuple[float, float], color: np.ndarray) -> None:
-    from matplotlib.patches import Circle
-
-    dot = Circle(
-        point, radius=6, facecolor=color, edgecolor="white", linewidth=1.5, zorder=_ABOVE_LABELS
-    )
-    picture.output.ax.add_patch(dot)
+    _add(picture, Circle(point, radius=6, facecolor=color, edgecolor="white", linewidth=1.5))
 
 
 def _draw_ring(picture: Any, point: tuple[float, float], color: np.ndarray) -> None:
     """Draws a ring smaller than the dot, so that both stay visible."""
-    from matplotlib.patches import Circle
-
     for edge, width in (("white", 4), (color, 2)):
-        ring = Circle(
-            point, radius=4, fill=False, edgecolor=edge, linewidth=width, zorder=_ABOVE_LABELS
-        )
-        picture.output.ax.add_patch(ring)
+        _add(picture, Circle(point, radius=4, fill=False, edgecolor=edge, linewidth=width))
 
 
 def _draw_arrow(
     picture: Any, start: tuple[float, float], end: tuple[float, float], color: np.ndarray
 ) -> None:
-    from matplotlib.patches import FancyArrowPatch
-
     arrow = FancyArrowPatch(
         start,
         end,
@@ -146,6 +123,5 @@ def _draw_arrow(
         facecolor=color,
         edgecolor="white",
         linewidth=1,
-        zorder=_ABOVE_LABELS,
     )
-    picture.output.ax.add_patch(arrow)
+    _add(picture, arrow)

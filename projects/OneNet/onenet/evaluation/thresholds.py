@@ -10,14 +10,14 @@ import hashlib
 import math
 import os
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.structures import BoxMode
 from pycocotools import mask as coco_mask
-from torch import Tensor, nn
+from torch import nn
 
 from ..utils.errors import ConfigError, DataError
 from ..utils.files import read_json
@@ -110,7 +110,7 @@ def calibrate(
         :func:`best_threshold`) and "num_objects". The four numbers are None for a class without
         objects or true positives.
     """
-    scores, classes, correct, objects = [], [], [], [np.zeros(0, dtype=np.int64)]
+    parts = []
     for scene in scenes:
         gt_boxes, gt_classes = scene.objects()
         status, _ = match_detections(
@@ -118,32 +118,15 @@ def calibrate(
         )
         claims = status == Status.CLAIM
         counts = claims | ~_on_crowd(scene, iou_thresh)
-        scores.append(scene.scores[counts])
-        classes.append(scene.classes[counts])
-        correct.append(claims[counts])
-        objects.append(gt_classes)
+        parts.append((scene.scores[counts], scene.classes[counts], claims[counts], gt_classes))
+    scores, classes, correct, objects = map(np.concatenate, zip(*parts, strict=True))
     entries = []
     for index, name in enumerate(class_names):
-        parts = [of_image == index for of_image in classes]
-        num_objects = sum(int((of_image == index).sum()) for of_image in objects)
-        found = best_threshold(
-            np.concatenate([np.zeros(0), *(s[p] for s, p in zip(scores, parts, strict=True))]),
-            np.concatenate(
-                [np.zeros(0, bool), *(c[p] for c, p in zip(correct, parts, strict=True))]
-            ),
-            num_objects,
-        )
+        own, num_objects = classes == index, int((objects == index).sum())
+        found = best_threshold(scores[own], correct[own], num_objects)
         nothing = dict.fromkeys(("threshold", "f1", "precision", "recall"))
         entries.append({"name": name, **(found or nothing), "num_objects": num_objects})
     return entries
-
-
-def _inference_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers that detections depend on, with their names."""
-    # Including buffers that are not in checkpoints: pixel mean, anchors
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if not name.endswith("num_batches_tracked"):
-            yield name, tensor
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -158,8 +141,12 @@ def weights_digest(model: nn.Module) -> str:
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
     digest = hashlib.sha256()
-    for name, tensor in sorted(_inference_tensors(model), key=lambda item: item[0]):
-        values = tensor.detach().cpu().contiguous()
+    # Including buffers that are not in checkpoints: pixel mean, anchors
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    for name in sorted(tensors):
+        if name.endswith("num_batches_tracked"):  # no result depends on it
+            continue
+        values = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
         # As bytes, since NumPy has no bfloat16
         digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -59,14 +59,14 @@ def write_exported(network: ExportableOneNet, metadata: Metadata, path: str | Pa
         writers[suffix](network, metadata, str(path))
 
 
-def open_exported(path: str | Path) -> tuple[Runner, dict[str, str]]:
+def open_exported(path: str | Path) -> tuple[Runner, dict[str, object]]:
     """Loads a file of :func:`write_exported` on the CPU.
 
     Args:
         path: with an ending of :data:`FORMATS`.
 
     Returns:
-        The detector, and the metadata with each value as json.
+        The detector, and the entries of its metadata.
     """
     suffix = Path(path).suffix
     if suffix == ".onnx":
@@ -81,31 +81,27 @@ def open_exported(path: str | Path) -> tuple[Runner, dict[str, str]]:
         def run_onnx(images: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, ...]:
             return tuple(session.run(_OUTPUTS, dict(zip(_INPUTS, (images, sizes), strict=True))))
 
-        return run_onnx, dict(session.get_modelmeta().custom_metadata_map)
+        entries = session.get_modelmeta().custom_metadata_map
+        return run_onnx, {key: json.loads(value) for key, value in entries.items()}
     extra_files = {_METADATA_FILE: ""}
     if suffix == ".pt2":
         module = torch.export.load(str(path), extra_files=extra_files).module()
     else:
         module = torch.jit.load(str(path), map_location="cpu", _extra_files=extra_files)
-    content = json.loads(extra_files[_METADATA_FILE])
 
     @torch.no_grad()
     def run_torch(images: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, ...]:
         return tuple(x.numpy() for x in module(torch.from_numpy(images), torch.from_numpy(sizes)))
 
-    return run_torch, {key: json.dumps(value) for key, value in content.items()}
+    return run_torch, json.loads(extra_files[_METADATA_FILE])
 
 
 def _example(metadata: Metadata) -> tuple[Tensor, Tensor]:
     """Example inputs of different sizes, since 1 or equal sizes may become constants."""
     side = metadata.size_divisibility
-    height, width = _multiple(384, side), _multiple(512, side)
+    height, width = (-(-pixels // side) * side for pixels in (384, 512))
     images = torch.randint(256, (2, height, width, 3), dtype=torch.uint8)
     return images, torch.tensor([[height, width], [height - side // 2, width - side // 2]])
-
-
-def _multiple(value: int, side: int) -> int:
-    return -(-value // side) * side
 
 
 def _dynamic_shapes(metadata: Metadata, least_cells: int = 1) -> dict[str, dict[int, object]]:
@@ -142,7 +138,7 @@ def _write_onnx(network: ExportableOneNet, metadata: Metadata, path: str) -> Non
     _name_axes(model)
     for key, value in metadata.entries().items():
         entry = model.metadata_props.add()
-        entry.key, entry.value = key, value
+        entry.key, entry.value = key, json.dumps(value)
     model.doc_string = "OneNet: end-to-end object detection without NMS"
     _check_operators(model)
     onnx.checker.check_model(model)
@@ -177,9 +173,9 @@ def _write_program(network: ExportableOneNet, metadata: Metadata, path: str) -> 
     side = metadata.size_divisibility
     shapes = _dynamic_shapes(metadata, least_cells=max([*strides, side]) // side + 1)
     program = torch.export.export(network, _example(metadata), dynamic_shapes=shapes, strict=False)
-    torch.export.save(program, path, extra_files={_METADATA_FILE: metadata.to_json()})
+    torch.export.save(program, path, extra_files={_METADATA_FILE: json.dumps(metadata.entries())})
 
 
 def _write_torchscript(network: ExportableOneNet, metadata: Metadata, path: str) -> None:
     traced = torch.jit.trace(network, _example(metadata), check_trace=False)
-    torch.jit.save(traced, path, _extra_files={_METADATA_FILE: metadata.to_json()})
+    torch.jit.save(traced, path, _extra_files={_METADATA_FILE: json.dumps(metadata.entries())})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from dataclasses import asdict, dataclass
 
 from detectron2.config import CfgNode
@@ -95,15 +94,8 @@ class Metadata:
             precision="float16" if half else "float32",
         )
 
-    def entries(self) -> dict[str, str]:
-        """The known entries, with values as json."""
-        return {key: json.dumps(value) for key, value in self._known().items()}
-
-    def to_json(self) -> str:
-        """The known entries as a json object."""
-        return json.dumps(self._known())
-
-    def _known(self) -> dict[str, object]:
+    def entries(self) -> dict[str, object]:
+        """The entries that are not None, which are json values."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 

@@ -68,12 +68,7 @@ def _sync_folder(path: str) -> None:
 
 
 def _os_error(error: BaseException | None, before: BaseException | None) -> OSError | None:
-    """Finds the OSError behind an error; torch.save raises a RuntimeError on top of it.
-
-    Args:
-        error: the newest error.
-        before: an error from before the file was opened, if any; it and its causes do not count.
-    """
+    """Finds the OSError behind an error, after `before`; torch.save raises another on top of it."""
     while error is not None and error is not before:
         if isinstance(error, OSError):
             return error
@@ -82,12 +77,7 @@ def _os_error(error: BaseException | None, before: BaseException | None) -> OSEr
 
 
 def cannot_write(path: str, error: OSError) -> TrainingError:
-    """Returns the error for a file that a run cannot write.
-
-    Args:
-        path: of the file.
-        error: the system's error.
-    """
+    """Returns the error for a file that a run cannot write, with the system's reason."""
     return TrainingError(
         f"{path} cannot be written ({error.strerror or error}). What was saved before is whole:"
         " make room, or see to the folder's permissions, and go on with --resume."
@@ -143,11 +133,10 @@ def read_json(path: str | os.PathLike[str], max_bytes: int = MAX_JSON_BYTES) -> 
     try:
         with open(path, "rb") as file:
             content = _read_bounded(file, path, max_bytes, "leave out of it what is not needed")
-        return json.loads(content.decode("utf-8"))
-    except DataError:  # which is a ValueError
-        raise
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): check the path") from error
+    try:
+        return json.loads(content.decode("utf-8"))
     except RecursionError as error:
         raise DataError(f"{path} is nested too deeply to be read: get the file again") from error
     except json.JSONDecodeError as error:

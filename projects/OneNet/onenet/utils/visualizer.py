@@ -49,19 +49,18 @@ def draw_detections(
     return picture.get_output().get_image()
 
 
-def enlarged_height(image: np.ndarray, least: int, widest: int = 4096) -> int:
+def enlarged_height(image: np.ndarray, least: int) -> int:
     """Height for :func:`draw_detections` at which labels do not hide a small image.
 
     Args:
         image: (H, W, 3).
         least: wanted height in pixels.
-        widest: width in pixels up to which images are enlarged, to bound the memory.
 
     Returns:
-        ``least``, less for wide images, and at least H.
+        ``least``, less for images that would be wider than 4096 pixels, and at least H.
     """
     height, width = image.shape[:2]
-    return max(height, min(least, height * widest // width))
+    return max(height, min(least, height * 4096 // width))
 
 
 def tile(rows: list[list[np.ndarray]], gap: int = 8) -> np.ndarray:

@@ -89,22 +89,26 @@ def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
-def check_trained_input(model: nn.Module, what: str, input_format: str | None = None) -> None:
+def check_trained_input(
+    model: nn.Module, what: str, input_format: str | None, *mean_and_std: tuple[float, ...]
+) -> None:
     """Checks channel order, normalisation and stride placement, which no tensor shape reveals.
 
     Args:
         model: has ``pixel_mean``, ``pixel_std`` and possibly ``input_format``.
         what: name of the weights, for the message.
         input_format: INPUT.FORMAT; None for the model's attribute, or RGB without one.
+        *mean_and_std: see :func:`onenet.modeling.backbone.features.check_imagenet_input`.
 
     Raises:
-        ConfigError: they differ from torchvision's.
+        ConfigError: they differ from those of the weights.
     """
     check_imagenet_input(
         what,
         input_format or getattr(model, "input_format", "RGB"),  # Detectron2's FCOS has none
         model.pixel_mean.flatten().tolist(),
         model.pixel_std.flatten().tolist(),
+        *mean_and_std,
     )
     for block in model.modules():
         if isinstance(block, BottleneckBlock) and block.conv1.stride != (1, 1):

