@@ -111,7 +111,7 @@ def _check_limits(cfg: CfgNode) -> None:
     """Checks the form of TEST.LIMITS; its names are checked with the results."""
     for entry in cfg.TEST.LIMITS:
         match entry:
-            case [str(task), str(), "max" | "min", limit] if type(limit) in (int, float):
+            case [str(task), str(), "max" | "min", limit] if _is_finite(limit):
                 if task.startswith("end_to_end") and not cfg.TEST.END_TO_END.ENABLED:
                     raise ConfigError(
                         f"TEST.LIMITS limits '{task}', which TEST.END_TO_END.ENABLED False switches"
@@ -124,6 +124,10 @@ def _check_limits(cfg: CfgNode) -> None:
                 )
     if cfg.TEST.LIMITS and not cfg.DATASETS.TEST:
         raise ConfigError("TEST.LIMITS has nothing to limit: DATASETS.TEST is empty.")
+
+
+def _is_finite(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _check_thresholds(cfg: CfgNode) -> None:
