@@ -17,9 +17,17 @@ nox.options.default_venv_backend = "venv"
 
 # Configs, costs, heads, matchers, criterion, whole models, training and resuming, export
 TESTS = [
-    *("tests/test_configs.py", "tests/test_costs.py", "tests/test_heads.py"),
-    *("tests/test_matcher.py", "tests/test_criterion.py", "tests/test_meta_arch.py"),
-    *("tests/test_postprocess.py", "tests/test_engine.py", "tests/export"),
+    *(
+        "tests/config/test_configs.py",
+        "tests/modeling/test_costs.py",
+        "tests/modeling/test_heads.py",
+    ),
+    *(
+        "tests/modeling/test_matcher.py",
+        "tests/modeling/test_criterion.py",
+        "tests/modeling/test_meta_arch.py",
+    ),
+    *("tests/modeling/test_postprocess.py", "tests/engine/test_engine.py", "tests/export"),
 ]
 
 

@@ -92,7 +92,7 @@ def resize(image: np.ndarray, cfg: CfgNode, scale: float) -> Tensor:
     return torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
 
 
-def certify(
+def check_parity(
     model: OneNet,
     exported: ExportedDetector,
     images: list[Tensor],
@@ -208,7 +208,7 @@ def main() -> None:
             box = args.box_tolerance
         if args.score_tolerance is not None:
             score = args.score_tolerance
-        failures = certify(model, exported, images, box, score)
+        failures = check_parity(model, exported, images, box, score)
         if entries != metadata.entries():
             failures.append("its metadata is not what was written")
         if args.evaluate:

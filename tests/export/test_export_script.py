@@ -48,7 +48,7 @@ def run(repo_root: Path, folder: Path, *words: object) -> subprocess.CompletedPr
 
 
 @pytest.mark.slow
-def test_writes_what_it_certifies(repo_root, checkpoint, images, tmp_path) -> None:
+def test_writes_what_passes_the_parity_check(repo_root, checkpoint, images, tmp_path) -> None:
     output = tmp_path / "model.onnx"
     done = run(repo_root, tmp_path, "--weights", checkpoint, "--output", output, "--images", images)
     assert done.returncode == 0, done.stderr

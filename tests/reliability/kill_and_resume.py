@@ -28,7 +28,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import plants
+import fault_injection
 import short_runs
 
 TIMEOUT = 300  # seconds, for a run that nothing was done to
@@ -102,7 +102,7 @@ class Trials:
     def _start_and_kill(self, output: Path, resume: bool) -> int:
         if self.kills.total() % 2:
             number = self._random.randrange(self._num_events)
-            plant = {"before": plants.die_at_event, "given": (number,)}
+            plant = {"before": fault_injection.die_at_event, "given": (number,)}
             return self._runs.finish(output, resume=resume, timeout=TIMEOUT, **plant)
         process: BaseProcess = self._runs.start(output, resume=resume)
         process.join(self._random.uniform(0, 1.2 * self._seconds))

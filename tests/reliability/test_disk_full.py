@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-import plants
+import fault_injection
 import pytest
 from short_runs import differences, error_of, tensors, terminal
 
@@ -19,12 +19,12 @@ pytestmark = [
 
 
 def test_full_while_a_checkpoint_is_saved(runs, undisturbed: Path, tmp_path: Path) -> None:
-    killed = {"before": plants.die_in_training, "given": (5,)}
+    killed = {"before": fault_injection.die_in_training, "given": (5,)}
     assert runs.finish(tmp_path, **killed) == -signal.SIGKILL
     before = {path.name: path.read_bytes() for path in tmp_path.glob("*.pth")}
     assert list(before) == ["model_0000003.pth"]
 
-    full = {"before": plants.no_file_above, "given": (1_000_000,)}
+    full = {"before": fault_injection.no_file_above, "given": (1_000_000,)}
     assert runs.finish(tmp_path, resume=True, **full) == 1
     error = error_of(tmp_path)
     assert f"{tmp_path / 'model_0000007.pth'} cannot be written (File too large)" in error
@@ -48,7 +48,7 @@ def test_full_while_metrics_are_written(runs, undisturbed: Path, tmp_path: Path)
 
 
 def test_full_while_tensorboards_events_are_written(runs, tmp_path: Path) -> None:
-    assert runs.finish(tmp_path, before=plants.no_room_for_events) == 1
+    assert runs.finish(tmp_path, before=fault_injection.no_room_for_events) == 1
     error = error_of(tmp_path)
     assert f"{tmp_path}/TensorBoard's events cannot be written (No space left on device)" in error
     assert "Traceback" not in terminal(tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import plants
+import fault_injection
 import pytest
 import short_runs
 from short_runs import differences, tensors, terminal
@@ -48,7 +48,7 @@ def test_same_seed_same_weights(runs, undisturbed: Path, tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize(("iteration", "goes_on"), [(2, 0), (6, 4), (11, 8)])
 def test_killed_in_training(runs, undisturbed, tmp_path: Path, iteration: int, goes_on) -> None:
-    plant = {"before": plants.die_in_training, "given": (iteration,)}
+    plant = {"before": fault_injection.die_in_training, "given": (iteration,)}
     assert runs.finish(tmp_path, **plant) == KILLED
     assert_whole(tmp_path)
     assert runs.finish(tmp_path, resume=True) == 0
@@ -84,7 +84,7 @@ def test_killed_in_training_without_a_seed(runs, tmp_path: Path) -> None:
 def test_killed_while_a_checkpoint_is_written(
     runs, undisturbed: Path, tmp_path: Path, event: str, file_name: str, goes_on: int
 ) -> None:
-    plant = {"before": plants.die_at, "given": (event, file_name)}
+    plant = {"before": fault_injection.die_at, "given": (event, file_name)}
     assert runs.finish(tmp_path, **plant) == KILLED
     assert_whole(tmp_path)
     assert runs.finish(tmp_path, resume=True) == 0
@@ -95,7 +95,7 @@ def test_killed_while_a_checkpoint_is_written(
 
 @pytest.mark.slow
 def test_killed_in_the_last_evaluation(runs, undisturbed: Path, tmp_path: Path) -> None:
-    plant = {"before": plants.die_in_evaluation, "given": (5,)}
+    plant = {"before": fault_injection.die_in_evaluation, "given": (5,)}
     assert runs.finish(tmp_path, **plant) == KILLED
     assert runs.finish(tmp_path, resume=True) == 0
     assert_same_end(tmp_path, undisturbed)
@@ -105,7 +105,7 @@ def test_killed_in_the_last_evaluation(runs, undisturbed: Path, tmp_path: Path) 
 def test_killed_in_an_evaluation_on_the_way(runs, undisturbed: Path, tmp_path: Path) -> None:
     """It is made up for, and metrics.json has each iteration once."""
     words = ("TEST.EVAL_PERIOD", "4")
-    plant = {"before": plants.die_in_evaluation, "given": (5,)}
+    plant = {"before": fault_injection.die_in_evaluation, "given": (5,)}
     assert runs.finish(tmp_path, *words, **plant) == KILLED
     with open(tmp_path / "metrics.json", "a") as file:
         file.write('{"iteration": 3, "bbox/A')  # a row that was being written
@@ -126,7 +126,7 @@ def test_killed_in_an_evaluation_on_the_way(runs, undisturbed: Path, tmp_path: P
 @pytest.mark.slow
 def test_killed_while_it_only_evaluates(runs, undisturbed: Path, tmp_path: Path) -> None:
     words = ("MODEL.WEIGHTS", str(undisturbed / "model_final.pth"))
-    plant = {"before": plants.die_in_evaluation, "given": (5,)}
+    plant = {"before": fault_injection.die_in_evaluation, "given": (5,)}
     for exit_code, options in ((KILLED, plant), (0, {})):
         assert runs.finish(tmp_path, *words, eval_only=True, **options) == exit_code
     name = "inference/coco_instances_results.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import plants
+import fault_injection
 import pytest
 import torch
 from short_runs import differences, error_of, tensors, terminal
@@ -13,7 +13,7 @@ from short_runs import differences, error_of, tensors, terminal
 @pytest.mark.slow
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_loss_that_is_no_number(runs, undisturbed: Path, tmp_path: Path, value: float) -> None:
-    plant = {"before": plants.loss_of, "given": (value, 5)}
+    plant = {"before": fault_injection.loss_of, "given": (value, 5)}
     assert runs.finish(tmp_path, **plant) == 1
     error = error_of(tmp_path)
     kept = tmp_path / "nonfinite_iteration_0000005.pth"
@@ -46,7 +46,7 @@ def test_loss_that_is_no_number(runs, undisturbed: Path, tmp_path: Path, value: 
 def test_loss_of_a_piece_that_is_no_number(runs, tmp_path: Path) -> None:
     """With gradient accumulation the batch is the whole one, the weights those before the step."""
     in_pieces = ("SOLVER.GRADIENT_ACCUMULATION_STEPS", "2")
-    plant = {"before": plants.loss_of, "given": (float("nan"), 5)}
+    plant = {"before": fault_injection.loss_of, "given": (float("nan"), 5)}
     assert runs.finish(tmp_path, *in_pieces, **plant) == 1
     error = error_of(tmp_path)
     assert "NaN or infinite at iteration 5 (" in error and "loss_l1 nan" in error
@@ -61,7 +61,7 @@ def test_loss_of_a_piece_that_is_no_number(runs, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_weights_that_are_no_numbers_are_not_saved(runs, undisturbed, tmp_path: Path) -> None:
-    plant = {"before": plants.spoiled_weights, "given": (7,)}
+    plant = {"before": fault_injection.spoiled_weights, "given": (7,)}
     assert runs.finish(tmp_path, **plant) == 1
     error = error_of(tmp_path)
     assert f"{tmp_path / 'model_0000007.pth'} was not saved, as the weights " in error
@@ -75,7 +75,7 @@ def test_a_lower_learning_rate_is_taken_on_resuming(runs, tmp_path: Path) -> Non
     """As the sentence says; with the same one it is the same NaN again."""
     rising = ("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.WARMUP_ITERS", "8")
     words = (*rising, "SOLVER.REFERENCE_BATCH", "0", "SOLVER.BASE_LR")
-    plant = {"before": plants.nan_loss_above, "given": (0.7e-4,)}
+    plant = {"before": fault_injection.nan_loss_above, "given": (0.7e-4,)}
     assert runs.finish(tmp_path, *words, "1e-4", **plant) == 1
     assert "or lower SOLVER.BASE_LR, and go on with --resume" in error_of(tmp_path)
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"
@@ -88,7 +88,7 @@ def test_a_lower_learning_rate_is_taken_on_resuming(runs, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_the_loss_after_weights_that_are_no_numbers(runs, tmp_path: Path) -> None:
-    plant = {"before": plants.spoiled_weights, "given": (5,)}
+    plant = {"before": fault_injection.spoiled_weights, "given": (5,)}
     assert runs.finish(tmp_path, **plant) == 1
     error = error_of(tmp_path)
     assert "NaN or infinite at iteration 6" in error

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import plants
+import fault_injection
 import pytest
 import short_runs
 
@@ -145,7 +145,7 @@ def test_two_workers_go_on_as_if_undisturbed(words: list[str], tmp_path: Path) -
 @pytest.mark.slow
 def test_a_process_that_loads_images(runs, undisturbed: Path, tmp_path: Path) -> None:
     words = ("DATALOADER.NUM_WORKERS", "1")
-    plant = {"before": plants.die_while_loading, "given": (3,)}
+    plant = {"before": fault_injection.die_while_loading, "given": (3,)}
     assert runs.finish(tmp_path, *words, **plant) == 1
     error = short_runs.error_of(tmp_path)
     assert "A process that loads images has ended (DataLoader worker (pid" in error

@@ -18,7 +18,7 @@ from .digits_drawing import (
     load_glyphs,
     place_digits,
 )
-from .photos import register_all_photos
+from .photo_sets import register_all_photos
 
 __all__ = [
     "CROWDED_DIGITS",

@@ -170,14 +170,14 @@ class Criterion(nn.Module):
         """Weighted classification loss, divided by ``count``."""
         logits = predictions.pred_logits
         weight = self.class_weight / count
-        places = _places(predictions, targets, matches)
-        arguments = (logits, places, self.focal_alpha, self.focal_gamma)
+        indices = _flat_indices(predictions, targets, matches)
+        arguments = (logits, indices, self.focal_alpha, self.focal_gamma)
         if not self.soft_negatives and isinstance(weight, Tensor):  # with several workers
             return focal_loss_sum(*arguments) * weight
         if not self.soft_negatives:
             return focal_loss_sum(*arguments, weight)
         target = torch.zeros_like(logits, memory_format=torch.contiguous_format)
-        target.view(-1)[places] = 1.0
+        target.view(-1)[indices] = 1.0
         loss = sigmoid_focal_loss(
             logits, target, alpha=self.focal_alpha, gamma=self.focal_gamma, reduction="none"
         )
@@ -194,7 +194,7 @@ class Criterion(nn.Module):
         predictions = candidates_only(predictions.detach(), rescored)
         matches = self.matcher.match(predictions, targets)
         positives = torch.zeros_like(predictions.pred_logits)
-        positives.view(-1)[_places(predictions, targets, matches)] = 1.0
+        positives.view(-1)[_flat_indices(predictions, targets, matches)] = 1.0
         loss = F.binary_cross_entropy_with_logits(
             rescored.logits, positives.flatten(1).gather(1, rescored.index)
         )
@@ -220,7 +220,7 @@ class Criterion(nn.Module):
                 )
             ]
         )
-        weights.view(-1)[_places(predictions, targets, matches)] = 1.0
+        weights.view(-1)[_flat_indices(predictions, targets, matches)] = 1.0
         return weights
 
 
@@ -239,7 +239,7 @@ def candidates_only(predictions: DensePredictions, rescored: Candidates) -> Dens
     return predictions._replace(pred_logits=logits.view_as(predictions.pred_logits))
 
 
-def _places(predictions: DensePredictions, targets: Targets, matches: Matches) -> Tensor:
+def _flat_indices(predictions: DensePredictions, targets: Targets, matches: Matches) -> Tensor:
     """(P,) flat indices of the matched (sample, class) pairs into the batch's logits."""
     num_samples, num_classes = predictions.pred_logits.shape[1:]
     samples = matches.images * num_samples + matches.samples

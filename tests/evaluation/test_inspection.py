@@ -35,7 +35,7 @@ from onenet.modeling.rescoring import Rescoring
 from onenet.structures import DenseBoxes, DensePredictions
 from onenet.utils.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "digits"
 LN2 = math.log(2)
 

@@ -25,7 +25,7 @@ from onenet.engine import Trainer, check_limits, load_config
 from onenet.modeling.meta_arch import OneNet
 from onenet.utils.errors import LimitError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(ROOT / "configs" / "digits" / "onenet_fcos_R18_FPN.yaml")
 TINY = [
     "DATALOADER.NUM_WORKERS", "0",

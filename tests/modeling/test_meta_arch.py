@@ -14,7 +14,7 @@ from detectron2.utils.events import EventStorage
 from onenet.engine import load_config
 from onenet.engine.training_pictures import put_pictures
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "digits"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "digits"
 HEADS = ["onenet_point_R18", "onenet_fcos_R18_FPN", "onenet_retinanet_R18_FPN"]
 RECOMMENDED = "recommended_R18_FPN"
 

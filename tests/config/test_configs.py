@@ -17,7 +17,7 @@ from onenet.engine import load_config
 from onenet.engine.solver import build_optimizer
 from onenet.utils.errors import ConfigError, DataError
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # Those in compare/ are plans of tools/compare.py.
 ALL_YAML = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name != "compare")
 # Of one folder each; above them lie parts alone.

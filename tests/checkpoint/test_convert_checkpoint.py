@@ -38,7 +38,7 @@ from onenet.modeling.backbone.features import check_imagenet_input
 from onenet.modeling.backbone.resnet_deconv import ModulatedDeformConv
 from onenet.utils.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 NO_DATA = ["DATASETS.TRAIN", "()", "DATASETS.TEST", "()"]
 MODELS = {

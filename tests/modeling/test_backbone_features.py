@@ -22,7 +22,7 @@ from onenet.modeling.backbone import FeatureBackbone
 from onenet.predictor import Predictor
 from onenet.utils.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "digits"
 MOBILENET, TIMM = "onenet_fcos_MobileNetV3_FPN", "onenet_fcos_timm_FPN"
 BOTH = [MOBILENET, TIMM]
