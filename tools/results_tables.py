@@ -7,8 +7,8 @@ A table stands between `<!-- table: results/FILE.json KIND -->` and `<!-- end of
 file's path is relative to the report. KIND, or several with commas between them, is
 
 * of a comparison: `crowding` (by an object's largest IoU with another of its class), or, a row for
-  each of several files, with commas between them: `overview` (FCOS beside the recommended OneNet)
-  or `detectors` (all four);
+  each test set of several files, with commas between them: `overview` (FCOS beside the recommended
+  OneNet) or `detectors` (all four);
 * of tools/ablate_rescoring.py: `ablation`, of several files, too;
 * of benchmarks: `inference`, `parts`, `assignment`, `training_step`, `settings`, or `commands`.
 """
@@ -93,14 +93,17 @@ def overview(*comparisons: dict[str, Any]) -> str:
 def detectors(*comparisons: dict[str, Any]) -> str:
     """AP / AP50 of OneNet and the detectors with NMS, means over the seeds."""
     names = ("OneNet, plain", "recommended", "FCOS", "RetinaNet")
-    rows = []
+    found: dict[str, dict[str, Any]] = {}  # by test set, then by name
     for comparison in comparisons:
-        found = {d["name"].removeprefix("OneNet, "): d for d in comparison["detectors"]}
-        rows.append([comparison["detectors"][0]["settings"]["DATASETS.TEST"][0]])
+        for detector in comparison["detectors"]:
+            tested_on = detector["settings"]["DATASETS.TEST"][0]
+            found.setdefault(tested_on, {})[detector["name"].removeprefix("OneNet, ")] = detector
+    rows = []
+    for tested_on, by_name in found.items():
+        rows.append([tested_on])
         for name in names:
-            detector = found.get(name.removeprefix("OneNet, "))
             cell = DASH
-            if detector is not None:
+            if (detector := by_name.get(name.removeprefix("OneNet, "))) is not None:
                 results, seeds = detector["aggregate"]["as_configured"], len(detector["seeds"])
                 cell = _both({key: _mean(results[key]) for key in ("AP", "AP50")}, "AP", "AP50")
                 cell += "" if seeds == 3 else f" ({seeds} seed{'s' if seeds > 1 else ''})"
