@@ -25,10 +25,8 @@ from onenet.utils.errors import exit_with_one_sentence
 from onenet.utils.files import write_json
 
 WEIGHTS = "rescoring.weights"
-NMS = [
-    *("MODEL.ONENET.RESCORING.CANDIDATES", "0", "MODEL.ONENET.NMS_TEST", "True"),
-    *("TEST.DETECTIONS_PER_IMAGE", "1000"),
-]
+NMS = ["MODEL.ONENET.RESCORING.CANDIDATES", "0", "MODEL.ONENET.NMS_TEST", "True"]
+BEFORE_NMS = 1000  # detections; the best of what NMS leaves are evaluated, as many as otherwise
 # Name -> weights of suppression, votes and share; None for those of the checkpoint
 VARIANTS = {
     "as trained": None,
@@ -73,6 +71,11 @@ def evaluate(run: Path, variant: str) -> dict[str, float]:
     state = read_checkpoint(str(run / "model_final.pth"))["model"]
     if with_nms:
         del state[WEIGHTS]
+        model.max_detections_per_image = BEFORE_NMS
+        k = cfg.TEST.DETECTIONS_PER_IMAGE
+        model.register_forward_hook(
+            lambda model, inputs, found: [{"instances": f["instances"][:k]} for f in found]
+        )
     elif weights is not None:
         state[WEIGHTS] = torch.tensor(weights) / torch.tensor(UNITS)
     model.load_state_dict(state)

@@ -154,6 +154,15 @@ def test_what_users_write_is_escaped(make_run, tmp_path: Path) -> None:
     assert f"Image 1, {name}: 1 found, 1 duplicate, 1 other" in page.values("alt")
 
 
+def test_a_dataset_name_of_an_evaluation_is_escaped(make_run, tmp_path: Path) -> None:
+    folder = make_run("a")
+    path = Path(folder) / "inference" / "end_to_end.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "dataset": "<script>x</script>"}))
+    report(tmp_path, [folder])
+    assert "<script" not in (tmp_path / "out" / "comparison.html").read_text()
+
+
 def test_pictures_show_duplicates(make_run, tmp_path: Path) -> None:
     folders = [make_run("onenet"), make_run("fcos", "fcos")]
     page, _, _, _ = report(tmp_path, folders, options=ReportOptions(images=2, speed_rounds=0))

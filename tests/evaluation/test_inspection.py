@@ -8,6 +8,7 @@ import math
 import os
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -238,6 +239,8 @@ def test_moves_by_hand(predictions) -> None:
     assert summarize_moves([*still, first, second])["distance"] == summary["distance"]
     assert math.isnan(summarize_moves(still)["distance"])
     assert [m.object_index for m in compare_assignments(before, after[1:])] == [1]
+    with pytest.raises(ValueError, match="Object 0 has the box"):
+        compare_assignments(before, [replace(after[0], box=(0, 0, 1, 1))])
 
 
 # TensorBoard

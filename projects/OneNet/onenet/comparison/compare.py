@@ -87,7 +87,7 @@ def compare(
     with locked(plan.output, say) as lock:
         complete_runs(runs, train_command, lock, num_gpus, jobs, say)
         detectors = collect(runs)
-        mark = _fingerprint(plan.title, options, detectors)
+        mark = _fingerprint(plan.title, options, detectors, runs)
         page = plan.output / "comparison.html"
         if not write_anew and _is_up_to_date(plan.output, mark):
             say(f"Nothing to do: {page} is up to date.")
@@ -108,10 +108,17 @@ def compare(
         say(f"Done: {page}, and beside it comparison.md and comparison.json.")
 
 
-def _fingerprint(title: str, options: ReportOptions, detectors: Sequence[dict[str, Any]]) -> str:
-    """Hash of all that the report is made from."""
+def _fingerprint(
+    title: str, options: ReportOptions, detectors: Sequence[dict[str, Any]], runs: Sequence[Run]
+) -> str:
+    """Hash of all that the report is made from: results, and the detections that are drawn."""
     content = json.dumps([title, asdict(options), detectors], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
+    digest = hashlib.sha256(content.encode())
+    for run in runs:
+        for folder in variants(run).values():
+            path = folder / "coco_instances_results.json"
+            digest.update(path.read_bytes() if path.is_file() else b"")
+    return digest.hexdigest()
 
 
 def _is_up_to_date(output: Path, mark: str) -> bool:

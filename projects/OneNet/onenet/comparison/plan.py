@@ -59,10 +59,8 @@ class Plan:
             ConfigError: see :func:`read_plan`.
         """
         more = _overrides(list(overrides), "--set")
-        if more and not any(entry.config for entry in self.entries):
-            raise ConfigError(
-                "--set gives overrides, but all runs are finished: nothing is trained; remove them."
-            )
+        if more:
+            _check_some_config(self.entries, "--set")
         return Plan(
             title=self.title if title is None else title,
             output=self.output if output is None else Path(output),
@@ -134,12 +132,21 @@ def _plan(content: Any, where: str) -> Plan:
                 f"{where} has two runs of the name '{entry.name}' (or of names that make the same"
                 f" folder name '{entry.slug}'); give each its own 'name' in a plan."
             )
+    if common:
+        _check_some_config(entries, f"{where}, 'overrides'")
     return Plan(
         title=_text(content, "title", where) or "Detectors compared",
         output=Path(_text(content, "output", where)),
         seeds=_seeds(content.get("seeds", [1]), f"{where}, 'seeds'"),
         entries=tuple(entries),
     )
+
+
+def _check_some_config(entries: Sequence[Entry], where: str) -> None:
+    if not any(entry.config for entry in entries):
+        raise ConfigError(
+            f"{where} gives overrides, but all runs are finished: nothing is trained; remove them."
+        )
 
 
 def _entry(run: Any, common: tuple[str, ...], where: str) -> Entry:

@@ -163,7 +163,7 @@ class TrainLoader:
         _check_classes(records, cfg)
         self._is_wide = None
         if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
-            self._is_wide = np.array([r["width"] > r["height"] for r in records])
+            self._is_wide = np.array([r.get("width", 0) > r.get("height", 0) for r in records])
         self._records = DatasetFromList(records, copy=False)  # compact, shared by all processes
         self.seed = cfg.SEED if cfg.SEED >= 0 else int(comm.shared_random_seed())
         self.start = 0

@@ -50,10 +50,9 @@ def _run_worker(main: Callable[[argparse.Namespace], None], args: argparse.Names
         main(args)
         comm.synchronize()
     except SystemExit as error:
-        if isinstance(error.code, int):
-            _end_process(error.code)
-        print(error.code, file=sys.stderr)
-        _end_process(1)
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+        _end_process(error.code if isinstance(error.code, int) else int(error.code is not None))
     _end_process(0)
 
 

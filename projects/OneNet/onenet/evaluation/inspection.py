@@ -221,6 +221,9 @@ def compare_assignments(before: Sequence[Assignment], after: Sequence[Assignment
 
     Returns:
         One move for each object matched by both, in the order of the objects.
+
+    Raises:
+        ValueError: an object's box differs: the two are not of one image.
     """
     later = {assignment.object_index: assignment for assignment in after}
     moves = []
@@ -228,6 +231,8 @@ def compare_assignments(before: Sequence[Assignment], after: Sequence[Assignment
         new = later.get(old.object_index)
         if new is None:
             continue
+        if new.box != old.box:
+            raise ValueError(f"Object {old.object_index} has the box {old.box}, then {new.box}.")
         distance = math.dist(old.positive.location, new.positive.location)
         moves.append(
             Move(

@@ -32,7 +32,7 @@ def draw_detections(image: np.ndarray, detections: Detections) -> np.ndarray:
     for box, score, class_index, name in reversed(list(rows)):
         color = _color(int(class_index))
         x0, y0, x1, y1 = (round(float(value)) for value in box)
-        draw.rectangle((x0, y0, x1, y1), outline=color, width=thickness)
+        draw.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=color, width=thickness)
         # White text on the color, above the corner where there is room, else below it
         text = printable(f"{name} {score:.2f}")
         _, _, width, height = draw.textbbox((0, 0), text, font)
