@@ -28,7 +28,7 @@ help:
 	@echo "The first call makes $(VENV), about 6 GB; nothing is installed outside this folder."
 
 demo: $(READY)
-	@PYTHONWARNINGS=ignore::FutureWarning $(BIN) demo/digits.py $(ARGS)
+	@PYTHONWARNINGS=ignore::FutureWarning,ignore::UserWarning:torch.functional $(BIN) demo/digits.py $(ARGS)
 
 test: $(READY)
 	@$(BIN) -m pytest $(ARGS)
