@@ -87,7 +87,7 @@ def in_tritons_interpreter() -> Callable[[str], None]:
         subprocess.run(
             [sys.executable, "-W", "ignore", "-c", code],
             check=True,
-            cwd=ROOT / "tests",
+            cwd=ROOT / "tests" / "modeling",
             env={**os.environ, "TRITON_INTERPRET": "1"},
         )
 
