@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 START = time.monotonic()
@@ -92,3 +94,29 @@ def in_tritons_interpreter() -> Callable[[str], None]:
         )
 
     return run
+
+
+@pytest.fixture
+def tiny_set(tmp_path: Path) -> list[str]:
+    """Overrides that name two noisy images with a bright square each, as one class."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    images, annotations = [], []
+    for i in (1, 2):
+        pixels = torch.randint(0, 80, (64, 64, 3), dtype=torch.uint8).numpy()
+        pixels[8 * i : 8 * i + 24, 16:40] = 255
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        images.append({"id": i, "file_name": f"{i}.png", "height": 64, "width": 64})
+        box = {"bbox": [16, 8 * i, 24, 24], "area": 576, "iscrowd": 0}
+        annotations.append({"id": i, "image_id": i, "category_id": 1, **box})
+    content = {"images": images, "annotations": annotations}
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps({**content, "categories": [{"id": 1, "name": "square"}]}))
+    return [
+        word
+        for key in ("TRAIN", "TEST")
+        for word in (
+            *(f"DATASETS.{key}_JSON", str(path)),
+            *(f"DATASETS.{key}_IMAGE_ROOT", str(folder)),
+        )
+    ]

@@ -21,18 +21,18 @@ from onenet.checkpoint import read_checkpoint
 from onenet.comparison.results import aggregate, describe_machine
 from onenet.engine import Trainer, load_config
 from onenet.modeling.rescoring import STARTS, UNITS
-from onenet.utils.errors import exit_with_one_sentence
+from onenet.utils.errors import ConfigError, exit_with_one_sentence
 from onenet.utils.files import write_json
 
 WEIGHTS = "rescoring.weights"
 NMS = ["MODEL.ONENET.RESCORING.CANDIDATES", "0", "MODEL.ONENET.NMS_TEST", "True"]
 BEFORE_NMS = 1000  # detections; the best of what NMS leaves are evaluated, as many as otherwise
-# Name -> weights of suppression, votes and share; None for those of the checkpoint
+# Name -> weights of suppression, votes and share; None for those of the checkpoint; NMS for none
 VARIANTS = {
     "as trained": None,
     "at its start": STARTS["voting"],
     "a soft NMS, no votes": STARTS["soft_nms"],
-    "NMS at 0.6 in its place": None,
+    "NMS at 0.6 in its place": NMS,
 }
 
 
@@ -63,13 +63,15 @@ def main() -> None:
 
 def evaluate(run: Path, variant: str) -> dict[str, float]:
     """The end-to-end metrics of a run's model under a variant."""
-    with_nms, weights = variant.startswith("NMS"), VARIANTS[variant]
+    weights = VARIANTS[variant]
     folder = run / "rescoring" / variant.replace(" ", "_")
-    words = [*(NMS if with_nms else ()), "OUTPUT_DIR", str(folder)]
+    words = [*(NMS if weights is NMS else ()), "OUTPUT_DIR", str(folder)]
     cfg = load_config(str(run / "config.yaml"), words, eval_only=True)
     model = build_model(cfg)
     state = read_checkpoint(str(run / "model_final.pth"))["model"]
-    if with_nms:
+    if WEIGHTS not in state:
+        raise ConfigError(f"{run} is no run with rescoring: model_final.pth lacks {WEIGHTS}.")
+    if weights is NMS:
         del state[WEIGHTS]
         model.max_detections_per_image = BEFORE_NMS
         k = cfg.TEST.DETECTIONS_PER_IMAGE

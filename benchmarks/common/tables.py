@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from onenet.comparison.tables import DASH, Table, markdown_table
+from onenet.comparison.tables import DASH, Table, machine_sentence, markdown_table
 
 from .parts import PARTS
 from .runtimes import COMPLETE, EVERY_CANDIDATE, NETWORK
@@ -128,17 +128,10 @@ def commands(*contents: Content) -> str:
         wrapped = textwrap.wrap(words, 118, break_long_words=False, break_on_hyphens=False)
         lines.append(" \\\n    ".join(wrapped))
     facts = dict.fromkeys(
-        f"Commit {run['commit']}, {run['date'].split()[0]}; {_machine(run['machine'])}."
+        f"Commit {run['commit']}, {run['date'].split()[0]}; {machine_sentence(run['machine'])}."
         for run in runs
     )
     return "\n".join(["```", *lines, "```", *facts])
-
-
-def _machine(machine: Mapping[str, Any]) -> str:
-    return (
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} PyTorch threads,"
-        f" {machine['gpu'] or 'no GPU'}, torch {machine['torch']}"
-    )
 
 
 def _runs(contents: Iterable[Content], benchmark: str | None = None) -> list[Mapping[str, Any]]:

@@ -28,7 +28,6 @@ from detectron2.engine import default_argument_parser
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model, build_resnet_backbone
 from detectron2.modeling.backbone.fpn import FPN, LastLevelP6P7
-from PIL import Image
 from torch import Tensor, nn
 
 from onenet.checkpoint import OneNetCheckpointer, load_weights
@@ -855,32 +854,6 @@ def test_resuming_from_a_checkpoint_that_is_gone(train_net, tmp_path: Path) -> N
     ]  # fmt: skip
     with pytest.raises(SystemExit, match="names '.*model_0000009.pth', and there is no such file"):
         train_net(default_argument_parser().parse_args(words))
-
-
-@pytest.fixture
-def tiny_set(tmp_path: Path) -> list[str]:
-    """Overrides that name two noisy images with a bright square each, as one class."""
-    folder = tmp_path / "images"
-    folder.mkdir()
-    images, annotations = [], []
-    for i in (1, 2):
-        pixels = torch.randint(0, 80, (64, 64, 3), dtype=torch.uint8).numpy()
-        pixels[8 * i : 8 * i + 24, 16:40] = 255
-        Image.fromarray(pixels).save(folder / f"{i}.png")
-        images.append({"id": i, "file_name": f"{i}.png", "height": 64, "width": 64})
-        box = {"bbox": [16, 8 * i, 24, 24], "area": 576, "iscrowd": 0}
-        annotations.append({"id": i, "image_id": i, "category_id": 1, **box})
-    content = {"images": images, "annotations": annotations}
-    path = tmp_path / "set.json"
-    path.write_text(json.dumps({**content, "categories": [{"id": 1, "name": "square"}]}))
-    return [
-        word
-        for key in ("TRAIN", "TEST")
-        for word in (
-            *(f"DATASETS.{key}_JSON", str(path)),
-            *(f"DATASETS.{key}_IMAGE_ROOT", str(folder)),
-        )
-    ]
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ __all__ = [
     "BIN_NAMES",
     "Table",
     "crowding_table",
+    "machine_sentence",
     "markdown_table",
     "plain",
     "progress_table",
@@ -118,6 +119,14 @@ def settings_table(comparison: dict[str, Any]) -> Table:
         source = " ".join([detector["source"], *detector["overrides"]])
         rows.append([detector["name"], source, schedule, detector["note"] or DASH])
     return Table(["detector", "made from", "iterations x batch", "note"], rows)
+
+
+def machine_sentence(machine: Mapping[str, Any]) -> str:
+    """What :func:`onenet.comparison.results.describe_machine` found, in one line."""
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} PyTorch threads,"
+        f" {machine['gpu'] or 'no GPU'}, torch {machine['torch']}"
+    )
 
 
 def markdown_table(table: Table) -> str:

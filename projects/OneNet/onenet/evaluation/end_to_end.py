@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 from ..modeling.postprocess import finite_only
+from ..utils.errors import DataError
 from ..utils.files import write_json
 from .ap import Scene, mean_ap, nms_survivors, precision_table
 from .matching import Status, class_overlaps, crowding, match_detections
@@ -132,6 +133,9 @@ class EndToEndEvaluator(DatasetEvaluator):
         Returns:
             {"end_to_end": metric -> value}, with "<metric>-<bin>" for the metrics of a bin; {} in
             all but the main process.
+
+        Raises:
+            DataError: the dataset has no images.
         """
         gathered = comm.gather(self._predictions, dst=0)
         if not comm.is_main_process():
@@ -139,6 +143,8 @@ class EndToEndEvaluator(DatasetEvaluator):
         predictions = itertools.chain(*gathered)
         logger.info(f"Measuring end-to-end-ness on {self._dataset_name} ...")
         scenes = _scenes(DatasetCatalog.get(self._dataset_name), predictions)
+        if not scenes:
+            raise DataError(f"Dataset '{self._dataset_name}' has no images to evaluate on.")
         report = self._measure(scenes)
         self._log(report)
         if self._output_dir is not None:

@@ -145,8 +145,7 @@ def inspect_assignment(model: OneNet, inputs: dict[str, Any]) -> list[Assignment
     with torch.autocast(predictions.pred_logits.device.type, enabled=False):
         predictions = predictions.in_float32()
         if model.rescoring is not None:
-            candidates = model.rescoring.candidates(predictions, model.max_detections_per_image)
-            rescored = candidates._replace(logits=model.rescoring(candidates))
+            rescored = model.rescoring.rescore(predictions, model.max_detections_per_image)
             predictions = candidates_only(predictions, rescored)
         matcher = model.criterion.matcher
         ((samples, objects),) = matcher(predictions, [gt])

@@ -140,9 +140,7 @@ class OneNet(DenseDetector):
         """Called by DenseDetector with the head's predictions."""
         rescored = None
         if self.rescoring is not None:
-            k = self.max_detections_per_image
-            candidates = self.rescoring.candidates(predictions.detach(), k)
-            rescored = candidates._replace(logits=self.rescoring(candidates))
+            rescored = self.rescoring.rescore(predictions.detach(), self.max_detections_per_image)
         return self.criterion(predictions, gt_instances, rescored)
 
     def forward_inference(

@@ -99,11 +99,10 @@ def select_top_k(
     if rescoring is None:
         logits, _, classes, boxes = select_candidates(predictions, k)
     else:
-        candidates = rescoring.candidates(predictions, k)
-        logits = rescoring(candidates)
-        logits, order = logits.topk(min(k, logits.shape[1]), dim=1)
-        classes = candidates.classes.gather(1, order)
-        boxes = take_samples(candidates.boxes, order)
+        rescored = rescoring.rescore(predictions, k)
+        logits, order = rescored.logits.topk(min(k, rescored.logits.shape[1]), dim=1)
+        classes = rescored.classes.gather(1, order)
+        boxes = take_samples(rescored.boxes, order)
     return logits.sigmoid(), classes, boxes
 
 

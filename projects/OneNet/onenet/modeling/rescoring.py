@@ -67,14 +67,15 @@ class Rescoring(nn.Module):
         self.num_candidates = num_candidates
         self.weights = nn.Parameter(torch.tensor(STARTS[init]) / torch.tensor(UNITS))
 
-    def candidates(self, predictions: DensePredictions, k: int) -> Candidates:
-        """Selects the max(T, k) best (sample, class) pairs.
+    def rescore(self, predictions: DensePredictions, k: int) -> Candidates:
+        """The T best pairs (at least k, if there are as many) with their new logits, in old order.
 
         Args:
             predictions: of N images.
-            k: number of detections.
+            k: number of detections wanted.
         """
-        return select_candidates(predictions, max(k, self.num_candidates))
+        candidates = select_candidates(predictions, max(k, self.num_candidates))
+        return candidates._replace(logits=self(candidates))
 
     def forward(self, candidates: Candidates) -> Tensor:
         """
