@@ -9,6 +9,15 @@ __all__ = ["add_onenet_config"]
 
 def add_onenet_config(cfg: CfgNode) -> None:
     """Adds OneNet's keys, with the paper's values, to a config from ``get_cfg()``."""
+    _add_model(cfg)
+    _add_matcher(cfg)
+    _add_rescoring_and_losses(cfg)
+    _add_baseline(cfg)
+    _add_solver_and_data(cfg)
+
+
+def _add_model(cfg: CfgNode) -> None:
+    """Head, neck and backbones."""
     cfg.MODEL.ONENET = CfgNode()
     # Number of classes; 0 takes it from the first training dataset.
     cfg.MODEL.ONENET.NUM_CLASSES = 0
@@ -49,6 +58,9 @@ def add_onenet_config(cfg: CfgNode) -> None:
     # Feature maps to return; stages beyond the coarsest are not built.
     cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
 
+
+def _add_matcher(cfg: CfgNode) -> None:
+    """Matching."""
     # A name in ONENET_MATCHER_REGISTRY: MinCostMatcher or HungarianMatcher.
     cfg.MODEL.ONENET.MATCHER = CfgNode()
     cfg.MODEL.ONENET.MATCHER.NAME = "MinCostMatcher"
@@ -64,6 +76,9 @@ def add_onenet_config(cfg: CfgNode) -> None:
     # Candidate samples of an object: "" for all, "box" for those whose location is inside its box.
     cfg.MODEL.ONENET.MATCHER.PRIOR = ""
 
+
+def _add_rescoring_and_losses(cfg: CfgNode) -> None:
+    """Memory and speed, rescoring, losses, NMS."""
     # Whether to recompute the activations of ResNet blocks and towers in the backward pass: less
     # memory, more time, the same results.
     cfg.MODEL.ONENET.ACTIVATION_CHECKPOINTING = False
@@ -105,6 +120,9 @@ def add_onenet_config(cfg: CfgNode) -> None:
     cfg.MODEL.ONENET.NMS_TEST = False
     cfg.MODEL.ONENET.NMS_THRESH_TEST = 0.6
 
+
+def _add_baseline(cfg: CfgNode) -> None:
+    """Detectron2's FCOS."""
     # META_ARCHITECTURE "FCOSBaseline": Detectron2's FCOS.
     cfg.MODEL.FCOS = CfgNode()
     # Number of classes; 0 takes it from the first training dataset.
@@ -121,6 +139,9 @@ def add_onenet_config(cfg: CfgNode) -> None:
     cfg.MODEL.FCOS.TOPK_CANDIDATES_TEST = 1000
     cfg.MODEL.FCOS.NMS_THRESH_TEST = 0.6
 
+
+def _add_solver_and_data(cfg: CfgNode) -> None:
+    """Solver, input, datasets, evaluation."""
     # The batch size that BASE_LR is meant for; 0 for no scaling. load_config multiplies BASE_LR by
     # the square root of IMS_PER_BATCH / REFERENCE_BATCH (for Adam: arXiv 2205.10287) and sets this
     # to IMS_PER_BATCH.
