@@ -13,8 +13,7 @@ from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
-from onenet.checkpoint import OneNetCheckpointer
-from onenet.engine import Trainer, check_limits, launch_workers, setup
+from onenet.engine import Trainer, check_limits, launch_workers, load_for_evaluation, setup
 from onenet.utils.errors import exit_with_one_sentence
 
 
@@ -24,10 +23,7 @@ def main(args: argparse.Namespace) -> None:
         cfg = setup(args)
         if args.eval_only:
             model = Trainer.build_model(cfg)
-            checkpointer = OneNetCheckpointer(
-                model, save_dir=cfg.OUTPUT_DIR, input_format=cfg.INPUT.FORMAT
-            )
-            checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+            load_for_evaluation(cfg, model, args.resume)
             results = Trainer.test(cfg, model)
             if comm.is_main_process():
                 verify_results(cfg, results)

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from onenet.data.sample_images import load_sample_images
 from onenet.engine import Trainer
+from onenet.engine.class_names import check_class_names
 from onenet.evaluation import load_thresholds, weights_digest
 from onenet.export import (
     FORMATS,
@@ -193,7 +194,7 @@ def main() -> None:
         thresholds = load_thresholds(args.thresholds, names, weights_digest(model))
     metadata = Metadata.from_model(cfg, model, names, thresholds, args.half)
     if metadata.category_ids is None:
-        print("Without the dataset's ids of the classes, since the dataset is not at hand.")
+        print("Without the dataset's ids of the classes: no dataset with these classes is at hand.")
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # runs `finally`, as Ctrl-C does
     # Under another name until the parity check has passed
@@ -212,6 +213,7 @@ def main() -> None:
         if entries != metadata.entries():
             failures.append("its metadata is not what was written")
         if args.evaluate:
+            check_class_names(cfg, args.weights, names)
             failures += compare_ap(cfg, model, exported, ap)
         if failures:
             sys.exit(f"error: {args.output} was not written: {'; '.join(failures)}.")

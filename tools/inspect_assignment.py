@@ -32,6 +32,7 @@ from tabulate import tabulate
 from onenet.checkpoint import load_weights
 from onenet.data.mapper import OneNetDatasetMapper
 from onenet.engine import load_config
+from onenet.engine.class_names import check_class_names, trained_class_names
 from onenet.evaluation.inspection import (
     Assignment,
     Move,
@@ -248,7 +249,7 @@ def inspect(args: argparse.Namespace) -> None:
     checkpoints = [args.weights, *([args.other_weights] if args.other_weights else [])]
     found: list[list[list[Assignment]]] = []  # by checkpoint, then by image
     for path in checkpoints:
-        load_weights(model, path)
+        check_class_names(cfg, path, trained_class_names(path, load_weights(model, path)))
         found.append([inspect_assignment(model, inputs) for inputs in images])
     moves = [compare_assignments(*pair) for pair in zip(*found, strict=True)] if found[1:] else []
     summaries = [summarize_assignments([a for image in of for a in image]) for of in found]

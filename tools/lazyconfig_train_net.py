@@ -75,7 +75,9 @@ def main(args: argparse.Namespace) -> None:
         model = instantiate(cfg.model).to(cfg.train.device)
         model = create_ddp_model(model, **cfg.train.ddp)
         if args.eval_only:
-            OneNetCheckpointer(model).load(cfg.train.init_checkpoint)
+            if not cfg.train.init_checkpoint:
+                raise ConfigError("--eval-only: name a checkpoint by train.init_checkpoint.")
+            OneNetCheckpointer(model, exact=True).load(cfg.train.init_checkpoint)
             evaluate(cfg, model)
         else:
             train(cfg, model, args.resume)

@@ -278,7 +278,7 @@ def test_learning_rate_follows_the_batch(tmp_path: Path) -> None:
     # Once only: the config that a run writes down says what it was trained with
     (tmp_path / "config.yaml").write_text(cfg.dump())
     assert load(tmp_path / "config.yaml").SOLVER.BASE_LR == pytest.approx(0.001)
-    with pytest.raises(ConfigError, match="REFERENCE_BATCH is -1; give a batch size"):
+    with pytest.raises(ConfigError, match="REFERENCE_BATCH is -1; give 0 or more"):
         load(path, "SOLVER.REFERENCE_BATCH", "-1")
 
 

@@ -2,91 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
-import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
-from detectron2.engine import default_argument_parser
-from PIL import Image
+from tiny_runs import CONFIG, ROOT, TINY
 
 from onenet.config import add_onenet_config
 from onenet.data.coco_json import register_coco_json
 from onenet.engine import Trainer, check_limits, load_config
 from onenet.modeling.meta_arch import OneNet
 from onenet.utils.errors import LimitError
-
-ROOT = Path(__file__).resolve().parents[2]
-CONFIG = str(ROOT / "configs" / "digits" / "onenet_fcos_R18_FPN.yaml")
-TINY = [
-    "DATALOADER.NUM_WORKERS", "0",
-    "SOLVER.IMS_PER_BATCH", "4",
-    "SOLVER.WARMUP_ITERS", "2",
-    "INPUT.MIN_SIZE_TRAIN", "(64,)",
-    "INPUT.MIN_SIZE_TEST", "64",
-    "SEED", "7",
-]  # fmt: skip
-
-
-@pytest.fixture
-def coco_set(tmp_path: Path) -> tuple[Path, Path]:
-    """Four noisy images with a bright square each, in COCO format: (json, folder)."""
-    rng = np.random.default_rng(0)
-    folder = tmp_path / "images"
-    folder.mkdir()
-    images, annotations = [], []
-    for i in range(1, 5):
-        pixels = rng.integers(0, 80, (64, 64, 3), dtype=np.uint8)
-        x, y, side = (int(v) for v in rng.integers(4, 28, size=3))
-        pixels[y : y + side, x : x + side] = 255
-        Image.fromarray(pixels).save(folder / f"{i}.png")
-        images.append({"id": i, "file_name": f"{i}.png", "height": 64, "width": 64})
-        annotations.append(
-            {
-                "id": i,
-                "image_id": i,
-                "category_id": 3 + i % 2,
-                "bbox": [x, y, side, side],
-                "area": side * side,
-                "iscrowd": 0,
-            }
-        )
-    categories = [{"id": 3, "name": "odd"}, {"id": 4, "name": "even"}]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    path = tmp_path / "set.json"
-    path.write_text(json.dumps(content))
-    return path, folder
-
-
-@pytest.fixture
-def data_opts(coco_set: tuple[Path, Path]) -> list[str]:
-    path, folder = coco_set
-    return [
-        "DATASETS.TRAIN_JSON", str(path), "DATASETS.TRAIN_IMAGE_ROOT", str(folder),
-        "DATASETS.TEST_JSON", str(path), "DATASETS.TEST_IMAGE_ROOT", str(folder),
-    ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def train_net() -> Callable[..., None]:
-    """``main`` of train_net.py, called with command-line words."""
-    spec = importlib.util.spec_from_file_location("train_net", ROOT / "train_net.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def call(*words: str) -> None:
-        module.main(default_argument_parser().parse_args(list(words)))
-
-    return call
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

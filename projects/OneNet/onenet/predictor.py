@@ -15,7 +15,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import build_augmentation, read_image
 from detectron2.modeling import build_model
@@ -25,6 +24,7 @@ from torch import nn
 
 from .checkpoint import load_weights
 from .engine import load_config
+from .engine.class_names import dataset_class_names, trained_class_names
 from .evaluation.thresholds import (
     DEFAULT_THRESHOLD,
     find_thresholds,
@@ -85,8 +85,8 @@ class Predictor:
 
     Attributes:
         model: OneNet, RetinaNet or FCOS, in evaluation mode.
-        class_names: names of the K classes, from the config's dataset, else from the
-            ``thresholds.json`` beside the weights, else "0", "1", ...
+        class_names: names of the K classes, from the checkpoint or its run, else from the config's
+            dataset, else from the ``thresholds.json`` beside the weights, else "0", "1", ...
         calibrated: K score thresholds of best F1, if an evaluation of exactly these weights stored
             them beside the checkpoint (:mod:`onenet.evaluation.thresholds`); else None.
         calibration_note: a sentence on the source of ``calibrated``, or on why it is None.
@@ -110,10 +110,11 @@ class Predictor:
         if not weights:
             raise ConfigError("Name a checkpoint with --weights, or as MODEL.WEIGHTS.")
         self.model = build_model(without_pretrained(cfg)).eval()
-        load_weights(self.model, weights)
+        names = trained_class_names(weights, load_weights(self.model, weights))
         self._is_bgr = cfg.INPUT.FORMAT == "BGR"
         self._augmentations = T.AugmentationList(build_augmentation(cfg, is_train=False))
-        found = _calibration(weights, _dataset_class_names(cfg), self.model)
+        names = names or dataset_class_names([*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN])
+        found = _calibration(weights, names, self.model)
         names, self.calibrated, self.calibration_note = found
         # Detectron2's detectors have the attribute themselves
         detector = self.model.head if isinstance(self.model, OneNet) else self.model
@@ -179,16 +180,6 @@ class Predictor:
         pixels = torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
         output = self.model([{"image": pixels, "height": height, "width": width}])[0]
         return output["instances"].to("cpu")
-
-
-def _dataset_class_names(cfg: CfgNode) -> list[str] | None:
-    """Class names of the config's first dataset that has some."""
-    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
-        if name in DatasetCatalog:
-            class_names = MetadataCatalog.get(name).get("thing_classes")
-            if class_names:
-                return list(class_names)
-    return None
 
 
 def _calibration(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -24,6 +25,7 @@ _CLASS_PREDICTOR = "head.cls_score."
 _RESCORING = "rescoring."  # absent in the authors' models
 _COUNTER = ".num_batches_tracked"  # absent in torchvision's files, unused with a momentum
 _STATISTICS = (".running_mean", ".running_var", _COUNTER)
+_CLASS_NAMES = "class_names"  # of a checkpoint
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
@@ -72,7 +74,10 @@ class OneNetCheckpointer(DetectionCheckpointer):
     fit. Checkpoints are written whole or not at all, and ``last_checkpoint`` names a whole one.
 
     Attributes:
+        exact: whether a file must fill the whole model and have nothing else.
         conversion: of the last file if it was converted, else None.
+        loaded_class_names: K names that the last file has, in the order of the model's classes;
+            None if it has none.
     """
 
     def __init__(
@@ -80,6 +85,8 @@ class OneNetCheckpointer(DetectionCheckpointer):
         model: nn.Module,
         save_dir: str = "",
         *,
+        exact: bool = False,
+        class_names: Sequence[str] | None = None,
         new_classes: bool = False,
         input_format: str | None = None,
         **kwargs: Any,
@@ -87,29 +94,52 @@ class OneNetCheckpointer(DetectionCheckpointer):
         """
         Args:
             model, save_dir, **kwargs: see Detectron2's.
+            exact: see the attribute.
+            class_names: K names, stored in checkpoints.
             new_classes: whether an authors' checkpoint may have other classes or lack rescoring;
                 those weights then stay as initialised.
             input_format: INPUT.FORMAT; None for the model's attribute.
         """
         super().__init__(model, save_dir, **kwargs)
+        self.exact = exact
+        self._class_names = class_names
         self._new_classes = new_classes
         self._input_format = input_format
         self.conversion: Conversion | None = None
+        self.loaded_class_names: list[str] | None = None
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """See Detectron2's.
 
         Raises:
-            ConfigError: the file is not a checkpoint or does not fit the model.
+            ConfigError: the file cannot be downloaded, is not a checkpoint, or does not fit the
+                model.
         """
+        self.loaded_class_names = None
         try:
-            return super().load(path, *args, **kwargs)
+            content = super().load(path, *args, **kwargs)
         except _MisfitError as error:
+            cure = (
+                " Give the config and the classes of their training; to train on from them with"
+                " others, start a new run with them as MODEL.WEIGHTS."
+            )
             raise ConfigError(
-                f"The weights {path} are not of the model that the config describes: {error}."
+                f"The weights {path} are not of the model that the config describes:"
+                f" {error}.{cure if self.exact else ''}"
+            ) from error
+        except OSError as error:
+            if not urlparse(path).scheme:
+                raise
+            raise ConfigError(
+                f"MODEL.WEIGHTS: {path} cannot be downloaded ({getattr(error, 'reason', error)});"
+                " download it on a machine that can, and give its path as MODEL.WEIGHTS."
             ) from error
         finally:
             self._parsed_url_during_load = None  # not reset by Detectron2 on errors
+        names = content.get(_CLASS_NAMES)
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            self.loaded_class_names = names
+        return content
 
     def save(self, name: str, **kwargs: Any) -> None:
         """See Detectron2's; to a local disk only.
@@ -130,6 +160,8 @@ class OneNetCheckpointer(DetectionCheckpointer):
         content = {"model": self.model.state_dict()}
         content.update({key: item.state_dict() for key, item in self.checkpointables.items()})
         content.update(kwargs)
+        if self._class_names is not None:
+            content[_CLASS_NAMES] = list(self._class_names)
         self.logger.info(f"Saving checkpoint to {path}")
         try:
             with whole_file(path) as file:
@@ -156,6 +188,12 @@ class OneNetCheckpointer(DetectionCheckpointer):
         return read_checkpoint(f)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        keys = self._load_converted(checkpoint)
+        if self.exact:
+            _check_fit(keys)
+        return keys
+
+    def _load_converted(self, checkpoint: dict[str, Any]) -> Any:
         self.conversion = None
         if checkpoint.get("matching_heuristics"):  # renamed by Detectron2
             names = list(checkpoint["model"])
@@ -226,29 +264,21 @@ def _check_fit(
             raise _MisfitError(f"it {what} {names[0]}{more}{see}")
 
 
-class _ExactCheckpointer(OneNetCheckpointer):
-    """Reads all files with torch, and raises for mismatches that Detectron2 only warns about."""
-
-    def _load_file(self, filename: str) -> dict[str, Any]:
-        # Detectron2 would unpickle .pkl files
-        return {"model": read_checkpoint(filename)["model"]}
-
-    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        keys = super()._load_model(checkpoint)
-        _check_fit(keys)
-        return keys
-
-
-def load_weights(model: nn.Module, path: str) -> None:
+def load_weights(model: nn.Module, path: str) -> list[str] | None:
     """Loads a checkpoint that must fill the whole model, of this project or of the authors' code.
 
     Args:
         model: to fill.
         path: of a local file.
 
+    Returns:
+        Names of the K classes, if the file has them.
+
     Raises:
         ConfigError: the file is missing, not a checkpoint, or does not fit the model exactly.
     """
     if not os.path.isfile(path):
         raise ConfigError(f"Weights: there is no file '{path}'.")
-    _ExactCheckpointer(model).load(path, checkpointables=[])
+    checkpointer = OneNetCheckpointer(model, exact=True)
+    checkpointer.load(path, checkpointables=[])
+    return checkpointer.loaded_class_names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 
@@ -14,6 +15,22 @@ from .defaults import add_onenet_config
 __all__ = ["check_keys", "read_config"]
 
 MAX_BASES = 100  # files reached through _BASE_
+
+_LOWEST = {  # values below end in an error later, or in a run without a result
+    "SOLVER.MAX_ITER": 1,
+    "SOLVER.IMS_PER_BATCH": 1,
+    "SOLVER.CHECKPOINT_PERIOD": 1,
+    "SOLVER.REFERENCE_BATCH": 0,
+    "SOLVER.BACKBONE_LR_FACTOR": 0,
+    "TEST.EVAL_PERIOD": 0,
+    "TEST.DETECTIONS_PER_IMAGE": 1,
+    "DATALOADER.NUM_WORKERS": 0,
+    "INPUT.MIN_SIZE_TEST": 0,
+    "INPUT.MAX_SIZE_TEST": 1,
+    "INPUT.MAX_SIZE_TRAIN": 1,
+    "VIS_PERIOD": 0,
+}
+_RESNET_DEPTHS = (18, 34, 50, 101, 152)
 
 
 def read_config(config_file: str, opts: list[str] | None = None) -> CfgNode:
@@ -60,6 +77,14 @@ def check_keys(cfg: CfgNode) -> None:
         raise ConfigError(
             f"INPUT.ON_BAD_IMAGE is '{cfg.INPUT.ON_BAD_IMAGE}'; give 'fail' or 'skip'."
         )
+    for key, lowest in _LOWEST.items():
+        value = functools.reduce(getattr, key.split("."), cfg)
+        if not value >= lowest:  # nan, too
+            raise ConfigError(f"{key} is {value}; give {lowest} or more.")
+    sizes = cfg.INPUT.MIN_SIZE_TRAIN
+    if not sizes or min(sizes) < 1:
+        raise ConfigError(f"INPUT.MIN_SIZE_TRAIN is {sizes}; give sizes in pixels, as (640, 800).")
+    _check_resnet(cfg)
     _check_limits(cfg)
     _check_thresholds(cfg)
     _check_solver(cfg)
@@ -81,17 +106,22 @@ def _check_yaml(path: str, visited: list[str]) -> None:
             _check_yaml(base, visited)
 
 
+def _check_resnet(cfg: CfgNode) -> None:
+    """Checks what Detectron2's ResNets only look up or assert."""
+    depth, channels = cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS
+    if depth not in _RESNET_DEPTHS:
+        known = ", ".join(map(str, _RESNET_DEPTHS))
+        raise ConfigError(f"MODEL.RESNETS.DEPTH is {depth}; choose one of {known}.")
+    if depth < 50 and channels != 64:
+        raise ConfigError(
+            f"MODEL.RESNETS.RES2_OUT_CHANNELS is {channels}; set it to 64 for MODEL.RESNETS.DEPTH"
+            f" {depth}."
+        )
+
+
 def _check_solver(cfg: CfgNode) -> None:
     """Checks the solver's keys, and scales BASE_LR if REFERENCE_BATCH is set."""
     reference, batch = cfg.SOLVER.REFERENCE_BATCH, cfg.SOLVER.IMS_PER_BATCH
-    if reference < 0:
-        raise ConfigError(f"SOLVER.REFERENCE_BATCH is {reference}; give a batch size, or 0.")
-    if batch < 1:
-        raise ConfigError(f"SOLVER.IMS_PER_BATCH is {batch}; give 1 or more.")
-    if cfg.SOLVER.BACKBONE_LR_FACTOR < 0:
-        raise ConfigError(
-            f"SOLVER.BACKBONE_LR_FACTOR is {cfg.SOLVER.BACKBONE_LR_FACTOR}; give 0 or more."
-        )
     if not 0 <= cfg.SOLVER.EMA_DECAY < 1:
         raise ConfigError(
             f"SOLVER.EMA_DECAY is {cfg.SOLVER.EMA_DECAY}; give a number between 0 and 1, or 0 for"

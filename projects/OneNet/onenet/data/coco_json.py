@@ -27,6 +27,7 @@ __all__ = [
     "check_same_classes",
     "is_box",
     "is_number",
+    "json_class_names",
     "register_coco_json",
 ]
 
@@ -266,6 +267,17 @@ def register_coco_json(json_file: str, image_root: str) -> str:
         image_root=image_root,
     )
     return json_file
+
+
+def json_class_names(json_file: str) -> list[str]:
+    """Class names of a dataset in COCO format, in the order of the classes (of the ids).
+
+    Raises:
+        DataError: the file cannot be used.
+    """
+    categories = _read(json_file)["categories"]
+    _unique_ids(json_file, categories, "category", ["name"])
+    return [str(category["name"]) for category in sorted(categories, key=lambda c: c["id"])]
 
 
 def check_same_classes(train_name: str, test_name: str) -> None:

@@ -2,7 +2,15 @@
 
 from .evaluators import build_evaluator, check_limits
 from .launch import launch_workers
-from .startup import load_config, setup
+from .startup import load_config, load_for_evaluation, setup
 from .trainer import Trainer
 
-__all__ = ["Trainer", "build_evaluator", "check_limits", "launch_workers", "load_config", "setup"]
+__all__ = [
+    "Trainer",
+    "build_evaluator",
+    "check_limits",
+    "launch_workers",
+    "load_config",
+    "load_for_evaluation",
+    "setup",
+]

@@ -12,7 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from ..utils.errors import ConfigError
 
-__all__ = ["build_optimizer", "clip_full_model", "clipped_adamw"]
+__all__ = ["build_optimizer", "check_optimizer_state", "clip_full_model", "clipped_adamw"]
 
 
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -57,6 +57,38 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
             f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is '{clip.CLIP_TYPE}'; choose 'full_model', 'norm' or"
             " 'value'."
         ) from error
+
+
+def check_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Checks a saved state against the optimizer's parameters, as torch does not.
+
+    A fused step writes out of bounds where a moment has fewer values than its parameter.
+
+    Args:
+        optimizer: of the model.
+        state: a ``state_dict`` of the same type of optimizer, not yet loaded.
+
+    Raises:
+        ConfigError: type, parameter groups or shapes differ.
+    """
+    own, saved = optimizer.param_groups, state["param_groups"]
+    same_type = ("betas" in own[0]) == ("betas" in saved[0])
+    fits = same_type and [len(g["params"]) for g in own] == [len(g["params"]) for g in saved]
+    if fits:
+        parameters = [p for group in own for p in group["params"]]
+        ids = [i for group in saved for i in group["params"]]
+        fits = all(
+            value.shape == parameter.shape
+            for parameter, i in zip(parameters, ids, strict=True)
+            for value in state["state"].get(i, {}).values()
+            if torch.is_tensor(value) and value.dim()
+        )
+    if not fits:
+        raise ConfigError(
+            "--resume: the optimizer's state in the checkpoint is of other parameters than the"
+            " config's model and SOLVER have; give the config of the run, or start a new run with"
+            " another OUTPUT_DIR, and the checkpoint as MODEL.WEIGHTS."
+        )
 
 
 def clipped_adamw(params: Iterable, *, max_norm: float, **kwargs: Any) -> torch.optim.AdamW:

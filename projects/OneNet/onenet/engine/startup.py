@@ -6,6 +6,7 @@ import argparse
 import difflib
 import logging
 import os
+import re
 from collections.abc import Sequence
 from urllib.parse import urlparse
 
@@ -16,7 +17,9 @@ from detectron2.engine import default_setup
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from torch import nn
 
+from ..checkpoint import OneNetCheckpointer
 from ..checkpoint.convert import pip_weights, torchvision_url
 from ..config.load import check_keys, read_config
 from ..data.coco_json import check_same_classes, register_coco_json
@@ -26,11 +29,13 @@ from ..modeling.heads import ONENET_HEAD_REGISTRY
 from ..modeling.matcher import ONENET_MATCHER_REGISTRY
 from ..modeling.rescoring import build_rescoring
 from ..utils.errors import ConfigError
+from ..utils.files import read_yaml
 from ..utils.registry import get_registered, num_classes_node
+from .class_names import check_class_names, trained_class_names
 from .evaluators import check_evaluator
 from .faults import naming_faults, tell_once_of_lost_logs
 
-__all__ = ["last_checkpoint", "load_config", "setup"]
+__all__ = ["last_checkpoint", "load_config", "load_for_evaluation", "setup"]
 
 
 def load_config(
@@ -147,12 +152,14 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
     Raises:
         ConfigError, DataError: see :func:`onenet.engine.load_config`; or MODEL.WEIGHTS or the
-            checkpoint to resume from is missing; or OUTPUT_DIR cannot be made.
+            checkpoint to resume from is missing; or OUTPUT_DIR cannot be made, or has results that
+            this run would overwrite.
     """
     # Log to the terminal until the config names the folder of the log file
     setup_logger(distributed_rank=comm.get_rank(), name="onenet")
     cfg = load_config(args.config_file, args.opts, eval_only=args.eval_only)
-    _check_weights(cfg, args.resume)
+    _check_weights(cfg, args.resume, args.eval_only)
+    _check_output_dir(cfg, args.resume, args.eval_only)
     for name in cfg.DATASETS.TEST:
         check_evaluator(name)
     try:
@@ -190,7 +197,58 @@ def last_checkpoint(cfg: CfgNode) -> str:
         return os.path.join(cfg.OUTPUT_DIR, file.read().strip())
 
 
-def _check_weights(cfg: CfgNode, resume: bool) -> None:
+def load_for_evaluation(cfg: CfgNode, model: nn.Module, resume: bool = False) -> None:
+    """Loads MODEL.WEIGHTS, which must fit the model and the test datasets' classes exactly.
+
+    Args:
+        cfg: from :func:`setup`.
+        model: of the config, to fill.
+        resume: whether to load OUTPUT_DIR's last checkpoint instead, if there is one.
+
+    Raises:
+        ConfigError: the weights do not fit, or are of other classes.
+    """
+    weights = (last_checkpoint(cfg) if resume else "") or cfg.MODEL.WEIGHTS
+    checkpointer = OneNetCheckpointer(model, exact=True, input_format=cfg.INPUT.FORMAT)
+    checkpointer.load(weights, checkpointables=[])
+    names = trained_class_names(weights, checkpointer.loaded_class_names)
+    check_class_names(cfg, weights, names)
+
+
+def _check_output_dir(cfg: CfgNode, resume: bool, eval_only: bool) -> None:
+    """Raises if OUTPUT_DIR has results that this run would overwrite."""
+    folder = cfg.OUTPUT_DIR
+    files = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    checkpoints = [f for f in files if re.fullmatch(r"model_(final|\d{7})\.pth", f)]
+    if checkpoints and not (resume or eval_only):
+        raise ConfigError(
+            f"OUTPUT_DIR '{folder}' has the result of another run ({checkpoints[-1]}); name another"
+            " OUTPUT_DIR, delete this one, or go on with that run by --resume."
+        )
+    before = _evaluated_before(folder)
+    if len(before) == len(cfg.DATASETS.TEST) == 1 and before != list(cfg.DATASETS.TEST):
+        raise ConfigError(
+            f"OUTPUT_DIR '{folder}' has the evaluation on '{before[0]}' in its folder inference,"
+            f" which that on '{cfg.DATASETS.TEST[0]}' would overwrite; name another OUTPUT_DIR, or"
+            " move the folder inference."
+        )
+
+
+def _evaluated_before(folder: str) -> list[str]:
+    """The test datasets of the last run in a folder that has its evaluation; [] if unknown."""
+    config = os.path.join(folder, "config.yaml")
+    if not os.path.isfile(config) or not os.path.isdir(os.path.join(folder, "inference")):
+        return []
+    try:
+        content = read_yaml(config)
+    except ConfigError:  # damaged
+        return []
+    datasets = content.get("DATASETS") if isinstance(content, dict) else None
+    names = datasets.get("TEST") if isinstance(datasets, dict) else None
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _check_weights(cfg: CfgNode, resume: bool, eval_only: bool = False) -> None:
     weights = cfg.MODEL.WEIGHTS
     if resume and (last := last_checkpoint(cfg)):
         if not os.path.isfile(last):
@@ -208,4 +266,9 @@ def _check_weights(cfg: CfgNode, resume: bool) -> None:
         raise ConfigError(
             f"MODEL.WEIGHTS: there is no file '{weights}'; give a checkpoint's path, or '' to"
             " start from random weights."
+        )
+    if eval_only and not weights:
+        raise ConfigError(
+            "--eval-only: MODEL.WEIGHTS is empty, so random weights would be evaluated; name a"
+            " checkpoint."
         )

@@ -31,13 +31,14 @@ from ..checkpoint import OneNetCheckpointer
 from ..data.loaders import TrainLoader, build_test_loader
 from ..evaluation import carries_nms, record_weights, weights_digest, without_nms
 from ..modeling.meta_arch import OneNet
-from ..utils.errors import DataError, WithoutTraceback
+from ..utils.errors import ConfigError, DataError, WithoutTraceback
 from .accumulation import AccumulatingModel, accumulate_gradients
+from .class_names import dataset_class_names
 from .ema import EMAHook
 from .evaluators import NMS_OFF, build_evaluator, by_dataset, check_limits, results_folder
 from .faults import LossGuard, NamedWriter, naming_faults
 from .resume import ResumableData, ResumableEvalHook, cut_metrics, share_buffers
-from .solver import build_optimizer
+from .solver import build_optimizer, check_optimizer_state
 from .startup import last_checkpoint
 from .training_pictures import TrainingPictures
 
@@ -128,6 +129,7 @@ class Trainer(DefaultTrainer):
         self.checkpointer = OneNetCheckpointer(
             evaluated,
             cfg.OUTPUT_DIR,
+            class_names=dataset_class_names(cfg.DATASETS.TRAIN),
             new_classes=True,
             input_format=cfg.INPUT.FORMAT,
             trainer=weakref.proxy(self),
@@ -152,9 +154,17 @@ class Trainer(DefaultTrainer):
         """See Detectron2's. With SOLVER.EMA_DECAY the average starts from the loaded weights.
 
         A resumed run uses the config's BASE_LR, not the checkpoint's.
+
+        Raises:
+            ConfigError: the weights do not fit; or the checkpoint to resume from is of another
+                model, optimizer or other classes.
         """
         base_lrs = list(self.scheduler.base_lrs)
+        last = last_checkpoint(self.cfg) if resume else ""
+        self.checkpointer.exact = bool(last)
         super().resume_or_load(resume)
+        if last:
+            self._check_same_classes(last)
         self._is_resumed = resume
         if self.scheduler.base_lrs != base_lrs:  # those of the checkpoint
             self.scheduler.base_lrs = base_lrs
@@ -166,6 +176,27 @@ class Trainer(DefaultTrainer):
             )
         if self.ema is not None and self.ema.steps == 0:  # no checkpoint, or one without average
             self.ema.model.load_state_dict(self.ema.average.state_dict())
+
+    def _check_same_classes(self, checkpoint: str) -> None:
+        before, now = (
+            self.checkpointer.loaded_class_names,
+            dataset_class_names(self.cfg.DATASETS.TRAIN),
+        )
+        if before is not None and now is not None and before != now:
+            raise ConfigError(
+                f"--resume: {checkpoint} is of the classes {before}, but the training data has"
+                f" {now}; start a new run with another OUTPUT_DIR, and the checkpoint as"
+                " MODEL.WEIGHTS."
+            )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See Detectron2's.
+
+        Raises:
+            ConfigError: the optimizer's state is not of this model.
+        """
+        check_optimizer_state(self._trainer.optimizer, state_dict["_trainer"]["optimizer"])
+        super().load_state_dict(state_dict)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:

@@ -25,7 +25,8 @@ class Metadata:
 
     Attributes:
         class_names: of the K classes.
-        category_ids: the dataset's id of each class; None if the dataset is not available.
+        category_ids: the dataset's id of each class; None if the dataset is not available, or does
+            not have the classes.
         thresholds: score of best F1 for each class; None if not calibrated.
         input_format: "RGB" or "BGR", the images' channel order.
         min_size: pixels to which the images' shorter side is resized; 0 for no resizing.
@@ -82,7 +83,7 @@ class Metadata:
             )
         return cls(
             class_names=class_names,
-            category_ids=_category_ids(cfg),
+            category_ids=_category_ids(cfg, class_names),
             thresholds=thresholds,
             input_format=cfg.INPUT.FORMAT,
             min_size=cfg.INPUT.MIN_SIZE_TEST,
@@ -106,14 +107,16 @@ def _config_digest(cfg: CfgNode) -> str:
     return hashlib.sha256(f"{model.dump()}{cfg.INPUT.dump()}".encode()).hexdigest()
 
 
-def _category_ids(cfg: CfgNode) -> list[int] | None:
-    """The category ids of the config's test or training dataset, if available."""
-    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
-        metadata = MetadataCatalog.get(name)
+def _category_ids(cfg: CfgNode, class_names: list[str]) -> list[int] | None:
+    """The ids, by name, in the config's first test or training dataset that has them."""
+    for dataset in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        metadata = MetadataCatalog.get(dataset)
         if metadata.get("thing_dataset_id_to_contiguous_id") is None:
             with contextlib.suppress(OSError, ValueError):  # absent
-                DatasetCatalog.get(name)  # loading completes the metadata of COCO datasets
+                DatasetCatalog.get(dataset)  # loading completes the metadata of COCO datasets
         by_id = metadata.get("thing_dataset_id_to_contiguous_id")
         if by_id is not None:
-            return sorted(by_id, key=by_id.__getitem__)
+            ids = {metadata.thing_classes[index]: i for i, index in by_id.items()}
+            if all(name in ids for name in class_names):
+                return [ids[name] for name in class_names]
     return None

@@ -1,0 +1,283 @@
+"""What is evaluated, resumed, exported and drawn is what was trained, or an error says so."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import urllib.error
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from tiny_runs import CONFIG, TINY
+
+from onenet.checkpoint import OneNetCheckpointer, read_checkpoint
+from onenet.engine import load_config
+from onenet.export import Metadata
+from onenet.predictor import Predictor, load_predictor_config
+from onenet.utils.errors import ConfigError
+
+
+@pytest.fixture
+def start(train_net) -> Callable[..., None]:
+    """Runs train_net.py with options (--resume, --eval-only) and overrides in any order."""
+
+    def call(*words: str) -> None:
+        options = [word for word in words if word.startswith("--")]
+        overrides = [word for word in words if not word.startswith("--")]
+        train_net("--config-file", CONFIG, *options, *TINY, *overrides)
+
+    return call
+
+
+@pytest.fixture
+def run(start, data_opts: list[str], tmp_path: Path) -> Path:
+    """The folder of a run on the classes odd and even."""
+    out = tmp_path / "run"
+    steps = ("SOLVER.MAX_ITER", "2", "SOLVER.CHECKPOINT_PERIOD", "1")
+    start(*data_opts, *steps, "OUTPUT_DIR", str(out))
+    return out
+
+
+@pytest.fixture
+def error(start) -> Callable[..., str]:
+    """The error of such a run, which has to be one sentence."""
+
+    def call(*words: str) -> str:
+        with pytest.raises(SystemExit) as caught:
+            start(*words)
+        message = str(caught.value.code)
+        assert message.startswith("error: ") and "\n" not in message
+        return message
+
+    return call
+
+
+def json_opts(key: str, path: Path, folder: Path) -> list[str]:
+    return [f"DATASETS.{key}_JSON", str(path), f"DATASETS.{key}_IMAGE_ROOT", str(folder)]
+
+
+@pytest.fixture
+def changed(coco_set: tuple[Path, Path], tmp_path: Path) -> Callable[..., Any]:
+    """Overrides for the set with other categories: DATASETS.<key>, and new (id, name) by old id."""
+    path, folder = coco_set
+
+    def write(key: str, new: dict[int, tuple[int, str]]) -> list[str]:
+        content = json.loads(path.read_text())
+        content["categories"] = [{"id": i, "name": name} for i, name in new.values()]
+        kept = [a for a in content["annotations"] if a["category_id"] in new]
+        content["annotations"] = kept
+        for annotation in kept:
+            annotation["category_id"] = new[annotation["category_id"]][0]
+        other = tmp_path / f"{'_'.join(name for _, name in new.values())}.json"
+        other.write_text(json.dumps(content))
+        return json_opts(key, other, folder)
+
+    return write
+
+
+SWAPPED = {3: (2, "odd"), 4: (1, "even")}  # the same classes, in another order of the ids
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Without the log, to which this process goes on writing."""
+    found = [p for p in folder.rglob("*") if p.is_file() and p.name != "log.txt"]
+    return {str(p): p.read_bytes() for p in found}
+
+
+def evaluated(run: Path, *words: str) -> list[str]:
+    return ["--eval-only", "MODEL.WEIGHTS", str(run / "model_final.pth"), *words]
+
+
+def test_classes_in_another_order_are_not_evaluated(run, error, changed, tmp_path) -> None:
+    before = files(run)
+    words = evaluated(run, "OUTPUT_DIR", str(tmp_path / "out"), *changed("TEST", SWAPPED))
+    message = error(*words)
+    assert "['odd', 'even']" in message and "['even', 'odd']" in message
+    assert not (tmp_path / "out" / "inference").exists() and files(run) == before
+
+
+def test_classes_under_other_ids_are_the_same(run, start, changed, tmp_path) -> None:
+    out = tmp_path / "out"
+    other = changed("TEST", {3: (70, "odd"), 4: (90, "even")})
+    words = evaluated(run, "OUTPUT_DIR", str(out), *other)
+    start(*words)
+    was = json.loads((run / "inference" / "coco_instances_results.json").read_text())
+    now = json.loads((out / "inference" / "coco_instances_results.json").read_text())
+    assert {d["category_id"] for d in now} <= {70, 90}
+    assert [{3: 70, 4: 90}[d["category_id"]] for d in was] == [d["category_id"] for d in now]
+
+
+def forget_names(run: Path) -> None:
+    """As checkpoints were before they had names."""
+    path = run / "model_final.pth"
+    content = torch.load(path, weights_only=True)
+    assert content.pop("class_names") == ["odd", "even"]
+    torch.save(content, path)
+
+
+def test_an_older_checkpoint_has_the_classes_of_its_run(run, error, changed, tmp_path) -> None:
+    forget_names(run)
+    words = evaluated(run, "OUTPUT_DIR", str(tmp_path / "out"), *changed("TEST", SWAPPED))
+    message = error(*words)
+    assert "['odd', 'even']" in message and "['even', 'odd']" in message
+
+
+def test_unknown_classes_are_a_warning(run, start, data_opts, tmp_path, caplog) -> None:
+    forget_names(run)
+    (run / "config.yaml").unlink()
+    words = evaluated(run, "OUTPUT_DIR", str(tmp_path / "out"), *data_opts[4:])
+    logging.getLogger("onenet").propagate = True
+    try:
+        start(*words)
+    finally:
+        logging.getLogger("onenet").propagate = False
+    assert "does not have the names of its classes" in caplog.text
+
+
+def test_pictures_and_exports_have_the_names_of_the_training(run, changed) -> None:
+    """Whatever set the config names for testing."""
+    cfg = load_predictor_config(CONFIG, [*TINY, *changed("TEST", SWAPPED)])
+    predictor = Predictor(cfg, str(run / "model_final.pth"))
+    assert predictor.class_names == ["odd", "even"]
+    metadata = Metadata.from_model(cfg, predictor.model, predictor.class_names, None, False)
+    assert metadata.class_names == ["odd", "even"] and metadata.category_ids == [2, 1]
+
+    cfg = load_predictor_config(CONFIG, [*TINY, *changed("TEST", {3: (3, "a"), 4: (4, "b")})])
+    metadata = Metadata.from_model(cfg, predictor.model, predictor.class_names, None, False)
+    assert metadata.category_ids is None
+
+
+@pytest.mark.parametrize(
+    ("opts", "what"),
+    [
+        (["MODEL.ONENET.HEAD.NUM_CONVS", "3"], "head.cls_"),
+        (["MODEL.ONENET.HEAD.NUM_CONVS", "5"], "lacks head.cls_"),
+        (["MODEL.ONENET.RESCORING.CANDIDATES", "100"], "lacks rescoring"),
+        (["MODEL.ONENET.HEAD.CONV_DIM", "128"], "in another shape"),
+    ],
+)
+def test_weights_that_do_not_fit_are_not_evaluated(
+    run, error, data_opts, tmp_path, opts: list[str], what: str
+) -> None:
+    out = tmp_path / "out"
+    message = error(*evaluated(run, "OUTPUT_DIR", str(out), *data_opts[4:], *opts))
+    assert what in message and "Give the config" in message
+    assert not (out / "inference").exists()
+
+
+def test_a_backbone_alone_is_not_evaluated(run, error, data_opts, tmp_path) -> None:
+    content = read_checkpoint(str(run / "model_final.pth"))
+    state = {k: v for k, v in content["model"].items() if k.startswith("backbone.")}
+    torch.save({"model": state}, tmp_path / "backbone.pth")
+    words = ["--eval-only", "MODEL.WEIGHTS", str(tmp_path / "backbone.pth"), *data_opts[4:]]
+    assert "it lacks head." in error(*words, "OUTPUT_DIR", str(tmp_path / "out"))
+
+
+def test_random_weights_are_not_evaluated(error, data_opts, tmp_path) -> None:
+    words = ["--eval-only", "MODEL.WEIGHTS", "", *data_opts[4:]]
+    assert "MODEL.WEIGHTS is empty" in error(*words, "OUTPUT_DIR", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_resuming_with_other_classes(run, error, changed) -> None:
+    """One more, one fewer, or the same number with other names."""
+    before = files(run)
+    words = ["--resume", "SOLVER.MAX_ITER", "4", "OUTPUT_DIR", str(run), "DATASETS.TEST", "()"]
+    three = {3: (3, "odd"), 4: (4, "even"), 5: (5, "prime")}
+    for categories in (three, {3: (3, "odd")}):
+        message = error(*words, *changed("TRAIN", categories))
+        assert "in another shape head.cls_score" in message and "as MODEL.WEIGHTS" in message
+    message = error(*words, *changed("TRAIN", SWAPPED))
+    assert "['odd', 'even']" in message and "['even', 'odd']" in message
+    after = files(run)
+    kept = [name for name in before if name.endswith(".pth") or "inference" in name]
+    assert kept and all(after[name] == before[name] for name in kept)
+
+
+@pytest.mark.parametrize(
+    ("opts", "what"),
+    [
+        (["SOLVER.OPTIMIZER", "SGD"], "the optimizer's state"),
+        (["MODEL.ONENET.HEAD.NORM", "BN"], "head.cls_"),
+        (["SOLVER.BACKBONE_LR_FACTOR", "0.5"], "the optimizer's state"),
+    ],
+)
+def test_resuming_with_another_model_or_solver(
+    run, error, data_opts, opts: list[str], what: str
+) -> None:
+    words = ["--resume", "SOLVER.MAX_ITER", "4", "OUTPUT_DIR", str(run), *data_opts]
+    assert what in error(*words, *opts)
+
+
+def test_moments_of_another_shape(run, error, data_opts) -> None:
+    path = run / "model_final.pth"
+    content = torch.load(path, weights_only=True)
+    state = content["trainer"]["_trainer"]["optimizer"]["state"]
+    state[5]["exp_avg"] = state[5]["exp_avg"].flatten()[:-1]
+    torch.save(content, path)
+    words = ["--resume", "SOLVER.MAX_ITER", "4", "OUTPUT_DIR", str(run), *data_opts]
+    assert "the optimizer's state in the checkpoint" in error(*words)
+
+
+def test_a_result_is_not_overwritten_by_another_training(run, error, data_opts) -> None:
+    before = files(run)
+    words = [*data_opts, "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", str(run)]
+    message = error(*words)
+    assert "model_final.pth" in message and "--resume" in message
+    assert files(run) == before
+
+
+def test_a_result_is_not_overwritten_by_another_evaluation(
+    run, error, start, data_opts, changed
+) -> None:
+    before = files(run)
+    words = evaluated(run, "OUTPUT_DIR", str(run))
+    other = changed("TEST", {3: (3, "odd"), 4: (4, "even")})
+    message = error(*words, *other)
+    assert data_opts[5] in message and other[1] in message and "inference" in message
+    assert files(run) == before
+    start(*words, *data_opts[4:])  # the same set again
+
+    shutil.move(run / "inference", run / "kept")
+    start(*words, *other)
+
+
+def test_weights_without_a_network(monkeypatch) -> None:
+    def get_local_path(path: str, **kwargs: Any) -> str:
+        raise urllib.error.URLError("no route to host")
+
+    cfg = load_config(CONFIG, ["MODEL.ONENET.NUM_CLASSES", "2", *no_data()])
+    checkpointer = OneNetCheckpointer(build_model(cfg))
+    monkeypatch.setattr(checkpointer.path_manager, "get_local_path", get_local_path)
+    for url in ("detectron2://COCO-Detection/x/model.pkl", "https://example.com/model.pth"):
+        with pytest.raises(ConfigError, match=f"{url} cannot be downloaded .no route to host"):
+            checkpointer.load(url)
+
+
+def no_data() -> list[str]:
+    return ["DATASETS.TRAIN", "()", "DATASETS.TEST", "()"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("SOLVER.MAX_ITER", "0"),
+        ("SOLVER.CHECKPOINT_PERIOD", "0"),
+        ("TEST.EVAL_PERIOD", "-1"),
+        ("TEST.DETECTIONS_PER_IMAGE", "0"),
+        ("DATALOADER.NUM_WORKERS", "-1"),
+        ("INPUT.MIN_SIZE_TRAIN", "()"),
+        ("INPUT.MIN_SIZE_TRAIN", "(0,)"),
+        ("INPUT.MAX_SIZE_TEST", "0"),
+        ("MODEL.RESNETS.DEPTH", "19"),
+        ("MODEL.RESNETS.RES2_OUT_CHANNELS", "256"),
+    ],
+)
+def test_values_that_no_run_can_have(key: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{key} is \(?{value.strip('()')}.*(give|set|choose)"):
+        load_config(CONFIG, ["MODEL.ONENET.NUM_CLASSES", "2", *no_data(), key, value])
