@@ -13,6 +13,7 @@ from unittest import mock
 import pytest
 import torch
 from detectron2.config import get_cfg
+from detectron2.engine import DefaultTrainer
 from tiny_runs import CONFIG, ROOT, TINY
 
 from onenet.config import add_onenet_config
@@ -441,3 +442,15 @@ def test_lazy_config_trains(coco_set, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "out" / "model_final.pth").is_file()
+
+
+def test_detectron2s_own_trainer(data_opts, tmp_path: Path) -> None:
+    """It trains OneNet; the clipping of the full model it does not know, and says so."""
+    opts = [*data_opts[:4], *TINY, "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", str(tmp_path)]
+    with pytest.raises(ValueError, match="not a valid GradientClipType"):
+        DefaultTrainer(load_config(CONFIG, opts))
+    trainer = DefaultTrainer(
+        load_config(CONFIG, [*opts, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm"])
+    )
+    trainer.train()
+    assert (tmp_path / "model_final.pth").is_file()
