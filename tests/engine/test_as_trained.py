@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 import urllib.error
 from collections.abc import Callable
@@ -275,9 +276,27 @@ def no_data() -> list[str]:
         ("INPUT.MIN_SIZE_TRAIN", "(0,)"),
         ("INPUT.MAX_SIZE_TEST", "0"),
         ("MODEL.RESNETS.DEPTH", "19"),
+        ("MODEL.DEVICE", "gpu"),
+        ("MODEL.PIXEL_STD", "[1.0, 0.0, 1.0]"),
+        ("MODEL.PIXEL_MEAN", "[1.0]"),
+        ("SOLVER.BASE_LR", "-1.0"),
+        ("SOLVER.STEPS", "(200, 100)"),
+        ("SOLVER.LR_SCHEDULER_NAME", "Cosine"),
+        ("INPUT.RANDOM_FLIP", "both"),
         ("MODEL.RESNETS.RES2_OUT_CHANNELS", "256"),
     ],
 )
 def test_values_that_no_run_can_have(key: str, value: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{key} is \(?{value.strip('()')}.*(give|set|choose)"):
+    value_seen = re.escape(value.strip("()[]"))
+    with pytest.raises(ConfigError, match=rf"{key} is \W*{value_seen}.*(give|set|choose)"):
         load_config(CONFIG, ["MODEL.ONENET.NUM_CLASSES", "2", *no_data(), key, value])
+
+
+def test_a_warm_up_longer_than_the_training_is_told(caplog) -> None:
+    opts = ["MODEL.ONENET.NUM_CLASSES", "2", *no_data(), "SOLVER.WARMUP_ITERS", "50"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logging.getLogger("onenet"), "propagate", True)
+        load_config(CONFIG, [*opts, "SOLVER.MAX_ITER", "51"])
+        assert not caplog.text
+        load_config(CONFIG, [*opts, "SOLVER.MAX_ITER", "50"])
+    assert "before the learning rate reaches SOLVER.BASE_LR" in caplog.text

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import os
+from typing import Any
 
+import torch
 from detectron2.config import CfgNode, get_cfg
 
 from ..utils.errors import ConfigError
@@ -13,6 +16,8 @@ from ..utils.files import read_yaml
 from .defaults import add_onenet_config
 
 __all__ = ["check_keys", "read_config"]
+
+logger = logging.getLogger(__name__)
 
 MAX_BASES = 100  # files reached through _BASE_
 
@@ -30,6 +35,20 @@ _LOWEST = {  # values below end in an error later, or in a run without a result
     "INPUT.MAX_SIZE_TRAIN": 1,
     "VIS_PERIOD": 0,
 }
+_CHOICES = {  # what Detectron2 looks up, or compares with, in the middle of a run
+    "INPUT.ON_BAD_IMAGE": ("fail", "skip"),
+    "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+    "INPUT.CROP.TYPE": ("relative_range", "relative", "absolute", "absolute_range"),
+    "SOLVER.LR_SCHEDULER_NAME": (
+        "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR",
+    ),
+    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+    "DATALOADER.SAMPLER_TRAIN": (
+        "TrainingSampler", "RepeatFactorTrainingSampler", "WeightedTrainingSampler",
+        "RandomSubsetTrainingSampler", "WeightedCategoryTrainingSampler",
+    ),
+}  # fmt: skip
 _RESNET_DEPTHS = (18, 34, 50, 101, 152)
 
 
@@ -73,17 +92,22 @@ def check_keys(cfg: CfgNode) -> None:
     Raises:
         ConfigError: a value is wrong.
     """
-    if cfg.INPUT.ON_BAD_IMAGE not in ("fail", "skip"):
-        raise ConfigError(
-            f"INPUT.ON_BAD_IMAGE is '{cfg.INPUT.ON_BAD_IMAGE}'; give 'fail' or 'skip'."
-        )
+    for key, choices in _CHOICES.items():
+        if (value := _value(cfg, key)) not in choices:
+            raise ConfigError(f"{key} is '{value}'; choose one of {', '.join(choices)}.")
     for key, lowest in _LOWEST.items():
-        value = functools.reduce(getattr, key.split("."), cfg)
-        if not value >= lowest:  # nan, too
+        if not (value := _value(cfg, key)) >= lowest:  # nan, too
             raise ConfigError(f"{key} is {value}; give {lowest} or more.")
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     if not sizes or min(sizes) < 1:
         raise ConfigError(f"INPUT.MIN_SIZE_TRAIN is {sizes}; give sizes in pixels, as (640, 800).")
+    try:
+        torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"MODEL.DEVICE is '{cfg.MODEL.DEVICE}', which torch does not know; give cuda or cpu."
+        ) from error
+    _check_pixels(cfg)
     _check_resnet(cfg)
     _check_limits(cfg)
     _check_thresholds(cfg)
@@ -106,6 +130,18 @@ def _check_yaml(path: str, visited: list[str]) -> None:
             _check_yaml(base, visited)
 
 
+def _value(cfg: CfgNode, key: str) -> Any:
+    return functools.reduce(getattr, key.split("."), cfg)
+
+
+def _check_pixels(cfg: CfgNode) -> None:
+    """Checks the normalisation of the input."""
+    for key in ("PIXEL_MEAN", "PIXEL_STD"):
+        values = list(cfg.MODEL[key])
+        if len(values) != 3 or (key == "PIXEL_STD" and not all(values)):
+            raise ConfigError(f"MODEL.{key} is {values}; give three numbers, of PIXEL_STD none 0.")
+
+
 def _check_resnet(cfg: CfgNode) -> None:
     """Checks what Detectron2's ResNets only look up or assert."""
     depth, channels = cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS
@@ -126,6 +162,17 @@ def _check_solver(cfg: CfgNode) -> None:
         raise ConfigError(
             f"SOLVER.EMA_DECAY is {cfg.SOLVER.EMA_DECAY}; give a number between 0 and 1, or 0 for"
             " no average."
+        )
+    if not cfg.SOLVER.BASE_LR > 0:
+        raise ConfigError(f"SOLVER.BASE_LR is {cfg.SOLVER.BASE_LR}; give a number above 0.")
+    steps = list(cfg.SOLVER.STEPS)
+    if steps != sorted(steps):
+        raise ConfigError(f"SOLVER.STEPS is {steps}; give the iterations in rising order.")
+    if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:
+        logger.warning(
+            f"SOLVER.WARMUP_ITERS is {cfg.SOLVER.WARMUP_ITERS} and SOLVER.MAX_ITER"
+            f" {cfg.SOLVER.MAX_ITER}: the training ends before the learning rate reaches"
+            " SOLVER.BASE_LR."
         )
     if cfg.SOLVER.EMA_DECAY > 0 and cfg.TEST.PRECISE_BN.ENABLED:
         raise ConfigError(
