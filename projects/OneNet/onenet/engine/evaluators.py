@@ -104,7 +104,7 @@ def results_folder(cfg: CfgNode, dataset_name: str, folder: str = "inference") -
     """Output folder of a dataset's evaluators; see :func:`build_evaluator`."""
     output_dir = os.path.join(cfg.OUTPUT_DIR, folder)
     if len(set(cfg.DATASETS.TEST)) > 1:
-        # The name of a COCO json is its path
+        # The name of a COCO json has two paths
         output_dir = os.path.join(output_dir, re.sub(r"[^\w.-]+", "_", dataset_name).strip("_"))
     return output_dir
 
