@@ -4,7 +4,6 @@ import detectron2.data.transforms as T
 import torch
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
-from detectron2.evaluation import COCOEvaluator
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import FPN, BasicStem, ResNet
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
@@ -14,6 +13,7 @@ from fvcore.common.param_scheduler import MultiStepParamScheduler
 
 from onenet.data.mapper import OneNetDatasetMapper
 from onenet.engine.solver import clipped_adamw
+from onenet.evaluation import UncachedCOCOEvaluator
 
 train = model_zoo.get_config("common/train.py").train
 train.max_iter = 270000
@@ -64,7 +64,7 @@ def coco_dataloader(min_sizes, max_size, test_min_size, test_max_size, batch_siz
         ],
         image_format="RGB",
     )
-    dataloader.evaluator = L(COCOEvaluator)(
+    dataloader.evaluator = L(UncachedCOCOEvaluator)(
         dataset_name="${..test.dataset.names}", tasks=("bbox",), output_dir="${...train.output_dir}"
     )
     return dataloader

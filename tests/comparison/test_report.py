@@ -229,6 +229,28 @@ def test_many_differences_stay_readable() -> None:
     assert differences(several) == ["iterations: 9 for c; 8 for the 6 others."]
 
 
+@pytest.mark.parametrize(
+    ("of_a", "of_b", "sentence"),
+    [
+        (["12"], ["12"], None),
+        (["12"], ["34"], "12 for a; 34 for b."),
+        (["12", "34"], ["12", "34"], "12, 34 for a, b."),
+    ],
+)
+def test_results_on_changed_annotations_are_not_equal(of_a, of_b, sentence) -> None:
+    """The dataset's name stays, and each seed was evaluated at its time."""
+    detectors = [
+        {
+            "name": name,
+            "seeds": [{"evaluations": {"as_configured": {"annotations": h}}} for h in hashes],
+            "settings": {},
+        }
+        for name, hashes in (("a", of_a), ("b", of_b))
+    ]
+    expected = [f"hash of the test annotations: {sentence}"] if sentence else []
+    assert differences(detectors) == expected
+
+
 def test_plots_have_one_style() -> None:
     styles = [tuple(style(i).values()) for i in range(28)]
     assert len(set(styles)) == 28

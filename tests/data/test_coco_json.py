@@ -8,6 +8,8 @@ import json
 import logging
 import os
 import re
+import shutil
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 
 from onenet.data import check_same_classes, register_coco_json
+from onenet.data.coco_json import read_coco_json
 from onenet.utils.errors import DataError
 
 GOOD = {
@@ -62,7 +65,7 @@ def register(root: Path, content: object, file_name: str = "set.json") -> str:
 
 def test_classes_are_known_before_loading(root):
     name = register(root, GOOD)
-    assert name == str(root / "set.json")
+    assert name == f"{root / 'set.json'} ({root / 'images'})"
     metadata = MetadataCatalog.get(name)
     assert metadata.thing_classes == ["sheep", "wolf"]
     assert metadata.thing_dataset_id_to_contiguous_id == {5: 0, 9: 1}
@@ -75,11 +78,21 @@ def test_classes_are_known_before_loading(root):
 
 def test_registering_again_takes_the_newest(root):
     name = register(root, GOOD)
-    assert register(root, GOOD) == name
-    (root / "images").rename(root / "moved")
-    assert register_coco_json(name, str(root / "moved")) == name
-    assert DatasetCatalog.get(name)[0]["file_name"] == str(root / "moved/a.png")
-    assert MetadataCatalog.get(name).image_root == str(root / "moved")
+    renamed = broken("categories", 0, name="dog")
+    assert register(root, renamed) == name
+    assert MetadataCatalog.get(name).thing_classes == ["sheep", "dog"]
+    assert len(DatasetCatalog.get(name)) == 2
+
+
+def test_one_json_with_two_image_folders_is_two_sets(root):
+    """Such as the original and the blurred images, for training and for testing."""
+    first = register(root, GOOD)
+    shutil.copytree(root / "images", root / "blurred")
+    second = register_coco_json(str(root / "set.json"), f"{root / 'blurred'}/")
+    assert second == f"{root / 'set.json'} ({root / 'blurred'})"  # with or without a slash
+    for name, folder in ((first, "images"), (second, "blurred")):
+        assert Path(DatasetCatalog.get(name)[0]["file_name"]) == root / folder / "a.png"
+        assert Path(MetadataCatalog.get(name).image_root) == root / folder
 
 
 def test_evaluator_works_without_area_and_iscrowd(root):
@@ -117,7 +130,7 @@ def test_complete_file_serves_for_evaluation_itself(root):
     for annotation in content["annotations"]:
         annotation.update(area=1.0, iscrowd=0)
     name = register(root, content)
-    assert MetadataCatalog.get(name).json_file == name
+    assert MetadataCatalog.get(name).json_file == str(root / "set.json")
 
 
 def test_set_without_objects_is_fine(root):
@@ -143,6 +156,115 @@ def test_boxes_outside_their_image_are_counted_in_one_warning(root, caplog):
         register(root, content)
     (message,) = [record.getMessage() for record in caplog.records]
     assert message.startswith("2 boxes in") and "set.json lie outside their image" in message
+
+
+def with_boxes(*boxes: list[float], **values: object) -> dict:
+    """GOOD with these boxes, in the image of 40 x 30 pixels."""
+    annotation = {"image_id": 3, "category_id": 9, **values}
+    annotations = [{**annotation, "id": i, "bbox": box} for i, box in enumerate(boxes, start=1)]
+    return {**GOOD, "annotations": annotations}
+
+
+CORNERS = [[10 + i, 10, 35 + i, 28] for i in range(5)]  # the last one is a pixel over the border
+INSIDE = [[10 + i, 10, 12, 8] for i in range(5)]
+OVER = [[1, 2, 40, 29]] * 9  # as of tools that go a pixel over the border
+TRUNCATED = [[20, 15, 25, 14], [2, 15, 12, 25], [25, 3, 24, 12], [1, 20, 10, 20], [30, 2, 20, 9]]
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [[[0.1, 0.2, 0.5, 0.5]], [[0, 0, 1, 1.0], [0.5, 0.5, 0.1, 0.2], [0.5, 0.5, 0, 0.2]]],
+)
+def test_boxes_that_are_fractions(root, boxes):
+    with pytest.raises(DataError, match=r"all boxes .*set.json lie between 0 and 1 \(annotation 1"):
+        register(root, with_boxes(*boxes))
+    register(root, with_boxes(*boxes, [1, 2, 10, 12]))
+
+
+def test_boxes_that_are_corners(root):
+    message = (
+        r"5 of 7 boxes .*set.json leave their image .* 7 lie inside it as corners .*annotation 3"
+        r" with \[10, 10, 35, 28\] in 40 x 30 pixels\): .*subtract x0 and y0"
+    )
+    with pytest.raises(DataError, match=message):
+        register(root, with_boxes([1, 1, 5, 5], [2, 2, 9, 9], *CORNERS))
+    with pytest.raises(DataError, match="12 of 20 boxes .* 19 lie inside"):  # one of them is broken
+        register(root, with_boxes([9, 9, 9, 9], *[[1, 1, 5, 5]] * 7, *[[5, 5, 36, 28]] * 12))
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        [*CORNERS, [20, 9, 10, 5], [20, 9, 11, 5]],  # not all are in order as corners
+        [*CORNERS, *INSIDE],  # half of them leave the image
+        [*CORNERS, [1, 1, 45, 32], [1, 1, 45, 33]],  # not all lie inside as corners
+        OVER,
+        TRUNCATED,
+        [[0, 0, 0, 0]],
+    ],
+)
+def test_boxes_that_may_be_as_coco_wants_them(root, boxes, caplog):
+    register(root, with_boxes(*boxes))
+    assert "corners" not in caplog.text
+
+
+def test_few_boxes_that_may_be_corners_are_a_warning(root, caplog):
+    register(root, with_boxes(*CORNERS[:4]))
+    assert "4 of 4 boxes in" in caplog.text and "if they are corners, subtract" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("coco/annotations/instances_train2017.json", "coco/annotations/instances_val2017.json"),
+        *("voc2007/train.json", "voc2007/val.json", "voc2007/train_2501.json"),
+        *("voc2007/val_2510.json", "kangaroo/train.json", "kangaroo/val.json"),
+        *("coco_people/train.json", "coco_people/val.json"),
+    ],
+)
+def test_real_sets_pass(path, real_data, caplog):
+    json_file = real_data / path
+    if not json_file.is_file():
+        pytest.skip(f"no {path} under {real_data}")
+    images = json_file.parent / "images"
+    if path.startswith("coco/"):
+        images = real_data / "coco" / json_file.stem.removeprefix("instances_")
+    assert read_coco_json(str(json_file), str(images))["annotations"]
+    assert "corners" not in caplog.text and "outside" not in caplog.text
+    # VOC's difficult objects
+    assert ("are crowd regions" in caplog.text) == (path == "voc2007/val.json")
+
+
+def test_many_crowd_regions_are_counted_in_one_warning(root, caplog):
+    content = with_boxes(*[[1, 2, 10, 12]] * 20)
+    content["annotations"][4]["iscrowd"] = 1
+    register(root, content)
+    assert not caplog.records
+    content["annotations"][7]["iscrowd"] = True
+    for _ in range(2):  # for training and for testing
+        register(root, content)
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith("2 of 20 annotations in") and "set their iscrowd to 0" in message
+
+
+@pytest.mark.parametrize(
+    ("exists", "name", "cause"),
+    [
+        ("sub/c.png", "sub\\c.png", "backslashes, where a path has slashes"),
+        ("c d.png", "c%20d.png", "characters written as in a web address, such as %20"),
+        ("c%20d.png", "c d.png", "characters written as in a web address, such as %20"),
+        ("Sub/C.PNG", "sub/c.png", "letter case"),
+        ("SUB/C d.png", "sub\\c%20d.png", "backslashes.* and characters .* and letter case"),
+        (*(unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD")), "the Unicode form.*"),
+        (*(unicodedata.normalize(form, "é.png") for form in ("NFD", "NFC")), "the Unicode form.*"),
+    ],
+)
+def test_names_that_differ_little_from_those_of_files(root, exists, name, cause):
+    (root / "images" / exists).parent.mkdir(exist_ok=True)
+    (root / "images" / exists).touch()
+    message = rf"1 of the images .*: there is {exists}, from which it differs in {cause}; write"
+    with pytest.raises(DataError, match=message):
+        register(root, broken("images", 1, file_name=name))
 
 
 def broken(key: str, index: int, **changes: object) -> dict:
@@ -188,6 +310,11 @@ def broken(key: str, index: int, **changes: object) -> dict:
         (broken("images", 0, height="30"), "image 3 .*height '30': it must be a number"),
         (broken("images", 0, file_name=7), "image 3 .*file_name 7: it must be a text"),
         (broken("annotations", 0, ignore=1), "annotation 1 .*'ignore'"),
+        (broken("categories", 1, name=7), "category 5 .*name 7: it must be a text, in quotes"),
+        ({**GOOD, "categories": [{"id": 5, "name": None}]}, "category 5 .*name None: it must be"),
+        (broken("categories", 1, name="wolf"), "categories 9 and 5 .*the name 'wolf': rename one"),
+        (broken("images", 1, file_name="./a.png"), "image 4 .*'./a.png' of image 3: remove one"),
+        ("\ufeff{}", r"begins with a byte order mark \(BOM\).*: save it as UTF-8 without BOM"),
     ],
 )
 def test_what_is_wrong_is_named(root, content, message):
@@ -195,7 +322,7 @@ def test_what_is_wrong_is_named(root, content, message):
         register(root, content)
     assert str(root / "set.json") in str(error.value)
     assert "\n" not in str(error.value)
-    assert str(root / "set.json") not in DatasetCatalog
+    assert not any(name.startswith(str(root)) for name in DatasetCatalog)
 
 
 def test_wrong_paths_are_named(root):

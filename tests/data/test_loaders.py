@@ -133,16 +133,56 @@ def test_workers_share_the_stream(cfg, monkeypatch) -> None:
         TrainLoader(cfg)
 
 
-def test_a_set_of_crowd_regions_alone_is_named(cfg, tmp_path: Path) -> None:
+def changed(tmp_path: Path, **annotation: object) -> str:
+    """The set with a change of each annotation, registered again."""
     path = tmp_path / "set.json"
     content = json.loads(path.read_text())
-    for annotation in content["annotations"]:
-        annotation["iscrowd"] = 1
+    for entry in content["annotations"]:
+        entry.update(annotation)
     path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match="No image of .*set.json has an object that is no crowd"):
+    return register_coco_json(str(path), str(tmp_path / "images"))
+
+
+@pytest.mark.parametrize("filters", [True, False])
+@pytest.mark.parametrize("has_crowd", [True, False])
+def test_a_training_set_without_objects_is_refused(cfg, tmp_path, filters, has_crowd) -> None:
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = filters
+    path = tmp_path / "set.json"
+    if not has_crowd:
+        path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
+    changed(tmp_path, iscrowd=1)
+    with pytest.raises(DataError, match="No image of .*set.json .*has an object that is no crowd"):
         TrainLoader(cfg)
-    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
-    assert all(not boxes for batch in stream(cfg, 5) for _, _, boxes in batch)
+
+
+def test_more_objects_than_can_be_found_are_told_once(cfg, tmp_path: Path, caplog) -> None:
+    """For training and for testing; crowd regions do not count."""
+    (other,) = cfg.DATASETS.TRAIN
+    cfg.DATASETS.TRAIN = (changed(tmp_path, image_id=3),)
+    cfg.MODEL.META_ARCHITECTURE = "OneNet"
+    cfg.TEST.DETECTIONS_PER_IMAGE, cfg.MODEL.ONENET.RESCORING.CANDIDATES = NUM_IMAGES, 8
+    TrainLoader(cfg), build_test_loader(cfg, cfg.DATASETS.TRAIN[0])
+    assert "can be found" not in caplog.text
+    cfg.TEST.DETECTIONS_PER_IMAGE = 6
+    for candidates, what in ((8, ""), (5, " and MODEL.ONENET.RESCORING.CANDIDATES (now 5)")):
+        cfg.MODEL.ONENET.RESCORING.CANDIDATES = candidates
+        caplog.clear()
+        for _ in range(2):
+            TrainLoader(cfg)
+            build_test_loader(cfg, cfg.DATASETS.TRAIN[0])
+        (message,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+        assert message == (
+            f"{tmp_path / 'images' / '3.png'} of {cfg.DATASETS.TRAIN[0]} has 7 objects, more than"
+            f" can be found: raise TEST.DETECTIONS_PER_IMAGE (now 6){what} to 7 or more."
+        )
+    caplog.clear()
+    name = "a_copy_for_testing"
+    DatasetCatalog.register(name, lambda: DatasetCatalog.get(other))
+    for mode in ("fail", "skip"):
+        cfg.INPUT.ON_BAD_IMAGE = mode
+        build_test_loader(cfg, name)
+    DatasetCatalog.remove(name)
+    assert caplog.text.count(f"of {name} has 7 objects") == 1
 
 
 def test_another_image_takes_the_place_of_a_broken_one(cfg, tmp_path: Path) -> None:

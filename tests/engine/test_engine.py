@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -251,7 +252,8 @@ def test_limits_end_the_program(train_net, data_opts, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as caught:
         train_net(*common, repr([breaks, keeps]), *data_opts, "SOLVER.MAX_ITER", "1")
     message = str(caught.value.code)
-    start = f"error: TEST.LIMITS: end_to_end/duplicates@0.1 on '{data_opts[5]}' is "
+    name = f"{data_opts[5]} ({data_opts[7]})"
+    start = f"error: TEST.LIMITS: end_to_end/duplicates@0.1 on '{name}' is "
     assert message.startswith(start)
     assert re.fullmatch(r"\d+\.\d{4}; the minimum allowed is 1000\.", message[len(start) :])
     model = str(tmp_path / "out" / "model_final.pth")
@@ -327,9 +329,8 @@ def test_a_detector_with_nms_is_evaluated_without_it_too(data_opts, tmp_path: Pa
 
     # Several datasets: below their names
     name = cfg.DATASETS.TEST[0]
-    twin = str(tmp_path / "twin.json")
-    Path(twin).write_bytes(Path(name).read_bytes())
-    register_coco_json(twin, data_opts[7])
+    json_file = Path(data_opts[5])
+    twin = register_coco_json(str(shutil.copy(json_file, tmp_path / "twin.json")), data_opts[7])
     cfg.defrost()
     cfg.DATASETS.TEST = (name, twin)
     results = Trainer.test(cfg, model)

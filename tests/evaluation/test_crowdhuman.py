@@ -16,7 +16,6 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils import comm
 
@@ -26,6 +25,7 @@ from onenet.evaluation import (
     CrowdHumanEvaluator,
     CrowdImage,
     EndToEndEvaluator,
+    UncachedCOCOEvaluator,
     crowdhuman_report,
 )
 from onenet.utils.errors import DataError
@@ -470,10 +470,10 @@ def test_evaluator_is_chosen_by_the_datasets_type(register, tmp_path: Path) -> N
         str(ROOT / "configs" / "crowdhuman" / "onenet_fcos_R50_FPN.yaml"),
         ["DATASETS.TEST", f"('{name}',)", "OUTPUT_DIR", str(tmp_path)],
     )
-    assert kinds_of(cfg, name) == [COCOEvaluator, CrowdHumanEvaluator]
+    assert kinds_of(cfg, name) == [UncachedCOCOEvaluator, CrowdHumanEvaluator]
     cfg.defrost()
     cfg.TEST.END_TO_END.ENABLED = True
-    assert kinds_of(cfg, name) == [COCOEvaluator, CrowdHumanEvaluator, EndToEndEvaluator]
+    assert kinds_of(cfg, name) == [UncachedCOCOEvaluator, CrowdHumanEvaluator, EndToEndEvaluator]
     all_of_them = build_evaluator(cfg, name)
     all_of_them.reset()
     all_of_them.process([{"image_id": 7}], [output([(A, 0.9)])])
@@ -483,7 +483,7 @@ def test_evaluator_is_chosen_by_the_datasets_type(register, tmp_path: Path) -> N
     cfg.TEST.END_TO_END.ENABLED = False
     MetadataCatalog.remove(name)
     MetadataCatalog.get(name).set(thing_classes=["person"], evaluator_type="coco")
-    assert kinds_of(cfg, name) == [COCOEvaluator]
+    assert kinds_of(cfg, name) == [UncachedCOCOEvaluator]
 
 
 def kinds_of(cfg: CfgNode, name: str) -> list[type]:

@@ -39,6 +39,7 @@ _MOST_SENTENCES = 10  # on other keys; further ones are listed in one sentence
 _EVALUATED = {  # as stored by the evaluation
     "dataset": "test dataset",
     "num_images": "test images",
+    "annotations": "hash of the test annotations",
     "nms_thresh": "IoU of the NMS put behind",
     "iou_thresh": "IoU of duplicates",
 }
@@ -56,10 +57,11 @@ def differences(detectors: Sequence[dict[str, Any]]) -> list[str]:
         return _sentence(what, names, [detector["settings"].get(key) for detector in detectors])
 
     names = [detector["name"] for detector in detectors]
-    sentences = [
-        _sentence(what, names, [evaluated_values([detector], key) for detector in detectors])
-        for key, what in _EVALUATED.items()
-    ]
+    sentences = []
+    for key, what in _EVALUATED.items():
+        values = [evaluated_values([detector], key) for detector in detectors]
+        # The seeds of each detector may differ in the same way
+        sentences.append(_sentence(what, names, values, any(len(found) > 1 for found in values)))
     sentences += [told(key, what) for key, what in _EQUAL_KEYS.items()]
     # Keys that only some have belong to the backbone, which is compared above
     common = set.intersection(*(set(detector["settings"]) for detector in detectors))
@@ -71,12 +73,14 @@ def differences(detectors: Sequence[dict[str, Any]]) -> list[str]:
     return [sentence for sentence in sentences if sentence]
 
 
-def _sentence(what: str, names: Sequence[str], values: Sequence[Any]) -> str:
-    """A sentence on which detectors have which value; empty if all are equal."""
+def _sentence(
+    what: str, names: Sequence[str], values: Sequence[Any], even_if_equal: bool = False
+) -> str:
+    """A sentence on which detectors have which value; by default empty if all are equal."""
     groups: dict[str, list[str]] = {}
     for name, value in zip(names, values, strict=True):
         groups.setdefault(_shown(value), []).append(name)
-    if len(groups) == 1:
+    if len(groups) == 1 and not even_if_equal:
         return ""
     largest = max(groups, key=lambda value: len(groups[value]))
     rest = groups.pop(largest) if len(groups[largest]) > 3 else []

@@ -3,7 +3,7 @@
 import os
 
 from .bccd import load_voc_boxes, register_all_bccd
-from .coco_json import check_images_exist, check_same_classes, register_coco_json
+from .coco_json import check_same_classes, register_coco_json
 from .crowdhuman import (
     convert_odgt,
     make_crowdhuman,
@@ -18,6 +18,7 @@ from .digits_drawing import (
     load_glyphs,
     place_digits,
 )
+from .image_names import check_images_exist
 from .photo_sets import register_all_photos
 
 __all__ = [

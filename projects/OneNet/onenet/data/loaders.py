@@ -28,8 +28,8 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..utils.errors import ConfigError, DataError, ImageError
-from ..utils.registry import num_classes_node
 from .mapper import OneNetDatasetMapper
+from .record_checks import check_classes, has_objects, warn_of_many_objects
 
 __all__ = ["TrainLoader", "build_test_loader", "seed_random"]
 
@@ -147,8 +147,8 @@ class TrainLoader:
 
         Raises:
             ConfigError: SOLVER.IMS_PER_BATCH is not divisible by the number of workers.
-            DataError: no image has an object although DATALOADER.FILTER_EMPTY_ANNOTATIONS is on; or
-                the class of an object is out of range.
+            DataError: no image has an object that is no crowd region; or the class of an object is
+                out of range.
         """
         world_size = comm.get_world_size()
         self._batch_size, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, world_size)
@@ -160,7 +160,6 @@ class TrainLoader:
         self._cfg = cfg
         self._mapper = mapper or OneNetDatasetMapper(cfg, is_train=True)
         records = _load_records(cfg)
-        _check_classes(records, cfg)
         self._is_wide = None
         if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
             self._is_wide = np.array([r.get("width", 0) > r.get("height", 0) for r in records])
@@ -200,33 +199,22 @@ class TrainLoader:
 
 def _load_records(cfg: CfgNode) -> list[dict[str, Any]]:
     try:
-        return get_detection_dataset_dicts(
+        records = get_detection_dataset_dicts(
             cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
         )
     except AssertionError as error:
         if "No valid data" not in str(error):
             raise
+        records = []
+    if not has_objects(records):
         raise DataError(
-            f"No image of {', '.join(cfg.DATASETS.TRAIN)} has an object that is no crowd region;"
-            " add annotations, or set DATALOADER.FILTER_EMPTY_ANNOTATIONS to False to train on"
-            " background alone."
-        ) from error
-
-
-def _check_classes(records: list[dict[str, Any]], cfg: CfgNode) -> None:
-    """Checks the classes: an index out of range would address another sample's logit."""
-    node = num_classes_node(cfg)
-    if node is None or not cfg.MODEL[node].NUM_CLASSES:
-        return
-    count = cfg.MODEL[node].NUM_CLASSES
-    for record in records:
-        for annotation in record.get("annotations", ()):
-            if not 0 <= annotation["category_id"] < count:
-                raise DataError(
-                    f"{record['file_name']} has an object of class {annotation['category_id']};"
-                    f" MODEL.{node}.NUM_CLASSES is {count}, so classes are 0 to {count - 1}. Mend"
-                    " 'category_id' of the dataset's records, or the key."
-                )
+            f"No image of {', '.join(cfg.DATASETS.TRAIN)} has an object that is no crowd region, so"
+            " that there is nothing to learn; add annotations, or set iscrowd to 0 where it is 1"
+            " for single objects."
+        )
+    check_classes(records, cfg)
+    warn_of_many_objects(records, cfg, cfg.DATASETS.TRAIN)
+    return records
 
 
 def _or_skipped(mapper: Mapper, record: dict[str, Any]) -> dict[str, Any]:
@@ -277,7 +265,10 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader | _WithoutB
         dataset_name: a registered dataset.
     """
     mapper: Mapper = OneNetDatasetMapper(cfg, is_train=False)
-    if cfg.INPUT.ON_BAD_IMAGE == "fail":
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
-    mapper = functools.partial(_or_skipped, mapper)
-    return _WithoutBroken(build_detection_test_loader(cfg, dataset_name, mapper=mapper))
+    skips = cfg.INPUT.ON_BAD_IMAGE == "skip"
+    if skips:
+        mapper = functools.partial(_or_skipped, mapper)
+    parts = build_detection_test_loader.from_config(cfg, dataset_name, mapper=mapper)
+    warn_of_many_objects(parts["dataset"], cfg, [dataset_name])
+    loader = build_detection_test_loader(**parts)
+    return _WithoutBroken(loader) if skips else loader

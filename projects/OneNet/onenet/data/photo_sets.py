@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.coco import load_coco_json
 
 from ..utils.errors import DataError
+from .coco_json import read_coco_json
 
 __all__ = ["register_all_photos"]
 
@@ -31,6 +32,7 @@ def _load(json_file: str, image_root: str, name: str) -> list[dict[str, Any]]:
             " images in the folder images beside it; set DETECTRON2_DATASETS to the folder of all"
             " datasets"
         )
+    read_coco_json(json_file, image_root)  # checks it
     return load_coco_json(json_file, image_root, name)
 
 

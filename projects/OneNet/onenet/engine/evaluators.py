@@ -7,10 +7,10 @@ import re
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
 
-from ..evaluation import CrowdHumanEvaluator, EndToEndEvaluator
+from ..evaluation import CrowdHumanEvaluator, EndToEndEvaluator, UncachedCOCOEvaluator
 from ..utils.errors import ConfigError, DataError, LimitError
 
 __all__ = [
@@ -29,7 +29,7 @@ NMS_OFF = os.path.join("inference", "nms_off")
 def build_evaluator(cfg: CfgNode, dataset_name: str, folder: str = "inference") -> DatasetEvaluator:
     """Builds the evaluators of a dataset, by its metadata's ``evaluator_type``.
 
-    These are COCOEvaluator, with TEST.END_TO_END.ENABLED
+    These are :class:`onenet.evaluation.UncachedCOCOEvaluator`, with TEST.END_TO_END.ENABLED
     :class:`onenet.evaluation.EndToEndEvaluator`, and for the type "crowdhuman"
     :class:`onenet.evaluation.CrowdHumanEvaluator`.
 
@@ -46,7 +46,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: str = "inference") 
     # At least COCO's limit of 100
     max_dets = max(cfg.TEST.DETECTIONS_PER_IMAGE, 100)
     evaluators: list[DatasetEvaluator] = [
-        COCOEvaluator(
+        UncachedCOCOEvaluator(
             dataset_name, tasks=("bbox",), output_dir=output_dir, max_dets_per_image=max_dets
         )
     ]
@@ -104,7 +104,7 @@ def results_folder(cfg: CfgNode, dataset_name: str, folder: str = "inference") -
     """Output folder of a dataset's evaluators; see :func:`build_evaluator`."""
     output_dir = os.path.join(cfg.OUTPUT_DIR, folder)
     if len(set(cfg.DATASETS.TEST)) > 1:
-        # The name of a COCO json is its path
+        # The name of a COCO json has two paths
         output_dir = os.path.join(output_dir, re.sub(r"[^\w.-]+", "_", dataset_name).strip("_"))
     return output_dir
 

@@ -2,6 +2,7 @@
 CrowdHuman's metrics.
 """
 
+from .coco import UncachedCOCOEvaluator
 from .crowdhuman import CrowdHumanEvaluator, CrowdImage, crowdhuman_report
 from .end_to_end import EndToEndEvaluator, record_weights
 from .matching import Status, match_detections
@@ -13,6 +14,7 @@ __all__ = [
     "CrowdImage",
     "EndToEndEvaluator",
     "Status",
+    "UncachedCOCOEvaluator",
     "carries_nms",
     "crowdhuman_report",
     "find_thresholds",

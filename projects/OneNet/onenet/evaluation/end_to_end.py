@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
 import os
@@ -206,6 +207,7 @@ class EndToEndEvaluator(DatasetEvaluator):
             "dataset": self._dataset_name,
             "num_images": len(scenes),
             "num_objects": len(tally.object_bins),
+            "annotations": _digest(scenes),
             "nms_thresh": self._nms_thresh,
             "iou_thresh": self._iou_thresh,
             "results": results,
@@ -352,6 +354,15 @@ def _scenes(dataset_dicts: Iterable[dict], predictions: Iterable[tuple]) -> list
             )
         )
     return scenes
+
+
+def _digest(scenes: Sequence[Scene]) -> str:
+    """Hash of the ground truth, as the annotations of a dataset's name may change."""
+    digest = hashlib.sha256()
+    for scene in scenes:
+        for values in (scene.gt_boxes, scene.gt_classes, scene.is_crowd):
+            digest.update(f"{len(values)} ".encode() + values.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def record_weights(folder: str, digest: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import math
@@ -140,6 +141,11 @@ def read_json(path: str | os.PathLike[str], max_bytes: int = MAX_JSON_BYTES) -> 
     except RecursionError as error:
         raise DataError(f"{path} is nested too deeply to be read: get the file again") from error
     except json.JSONDecodeError as error:
+        if content.startswith(codecs.BOM_UTF8):
+            raise DataError(
+                f"{path} begins with a byte order mark (BOM), which json does not allow: save it as"
+                " UTF-8 without BOM"
+            ) from error
         raise DataError(
             f"{path} is not valid json: {error.msg} at line {error.lineno}, column {error.colno}"
         ) from error
