@@ -12,6 +12,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog
+from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from PIL import Image
 
@@ -223,3 +224,69 @@ def test_evaluation_goes_on_without_a_broken_image(cfg, tmp_path: Path, caplog) 
 
 def test_an_empty_test_loader() -> None:
     assert list(_WithoutBroken([])) == []
+
+
+def told(caplog, what: str) -> list[str]:
+    return [m for r in caplog.records if what in (m := r.getMessage())]
+
+
+def test_objects_given_twice_are_told_once(cfg, tmp_path: Path, caplog) -> None:
+    """yolov5 2156, ultralytics 8515."""
+    path = tmp_path / "set.json"
+    content = json.loads(path.read_text())
+    copies = [{**a, "id": a["id"] + 100} for a in content["annotations"][1:3]]
+    path.write_text(json.dumps({**content, "annotations": [*content["annotations"], *copies]}))
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (changed(tmp_path),)
+    for _ in range(2):
+        TrainLoader(cfg), build_test_loader(cfg, cfg.DATASETS.TEST[0])
+    (message,) = told(caplog, "have the same box and class")
+    assert message.startswith("2 objects of ") and "2.png: " in message
+
+
+def test_classes_without_objects_are_named(cfg, tmp_path: Path, caplog) -> None:
+    """Roboflow's exports have a category 0 for the group of all classes."""
+    path = tmp_path / "set.json"
+    content = json.loads(path.read_text())
+    content["categories"].insert(0, {"id": 0, "name": "things-1", "supercategory": "none"})
+    path.write_text(json.dumps(content))
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (changed(tmp_path),)
+    TrainLoader(cfg)
+    (message,) = told(caplog, "they cannot be learnt")
+    assert "no object of 1 of its classes (things-1)" in message
+
+
+def test_test_images_that_are_trained_on_are_counted(cfg, tmp_path: Path, caplog) -> None:
+    (first,) = cfg.DATASETS.TRAIN
+    TrainLoader(cfg)
+    (message,) = told(caplog, "are trained on, too")
+    assert message.startswith(f"{NUM_IMAGES} of the {NUM_IMAGES} images of {first} ")
+    cfg.DATASETS.TEST = ()
+    caplog.clear()
+    TrainLoader(cfg)
+    assert not told(caplog, "are trained on, too")
+
+
+@pytest.mark.parametrize(
+    ("annotation", "what"),
+    [
+        ({"bbox": []}, r"'bbox' \[\]"),  # detectron2 3038
+        ({"bbox": [1, 2, 3, float("nan")]}, "nan"),
+        ({"bbox": None}, "None"),
+        ({"bbox_mode": BoxMode.XYWH_REL}, "XYWH_REL"),
+        ({"category_id": 1}, "of class 1; .* classes are 0 to 0"),
+    ],
+)
+def test_records_of_a_program(cfg, annotation: dict, what: str) -> None:
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ONENET.NUM_CLASSES = "OneNet", 1
+    record = {"file_name": "a.png", "image_id": 1, "height": 24, "width": 32}
+    whole = {"bbox": [1, 2, 3, 4], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+    DatasetCatalog.register("of_a_program", lambda: [{**record, "annotations": [content]}])
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("of_a_program",), ()
+    try:
+        content = whole
+        TrainLoader(cfg)
+        content = {**whole, **annotation}
+        with pytest.raises(DataError, match=rf"^a\.png has an object .*{what}"):
+            TrainLoader(cfg)
+    finally:
+        DatasetCatalog.remove("of_a_program")

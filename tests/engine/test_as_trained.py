@@ -113,6 +113,27 @@ def test_classes_under_other_ids_are_the_same(run, start, changed, tmp_path) -> 
     assert [{3: 70, 4: 90}[d["category_id"]] for d in was] == [d["category_id"] for d in now]
 
 
+@pytest.mark.parametrize("decay", ["0.0", "0.9"])
+def test_the_last_evaluation_is_that_of_the_checkpoint(
+    start, data_opts, tmp_path, decay: str
+) -> None:
+    """The same detections (ultralytics 16532, yolov5 13629), of the average, too."""
+    out, again = tmp_path / "run", tmp_path / "again"
+    steps = ("SOLVER.MAX_ITER", "3", "SOLVER.EMA_DECAY", decay)
+    start(*data_opts, *steps, "OUTPUT_DIR", str(out))
+    start(*evaluated(out, "OUTPUT_DIR", str(again), *data_opts[4:]))
+    results = [folder / "inference" / "coco_instances_results.json" for folder in (out, again)]
+    assert results[0].read_bytes() == results[1].read_bytes()
+
+
+@pytest.mark.parametrize("max_iter", [1, 4])
+def test_resuming_with_another_number_of_iterations(run, start, data_opts, max_iter: int) -> None:
+    """detectron2 3381."""
+    start("--resume", *data_opts, "SOLVER.MAX_ITER", str(max_iter), "OUTPUT_DIR", str(run))
+    last = read_checkpoint(str(run / "model_final.pth"))["iteration"]
+    assert last == max(max_iter, 2) - 1
+
+
 def forget_names(run: Path) -> None:
     """As checkpoints were before they had names."""
     path = run / "model_final.pth"

@@ -29,7 +29,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..utils.errors import ConfigError, DataError, ImageError
 from .mapper import OneNetDatasetMapper
-from .record_checks import check_classes, has_objects, warn_of_many_objects
+from .record_checks import (
+    check_annotations,
+    has_objects,
+    warn_of_records,
+    warn_of_training_set,
+)
 
 __all__ = ["TrainLoader", "build_test_loader", "seed_random"]
 
@@ -147,8 +152,8 @@ class TrainLoader:
 
         Raises:
             ConfigError: SOLVER.IMS_PER_BATCH is not divisible by the number of workers.
-            DataError: no image has an object that is no crowd region; or the class of an object is
-                out of range.
+            DataError: no image has an object that is no crowd region; or an object has no valid box
+                or class.
         """
         world_size = comm.get_world_size()
         self._batch_size, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, world_size)
@@ -212,8 +217,9 @@ def _load_records(cfg: CfgNode) -> list[dict[str, Any]]:
             " that there is nothing to learn; add annotations, or set iscrowd to 0 where it is 1"
             " for single objects."
         )
-    check_classes(records, cfg)
-    warn_of_many_objects(records, cfg, cfg.DATASETS.TRAIN)
+    check_annotations(records, cfg)
+    warn_of_records(records, cfg, cfg.DATASETS.TRAIN)
+    warn_of_training_set(records, cfg)
     return records
 
 
@@ -269,6 +275,6 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader | _WithoutB
     if skips:
         mapper = functools.partial(_or_skipped, mapper)
     parts = build_detection_test_loader.from_config(cfg, dataset_name, mapper=mapper)
-    warn_of_many_objects(parts["dataset"], cfg, [dataset_name])
+    warn_of_records(parts["dataset"], cfg, [dataset_name])
     loader = build_detection_test_loader(**parts)
     return _WithoutBroken(loader) if skips else loader
