@@ -60,6 +60,8 @@ def check_keys(cfg: CfgNode) -> None:
         raise ConfigError(
             f"INPUT.ON_BAD_IMAGE is '{cfg.INPUT.ON_BAD_IMAGE}'; give 'fail' or 'skip'."
         )
+    if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
+        raise ConfigError(f"INPUT.FORMAT is '{cfg.INPUT.FORMAT}'; give 'BGR' or 'RGB'.")
     _check_limits(cfg)
     _check_thresholds(cfg)
     _check_solver(cfg)
