@@ -84,6 +84,8 @@ def test_too_many_pixels(tmp_path: Path) -> None:
         (np.zeros((40, 60, 3), np.float32), "pass uint8"),
         (np.zeros((40, 60, 3), np.uint16), "array of uint16"),
         (None, "is None"),
+        (b"\xff\xd8\xff", "is of type bytes: pass a path, or a NumPy array"),
+        (bytearray(9), "is of type bytearray"),
         (Image.new("RGB", (60, 40)), "is of type Image"),
     ],
 )

@@ -17,7 +17,7 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
 from PIL import Image, UnidentifiedImageError
 
-from ..utils.errors import ImageError
+from ..utils.errors import ImageError, printable
 
 __all__ = ["augment", "check_array", "read_image"]
 
@@ -80,8 +80,8 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         if values.max() < _DARK:
             log_first_n(
                 logging.WARNING,
-                f"The 16-bit image {name} is nearly black: its brightest value is {values.max()} of"
-                " 65535; scale such images to the full range (this is told once).",
+                f"The 16-bit image {printable(name)} is nearly black: its brightest value is"
+                f" {values.max()} of 65535; scale such images to the full range (told once).",
                 name=__name__,
             )
         return Image.fromarray((values // 256).astype(np.uint8)).convert("RGB")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from .errors import ImageError, first_line
+from .errors import ImageError, first_line, printable
 
 __all__ = ["check_array", "read_image"]
 
@@ -82,8 +82,8 @@ def _to_rgb(image: Image.Image, path: str | os.PathLike[str]) -> Image.Image:
         if values.max() < _DARK and not _told_of_dark:
             _told_of_dark.add(True)
             logging.getLogger(__name__).warning(
-                f"The 16-bit image {path} is nearly black: its brightest value is {values.max()}"
-                " of 65535; scale such images to the full range (this is told once)."
+                f"The 16-bit image {printable(str(path))} is nearly black: its brightest value is"
+                f" {values.max()} of 65535; scale such images to the full range (told once)."
             )
         return Image.fromarray((values // 256).astype(np.uint8)).convert("RGB")
     if mode in ("I", "F"):
