@@ -427,6 +427,47 @@ def script() -> ModuleType:
     return module
 
 
+def test_padding_is_measured_on_a_small_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone and in batches: the same where all images have one size, other scores where not."""
+    spec = importlib.util.spec_from_file_location("padding", ROOT / "benchmarks" / "padding.py")
+    padding = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(padding)
+    weights, file = tmp_path / "model.pth", tmp_path / "out.json"
+    torch.save({"model": shaken(ONENET).model.state_dict()}, weights)
+    for sizes in ([(64, 64)] * 3, [(64, 64), (40, 64), (64, 30)]):
+        images = [{"id": i, "height": h, "width": w} for i, (h, w) in enumerate(sizes)]
+        for image in images:
+            pixels = np.random.default_rng(image["id"]).integers(0, 256, (*sizes[image["id"]], 3))
+            image["file_name"] = f"{len(set(sizes))}_{image['id']}.png"
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / image["file_name"])
+        boxes = [
+            {"id": i + 1, "image_id": i, "category_id": 1, "bbox": [2, 2, 20, 20], "area": 400}
+            for i in range(3)
+        ]
+        categories = [{"id": i, "name": str(i)} for i in range(10)]
+        content = {"images": images, "categories": categories}
+        content["annotations"] = [{**box, "iscrowd": 0} for box in boxes]
+        path = tmp_path / f"set{len(set(sizes))}.json"
+        path.write_text(json.dumps(content))
+        words = ["--config", ONENET, "--weights", str(weights), "--json", str(file)]
+        words += ["--set", "MODEL.DEVICE", "cpu", "DATASETS.TEST_JSON", str(path)]
+        words += ["DATASETS.TEST_IMAGE_ROOT", str(tmp_path), "DATALOADER.NUM_WORKERS", "0"]
+        monkeypatch.setattr(sys, "argv", ["benchmarks/padding.py", *words])
+        padding.main()
+    same, mixed = json.loads(file.read_text())["runs"]
+    assert [row["batch"] for row in same["rows"]] == [1, 8]
+    assert same["rows"][1]["change"]["max"] < 1e-5 < mixed["rows"][1]["change"]["mean"]
+    rows = [
+        {"batch": batch, "AP": 40.126, "AP50": 60.0, "change": {"mean": change, "max": 0.25}}
+        for batch, change in ((1, 0.0), (8, 0.0314))
+    ]
+    lines = padding.table({"runs": [{"title": "Set", "rows": rows}]}).splitlines()[2:]
+    assert lines[0].strip("| ").split(" | ") == ["Set", "1", "40.13", "60.00", "–", "–"]
+    assert lines[1].endswith("| 8 | 40.13 | 60.00 | 0.031 | 0.250 |")
+
+
 def start(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     threads = torch.get_num_threads()
     monkeypatch.setattr(sys, "argv", ["benchmarks/inference.py", *words])

@@ -98,6 +98,41 @@ def test_predicts_as_the_evaluation_does(weights: Path, photo: Path, image_forma
     assert not torch.equal(other.scores, detections.scores)
 
 
+IMAGE = np.zeros((90, 50, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (IMAGE / 255, "an array of float64: pass uint8 from 0 to 255"),
+        (IMAGE.astype(np.uint16), "an array of uint16"),
+        (IMAGE[:, :, 0], "of shape (90, 50), is grey"),
+        (IMAGE[:, :, :1], "of shape (90, 50, 1), is grey"),
+        (np.dstack([IMAGE, IMAGE[:, :, 0]]), "image[:, :, :3]"),
+        (IMAGE.transpose(2, 0, 1), "image.transpose(1, 2, 0)"),
+        (IMAGE[None], "one at a time"),
+        (IMAGE[:, :, :2], "(height, width, 3)"),
+        (IMAGE[0, 0], "(height, width, 3)"),
+        (IMAGE[:0], "is empty"),
+        (IMAGE[:, :0], "is empty"),
+        (None, "of type NoneType"),
+        ("photo.jpg", "of type str: pass a NumPy array (height, width, 3) of uint8, RGB"),
+        (b"\xff\xd8", "of type bytes"),
+        (Path("photo.jpg"), "Predictor.read"),
+        (torch.zeros(3, 90, 50), "of type Tensor"),
+        (Image.new("RGB", (50, 90)), "of type Image"),
+        (np.zeros((1, 9000, 3), np.uint8), "of 9000 x 1 pixels, is too narrow"),
+    ],
+)
+def test_predictor_refuses_what_is_no_image(weights: Path, image: object, expected: str) -> None:
+    predictor = Predictor(load_predictor_config(ONENET, OPTS), str(weights))
+    with pytest.raises(DataError) as caught:
+        predictor(image)
+    text = str(caught.value)
+    assert text.startswith("The image") and expected in text and text.endswith(".")
+    assert "\n" not in text
+
+
 def test_keep_compares_with_each_class_threshold() -> None:
     scores = torch.tensor([0.9, 0.3, 0.3, 0.2])
     detections = Instances((9, 9), scores=scores, pred_classes=torch.tensor([1, 0, 1, 0]))

@@ -9,7 +9,7 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,11 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 
 
 def record(
-    file: Path | None, benchmark: str, rows: Sequence[Mapping[str, Any]], **details: Any
+    file: Path | None,
+    benchmark: str,
+    rows: Sequence[Mapping[str, Any]],
+    table: Callable[[Mapping[str, Any]], str] | None = None,
+    **details: Any,
 ) -> None:
     """Prints the tables of a run, and adds the run to a json file.
 
@@ -55,8 +59,9 @@ def record(
 
     Args:
         file: to write to, or None.
-        benchmark: one of :data:`common.TABLES`; says what the rows hold.
+        benchmark: says what the rows hold; one of :data:`common.TABLES`, unless there is a table.
         rows: what json can hold.
+        table: makes the run's table, for a benchmark that no report shows.
         **details: more entries of the run.
     """
     run = {
@@ -73,8 +78,9 @@ def record(
         **details,
         "rows": list(rows),
     }
-    kinds = [benchmark, *(["parts"] if run.get("parts") else []), "commands"]
-    print("\n\n".join(TABLES[kind]({"runs": [run]}) for kind in kinds))
+    kinds = [*(["parts"] if run.get("parts") else []), "commands"]
+    tables = [table or TABLES[benchmark], *(TABLES[kind] for kind in kinds)]
+    print("\n\n".join(make({"runs": [run]}) for make in tables))
     if file is not None:
         runs = read_json(file)["runs"] if file.exists() else []
         by_command = {old["command"]: old for old in runs}

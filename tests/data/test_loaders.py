@@ -222,6 +222,22 @@ def test_evaluation_goes_on_without_a_broken_image(cfg, tmp_path: Path, caplog) 
     assert "1 of 7 images could not be read, and count as images in which nothing" in caplog.text
 
 
+@pytest.mark.parametrize("size", [(3000, 1), (1, 3000)])
+def test_a_narrow_image_can_be_skipped(cfg, tmp_path: Path, size: tuple[int, int]) -> None:
+    path = tmp_path / "set.json"
+    content = json.loads(path.read_text())
+    content["images"][3].update(width=size[0], height=size[1])
+    path.write_text(json.dumps(content))
+    Image.new("RGB", size).save(tmp_path / "images" / content["images"][3]["file_name"])
+    cfg.INPUT.ON_BAD_IMAGE = "skip"
+    loader = TrainLoader(cfg)
+    ids = {s["image_id"] for batch in itertools.islice(loader, 12) for s in batch}
+    assert content["images"][3]["id"] not in ids
+    assert "is too narrow" in "".join(loader.skipped)
+    tested = build_test_loader(cfg, cfg.DATASETS.TEST[0])
+    assert len([s for batch in tested for s in batch]) == NUM_IMAGES - 1
+
+
 def test_an_empty_test_loader() -> None:
     assert list(_WithoutBroken([])) == []
 

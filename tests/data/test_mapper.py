@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
@@ -123,14 +125,101 @@ def test_missing_image_and_wrong_size_are_named(cfg, record: dict) -> None:
         OneNetDatasetMapper(cfg, is_train=True)(record)
 
 
+def _turned(image: Image.Image, path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+
+
+SAVE = {
+    "a.jpg": lambda image, path: image.save(path),
+    "grey.png": lambda image, path: image.convert("L").save(path),
+    "palette.gif": lambda image, path: image.convert("P").save(path),
+    "alpha.png": lambda image, path: image.convert("RGBA").save(path),
+    "turned.jpg": _turned,
+}
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+@pytest.mark.parametrize("image_format", ["BGR", "RGB"])
+@pytest.mark.parametrize("name", SAVE)
+def test_equals_detectron2s_mapper(
+    cfg, record: dict, name: str, image_format: str, is_train: bool
+) -> None:
+    """Bit for bit, with the crop, flips and annotations, on the images that both read."""
+    path = Path(record["file_name"]).with_name(name)
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 96, 3), dtype=np.uint8)
+    SAVE[name](Image.fromarray(pixels), path)
+    cfg.INPUT.FORMAT, cfg.INPUT.RANDOM_FLIP = image_format, "horizontal"
+    cfg.INPUT.MIN_SIZE_TRAIN = (48, 64, 80)
+    cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.MIN_SIZES = True, [60, 70]
+    cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = "absolute_range", [40, 60]
+    boxes = [[6, 12, 24, 24], [50, 2, 40, 30], [0, 0, 96, 48]]
+    record["annotations"] = [{**record["annotations"][0], "bbox": box} for box in boxes]
+    record["annotations"][2]["iscrowd"] = 1
+    record["annotations"][1]["segmentation"] = [[50, 2, 90, 2, 90, 32]]
+    record["file_name"] = str(path)
+    before = copy.deepcopy(record)
+    ours = OneNetDatasetMapper(cfg, is_train=is_train)
+    theirs = DatasetMapper(**OneNetDatasetMapper.from_config(cfg, is_train=is_train))
+    for seed in range(6):
+        np.random.seed(seed)
+        expected = theirs(record)
+        np.random.seed(seed)
+        found = ours(record)
+        assert found.keys() == expected.keys() and torch.equal(found["image"], expected["image"])
+        if is_train:
+            a, b = found.pop("instances"), expected.pop("instances")
+            assert torch.equal(a.gt_boxes.tensor, b.gt_boxes.tensor)
+            assert torch.equal(a.gt_classes, b.gt_classes) and a.image_size == b.image_size
+        del found["image"], expected["image"]
+        assert found == expected
+    assert record == before
+
+
+def test_sixteen_bits_are_not_white(cfg, record: dict) -> None:
+    pixels = np.full((48, 96), 100 * 256, np.uint16)
+    Image.fromarray(pixels).save(record["file_name"])
+    for is_train in (True, False):
+        image = OneNetDatasetMapper(cfg, is_train=is_train)(record)["image"]
+        assert image.dtype == torch.uint8 and bool((image == 100).all())
+
+
+@pytest.mark.parametrize("size", [(3000, 1), (1, 3000)])
+@pytest.mark.parametrize("crops", [False, True])
+def test_a_narrow_image_is_named(cfg, record: dict, crops: bool, size: tuple[int, int]) -> None:
+    Image.new("RGB", size).save(record["file_name"])
+    cfg.INPUT.CROP.ENABLED = crops
+    wide, high = size
+    for is_train in (True, False):
+        mapper = OneNetDatasetMapper(cfg, is_train=is_train)
+        with pytest.raises(ImageError, match=rf"a\.png, of {wide} x {high} pixels, is too narrow"):
+            mapper({**record, "width": wide, "height": high})
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), ValueError("height must be > 0")])
+def test_an_image_that_cannot_be_resized_is_named(cfg, record: dict, monkeypatch, error) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(T.ResizeTransform, "apply_image", fail)
+    with pytest.raises(ImageError, match=r"a\.png, of 96 x 48 pixels, cannot be resized .*0|room"):
+        OneNetDatasetMapper(cfg, is_train=True)(record)
+
+
 @pytest.mark.parametrize("error", [OSError("of the network"), KeyError("a bug")])
-def test_a_first_try_that_fails(cfg, record: dict, monkeypatch, error: Exception) -> None:
-    """A read that fails once is the image's; another error is not."""
+def test_errors_that_are_the_images_and_others(
+    cfg, record: dict, monkeypatch, error: Exception
+) -> None:
+    """A read that fails is the image's; an error elsewhere is not."""
 
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(DatasetMapper, "__call__", fail)
+    if isinstance(error, OSError):
+        monkeypatch.setattr(Image, "open", fail)
+    else:
+        monkeypatch.setattr(T.AugmentationList, "__call__", fail)
     wanted = ImageError if isinstance(error, OSError) else KeyError
     with pytest.raises(wanted, match="of the network" if wanted is ImageError else "a bug"):
         OneNetDatasetMapper(cfg, is_train=True)(record)

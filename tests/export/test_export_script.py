@@ -70,6 +70,17 @@ def test_beyond_the_tolerance_it_leaves_the_old_file_alone(
 
 
 @pytest.mark.slow
+def test_a_test_size_that_is_too_small_for_pt2(repo_root, checkpoint, images, tmp_path) -> None:
+    words = ("--weights", checkpoint, "--output", tmp_path / "model.pt2", "--images", images)
+    small = ("INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "64")
+    done = run(repo_root, tmp_path, *words, *small)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "does not take images padded to 64 x 32 pixels" in done.stderr
+    assert "raise INPUT.MIN_SIZE_TEST, or export as .onnx." in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "weights.pth"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words, message",
     [

@@ -53,11 +53,22 @@ def check_sizes(model, path: Path, least: int) -> None:
         assert difference.box < 1e-4 and difference.score < 1e-5 and difference.unmatched == 0
 
 
+def check_mixed_batch(path: Path) -> None:
+    """In onenet_runtime an image's scores do not depend on the images that it is batched with."""
+    detector = pytest.importorskip("onenet_runtime").Detector(path, threshold=0)
+    rng = np.random.default_rng(0)
+    sizes = [(100, 130), (96, 64), (100, 130), (64, 64)]
+    images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+    for found, image in zip(detector(images), images, strict=True):
+        np.testing.assert_allclose(found.scores, detector(image).scores, atol=1e-6)
+
+
 def test_onnx_of_the_recommended_model(build, tmp_path: Path) -> None:
     cfg, model = build("digits/recommended_R18_FPN", *MANY_CLASSES)
     path = tmp_path / "model.onnx"
     export(cfg, model, path)
     check_sizes(model, path, least=32)
+    check_mixed_batch(path)
 
     content = onnx.load(path)
     assert "NonMaxSuppression" not in {node.op_type for node in content.graph.node}

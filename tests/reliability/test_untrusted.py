@@ -516,7 +516,7 @@ def test_a_png_bomb_is_refused(bomb: Path, tmp_path: Path, repo_root: Path) -> N
         assert "bomb.png cannot be read (Image size" in sentence(mapper, record)
     # demo/app.py reads its uploads by this too
     text = sentence(Predictor.read, None, str(bomb))
-    assert text.startswith("bomb.png cannot be read: Image size")
+    assert text.startswith("The image bomb.png cannot be read (Image size")
 
 
 @pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])

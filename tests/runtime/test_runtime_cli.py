@@ -247,17 +247,64 @@ def test_equal_class_names(make_model, folder: Path, tmp_path: Path, capsys) -> 
     assert "'cat' is the name of 2 of the model's classes" in capsys.readouterr().err
 
 
-def test_category_ids_of_model_and_annotations(run, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("categories", "expected"),
+    [
+        ({"cat": 17, "dog": 18}, [18, 17, 18]),
+        ({"cat": 1, "dog": 2, "bird": 3}, [2, 1, 2]),  # those of the annotations, by name
+        ({"cat": 18, "dog": 17}, [17, 18, 17]),
+        ({"cat": 17, "bird": 18, "dog": 2}, [2, 17, 2]),
+        ({"cat": 5, "bird": 6}, [18, 5, 18]),  # 18 is nobody else's
+        ({"dog": 18, "dog_": 4, "cat": 1}, [18, 1, 18]),  # the id tells which dog
+        ({}, [18, 17, 18]),
+    ],
+)
+def test_category_ids_of_model_and_annotations(
+    run, folder: Path, tmp_path: Path, categories: dict[str, int], expected: list[int]
+) -> None:
     path = tmp_path / "results.json"
-    # The names have other ids, but the model's are nobody else's.
-    annotations = _categories(tmp_path / "set.json", cat=1, dog=2)
+    annotations = _categories(tmp_path / "set.json", **categories)
+    assert run(folder / "1.png", "--json", path, "--annotations", annotations)[0] == 0
+    assert [r["category_id"] for r in json.loads(path.read_text())] == expected
+
+
+def test_category_ids_that_contradict(run, run_without_ids, folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    annotations = _categories(tmp_path / "set.json", cat=17, bird=18)
     words = (folder / "1.png", "--json", path, "--annotations", annotations)
-    assert run(*words)[0] == 0
-    assert [r["category_id"] for r in json.loads(path.read_text())] == [18, 17, 18]
-    path.unlink()
-    _categories(annotations, cat=17, bird=18, dog=2)
-    assert "category 18 is 'dog' in the model, but 'bird' in" in usage_error(run, *words)
+    error = usage_error(run, *words)
+    assert "The model's class 'dog' is not among the categories of" in error
+    assert "its id 18 is that of 'bird' there" in error
+    _categories(annotations, **{f"kind{i}": i for i in range(12)})
+    for command in (run, run_without_ids):
+        error = usage_error(command, *words)
+        assert "None of the model's classes ('cat', 'dog') is among the categories of" in error
+        assert "('kind0', 'kind1'" in error and "'kind9' and 2 more)" in error
+    _categories(annotations)
+    assert "(none)" in usage_error(run_without_ids, *words)
     assert not path.exists()
+
+
+def test_annotations_with_a_byte_order_mark(run, folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    annotations = _categories(tmp_path / "set.json", cat=17, dog=18)
+    annotations.write_bytes(b"\xef\xbb\xbf" + annotations.read_bytes())
+    assert run(folder / "1.png", "--json", path, "--annotations", annotations)[0] == 0
+    assert {r["image_id"] for r in json.loads(path.read_text())} == {77}
+
+
+def test_results_do_not_depend_on_the_batch(make_model, tmp_path: Path, make_image, capsys) -> None:
+    # The model's scores are the batch's height and width, divided by 1000
+    model, path = make_model("shape"), tmp_path / "results.json"
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i, size in enumerate([(64, 64), (40, 60), (64, 64), (90, 30)]):
+        cv2.imwrite(str(folder / f"{i}.png"), make_image(*size))
+    results = []
+    for batch in (1, 3, 4):
+        assert cli.main([str(model), str(folder), "--json", str(path), "--batch", str(batch)]) == 0
+        results.append(json.loads(path.read_text()))
+    assert results[0] == results[1] == results[2] and len(results[0]) == 8
 
 
 def test_ids_of_names(run, folder: Path, tmp_path: Path) -> None:

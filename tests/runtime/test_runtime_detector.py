@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
+import multiprocessing
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -82,12 +85,31 @@ def test_batch_equals_single(make_model, make_image, tmp_path: Path) -> None:
 def test_batch_is_padded_to_a_multiple(make_model) -> None:
     # The model's scores are the batch's height and width, divided by 1000.
     detector = Detector(make_model("shape", min_size=0, size_divisibility=32), threshold=0)
-    images = [np.zeros((33, 40, 3), np.uint8), np.zeros((20, 65, 3), np.uint8)]
-    for found in detector(images):
-        np.testing.assert_allclose(found.scores, [0.064, 0.096], rtol=1e-6)
-    np.testing.assert_allclose(detector(images[0]).scores, [0.064, 0.064], rtol=1e-6)
+    image = np.zeros((33, 40, 3), np.uint8)
+    np.testing.assert_allclose(detector(image).scores, [0.064, 0.064], rtol=1e-6)
     exact = np.zeros((32, 64, 3), np.uint8)
     np.testing.assert_allclose(detector(exact).scores, [0.032, 0.064], rtol=1e-6)
+
+
+def test_images_of_unlike_sizes_run_apart(make_model, make_image) -> None:
+    """The padding to a common size would change what the network's norms see."""
+    detector = Detector(make_model("shape", min_size=0, size_divisibility=32), threshold=0)
+    sizes = [(33, 40), (20, 65), (33, 40), (34, 40), (20, 65)]
+    images = [make_image(*size, seed=i) for i, size in enumerate(sizes)]
+    alone = [detector(image) for image in images]
+    session, batches = detector._session, []
+
+    class Recorder:
+        def run(self, names: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            batches.append((len(inputs["images"]), inputs["image_sizes"].tolist()))
+            return session.run(names, inputs)
+
+    detector._session = Recorder()
+    for found, expected in zip(detector(images), alone, strict=True):
+        assert_same(found, expected)
+    # (34, 40) is padded to the shape of (33, 40), but is another size
+    assert batches == [(2, [[33, 40]] * 2), (2, [[20, 65]] * 2), (1, [[34, 40]])]
+    assert alone[0].scores.tolist() != alone[1].scores.tolist()
 
 
 @pytest.mark.parametrize("channel_order", ["BGR", "RGB"])
@@ -259,6 +281,20 @@ def test_metadata(make_model) -> None:
     assert metadata.class_names == ("cat", "dog") and metadata.category_ids == (17, 18)
     assert metadata.thresholds == (0.25, 0.5) and metadata.input_format == "RGB"
     assert metadata.precision == "float32" and metadata.max_detections == 6
+
+
+def test_other_processes_take_a_detector(make_model, make_image) -> None:
+    model = make_model("pixel", input_format="RGB")
+    detector = Detector(model, 0.2, ["CPUExecutionProvider"], channel_order="RGB")
+    copy = pickle.loads(pickle.dumps(detector))
+    image = make_image()
+    assert_same(copy(image), detector(image))
+    assert copy.providers == detector.providers and copy.metadata == detector.metadata
+    with concurrent.futures.ProcessPoolExecutor(
+        1, mp_context=multiprocessing.get_context("spawn")
+    ) as pool:
+        found = pool.submit(Detector.__call__, detector, image).result()
+    assert_same(found, detector(image))
 
 
 def test_imports_neither_torch_nor_detectron2_nor_opencv(

@@ -9,9 +9,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from detectron2.data.detection_utils import read_image as detectron2_read_image
 from onenet_runtime import Detector, ImageError, read_image
 from PIL import Image
+
+from onenet.data.images import read_image as training_read_image
+from onenet.utils.errors import ImageError as TrainingImageError
 
 
 def message(function, *args) -> str:
@@ -47,8 +49,8 @@ def test_cut_off(suffix: str, part: float, tmp_path: Path, make_image) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * part)])
     assert "cut off" in message(read_image, path)
-    with pytest.raises(OSError):
-        detectron2_read_image(str(path), "BGR")
+    with pytest.raises(TrainingImageError, match=path.name):
+        training_read_image(str(path))
 
 
 def test_too_many_pixels(tmp_path: Path) -> None:
@@ -82,6 +84,8 @@ def test_too_many_pixels(tmp_path: Path) -> None:
         (np.zeros((40, 60, 3), np.float32), "pass uint8"),
         (np.zeros((40, 60, 3), np.uint16), "array of uint16"),
         (None, "is None"),
+        (b"\xff\xd8\xff", "is of type bytes: pass a path, or a NumPy array"),
+        (bytearray(9), "is of type bytearray"),
         (Image.new("RGB", (60, 40)), "is of type Image"),
     ],
 )

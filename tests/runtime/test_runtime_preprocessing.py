@@ -1,4 +1,4 @@
-"""The network gets the same pixels as in training: those of Detectron2, bit for bit."""
+"""The network gets the same pixels as in training, bit for bit."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import read_image as detectron2_read_image
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onenet_runtime import Detector, read_image, resize_bilinear, resized_shape
 from PIL import Image, PngImagePlugin
+
+from onenet.data.images import read_image as training_read_image
 
 DIVISOR = 32
 
@@ -32,7 +33,7 @@ class Recorder:
 
 @pytest.fixture
 def check(make_model) -> Callable[..., None]:
-    """``check(path, min_size, max_size)`` compares with Detectron2, in both orders of channels."""
+    """``check(path, min_size, max_size)`` compares with training, in both orders of channels."""
 
     def compare(path: Path, min_size: int = 64, max_size: int = 100) -> None:
         for order in ("RGB", "BGR"):
@@ -40,7 +41,7 @@ def check(make_model) -> Callable[..., None]:
             detector = Detector(model)
             detector._session = Recorder()
             detector(path)
-            inputs = T.AugInput(detectron2_read_image(str(path), order))
+            inputs = T.AugInput(training_read_image(str(path), order))
             T.AugmentationList([T.ResizeShortestEdge(min_size, max_size)])(inputs)
             height, width = inputs.image.shape[:2]
             expected = np.zeros(

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import build_augmentation, read_image
+from detectron2.data.detection_utils import build_augmentation
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
-from PIL import UnidentifiedImageError
 from torch import nn
 
 from .checkpoint import load_weights
+from .data.images import augment, check_array, read_image
 from .engine import load_config
 from .engine.class_names import dataset_class_names, trained_class_names
 from .evaluation.thresholds import (
@@ -99,13 +99,8 @@ class Predictor:
             weights: path of a checkpoint; "" for MODEL.WEIGHTS.
 
         Raises:
-            ConfigError: the weights are missing or do not fit the model; or INPUT.FORMAT is neither
-                RGB nor BGR.
+            ConfigError: the weights are missing or do not fit the model.
         """
-        if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
-            raise ConfigError(
-                f"INPUT.FORMAT is '{cfg.INPUT.FORMAT}'; pictures can be given as RGB or BGR only."
-            )
         weights = weights or cfg.MODEL.WEIGHTS
         if not weights:
             raise ConfigError("Name a checkpoint with --weights, or as MODEL.WEIGHTS.")
@@ -141,18 +136,10 @@ class Predictor:
             (H, W, 3) uint8, RGB.
 
         Raises:
-            DataError: the file is missing or broken. The message has the file's name without its
+            ImageError: the file is missing or broken. The message has the file's name without its
                 folder, which may be an upload's temporary one.
         """
-        try:
-            return read_image(path, format="RGB")
-        except Exception as error:
-            # Pillow raises OSError, SyntaxError, ValueError, and errors of its own
-            if isinstance(error, UnidentifiedImageError):  # its text names a Python object
-                reason = "Pillow knows no image format like this"
-            else:
-                reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise DataError(f"{os.path.basename(path)} cannot be read: {reason}.") from error
+        return read_image(path, name=os.path.basename(path))
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> Instances:
@@ -166,18 +153,14 @@ class Predictor:
             ``scores``, ``pred_classes``.
 
         Raises:
-            DataError: the image is so elongated that resizing would make a side 0.
+            ImageError: the image is no such array, or so elongated that resizing would make a side
+                0.
         """
+        check_array(image)
         height, width = image.shape[:2]
-        inputs = T.AugInput(image[:, :, ::-1] if self._is_bgr else image)
-        try:
-            self._augmentations(inputs)
-        except ValueError as error:  # Pillow has no images without pixels
-            raise DataError(
-                f"An image of {width} x {height} pixels cannot be brought to test size: its short"
-                " side would vanish."
-            ) from error
-        pixels = torch.from_numpy(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
+        image = image[:, :, ::-1] if self._is_bgr else image
+        image, _ = augment(self._augmentations, image, "The image")
+        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         output = self.model([{"image": pixels, "height": height, "width": width}])[0]
         return output["instances"].to("cpu")
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from PIL import Image, ImageDraw
 
+from ..data.images import read_image
 from ..evaluation import Status, match_detections
 from ..utils.files import read_json
 
@@ -140,7 +140,7 @@ def draw(
         kinds: of each box, a key of ``COLORS``.
         order: kinds in the order of counting and drawing; duplicates are drawn last.
     """
-    image = Image.fromarray(read_image(record["file_name"], format="RGB"))
+    image = Image.fromarray(read_image(record["file_name"]))
     scale = _LONG_SIDE / max(image.size)
     size = (round(image.width * scale), round(image.height * scale))
     image = image.resize(size, Image.Resampling.BICUBIC)

@@ -37,6 +37,7 @@ _LOWEST = {  # values below end in an error later, or in a run without a result
 }
 _CHOICES = {  # what Detectron2 looks up, or compares with, in the middle of a run
     "INPUT.ON_BAD_IMAGE": ("fail", "skip"),
+    "INPUT.FORMAT": ("BGR", "RGB"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "INPUT.CROP.TYPE": ("relative_range", "relative", "absolute", "absolute_range"),

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import SizeMismatchError, build_augmentation, read_image
+from detectron2.data.detection_utils import (
+    SizeMismatchError,
+    build_augmentation,
+    check_image_size,
+)
 
 from ..utils.errors import ImageError
+from .images import augment, read_image
 
 __all__ = ["OneNetDatasetMapper", "build_train_augmentation"]
 
@@ -35,7 +43,7 @@ def build_train_augmentation(cfg: CfgNode) -> list[T.Augmentation]:
 
 
 class OneNetDatasetMapper(DatasetMapper):
-    """Detectron2's DatasetMapper with :func:`build_train_augmentation`; names broken images."""
+    """Detectron2's DatasetMapper with :func:`build_train_augmentation` and :func:`read_image`."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
@@ -54,28 +62,20 @@ class OneNetDatasetMapper(DatasetMapper):
         """See :class:`detectron2.data.DatasetMapper`.
 
         Raises:
-            ImageError: the image is missing, does not decode, or differs in size from its
-                annotation.
+            ImageError: the image is missing, does not decode, is too elongated, or differs in size
+                from its annotation.
         """
+        sample = copy.deepcopy(dataset_dict)
+        path = sample["file_name"]
+        image = read_image(path, self.image_format)
         try:
-            return super().__call__(dataset_dict)
+            check_image_size(sample, image)
         except SizeMismatchError as error:
             raise ImageError(str(error)) from error
-        except Exception as error:
-            reason = self._why_unreadable(dataset_dict["file_name"])
-            if reason is None and isinstance(error, OSError):
-                reason = str(error)  # a read error that did not recur, as on a network disk
-            if reason is None:
-                raise  # not the image's fault
-            raise ImageError(
-                f"The image {dataset_dict['file_name']} cannot be read ({reason}); replace it, or"
-                " remove it from the annotations."
-            ) from error
-
-    def _why_unreadable(self, file_name: str) -> str | None:
-        # Pillow raises OSError, SyntaxError, ValueError, and errors of its own
-        try:
-            read_image(file_name, format=self.image_format)
-        except Exception as error:
-            return str(error) or type(error).__name__
-        return None
+        image, transforms = augment(self.augmentations, image, f"The image {path}")
+        sample["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        if not self.is_train:
+            sample.pop("annotations", None)
+        elif "annotations" in sample:
+            self._transform_annotations(sample, transforms, image.shape[:2])
+        return sample

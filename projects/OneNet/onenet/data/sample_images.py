@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import get_detection_dataset_dicts
-from detectron2.data.detection_utils import read_image
 
 from ..utils.errors import ConfigError, DataError
+from .images import read_image
 
 __all__ = ["IMAGE_SUFFIXES", "load_sample_images"]
 
@@ -38,13 +38,7 @@ def load_sample_images(cfg: CfgNode, folder: str | None, count: int) -> list[np.
             f"Real images are needed, and {folder or 'DATASETS.TEST'} has none: name a folder of"
             " images with --images."
         )
-    images = []
-    for file in files[:count]:
-        try:
-            images.append(read_image(file, format=cfg.INPUT.FORMAT))
-        except Exception as error:  # Pillow raises anything
-            raise DataError(f"The image {file} cannot be read ({error}).") from error
-    return images
+    return [read_image(file, cfg.INPUT.FORMAT) for file in files[:count]]
 
 
 def _folder_files(folder: str) -> list[str]:

@@ -66,7 +66,8 @@ def open_exported(path: str | Path) -> tuple[Runner, dict[str, object]]:
         path: with an ending of :data:`FORMATS`.
 
     Returns:
-        The detector, and the entries of its metadata.
+        The detector, and the entries of its metadata. That of a .pt2 file raises ConfigError for
+        images smaller than :func:`write_exported` says.
     """
     suffix = Path(path).suffix
     if suffix == ".onnx":
@@ -91,7 +92,15 @@ def open_exported(path: str | Path) -> tuple[Runner, dict[str, object]]:
 
     @torch.no_grad()
     def run_torch(images: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, ...]:
-        return tuple(x.numpy() for x in module(torch.from_numpy(images), torch.from_numpy(sizes)))
+        try:
+            outputs = module(torch.from_numpy(images), torch.from_numpy(sizes))
+        except AssertionError as error:  # a guard of torch.export on the shapes
+            raise ConfigError(
+                f"A {suffix} file does not take images padded to {images.shape[2]} x"
+                f" {images.shape[1]} pixels, but only more than the stride of its coarsest feature"
+                " map a side: raise INPUT.MIN_SIZE_TEST, or export as .onnx."
+            ) from error
+        return tuple(x.numpy() for x in outputs)
 
     return run_torch, json.loads(extra_files[_METADATA_FILE])
 

@@ -42,6 +42,11 @@ class OneNet(DenseDetector):
     Backbone and head predict class logits and a box at every sample. In training, the criterion
     matches each object to the sample of minimum cost; inference keeps the top-k scores. With a
     head trained one-to-many, an optional rescoring module is trained one-to-one instead.
+
+    A batch pads images of unlike sizes to a common size, as in all of Detectron2. Group norm's
+    statistics see the padding, so in inference the scores of a padded image depend on its batch:
+    evaluation, :class:`onenet.predictor.Predictor` and ``onenet_runtime`` never mix sizes. Give
+    one image at a time, or images of one size, for the same scores as there.
     """
 
     @configurable

@@ -28,7 +28,8 @@ class DataError(ValueError):
 
 
 class ImageError(DataError):
-    """An image is missing, does not decode, or differs in size from its annotation."""
+    """An image is missing, broken, too narrow or of the wrong kind, or differs in size from its
+    annotation."""
 
 
 class TrainingError(Exception):

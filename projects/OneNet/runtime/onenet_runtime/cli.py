@@ -156,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
         "--annotations",
         type=Path,
         metavar="FILE",
-        help="COCO annotations to take image ids from, and category ids where the model has none",
+        help="COCO annotations to take image ids and, by the classes' names, category ids from",
     )
     parser.add_argument(
         "--threshold",
@@ -246,17 +246,15 @@ def _plan(args: argparse.Namespace, detector: Detector) -> tuple[_Run, list[_Job
 def _category_ids(
     metadata: ModelMetadata, annotations: Annotations | None, args: argparse.Namespace
 ) -> Sequence[int]:
-    """The ids of the model's classes; without any in the model, those of the annotations."""
+    """The ids that the annotations have for the model's classes; without annotations, its own."""
     ids = metadata.category_ids
-    if ids is None:
-        if annotations is None:
-            raise UsageError(
-                f"{args.model} does not have the category ids that --json needs: give annotations"
-                " of its data set with --annotations, or export it again where the data set is."
-            )
-        return annotations.find_category_ids(metadata.class_names)
     if annotations is not None:
-        annotations.check_category_ids(metadata.class_names, ids)
+        return annotations.find_category_ids(metadata.class_names, ids)
+    if ids is None:
+        raise UsageError(
+            f"{args.model} does not have the category ids that --json needs: give annotations"
+            " of its data set with --annotations, or export it again where the data set is."
+        )
     return ids
 
 

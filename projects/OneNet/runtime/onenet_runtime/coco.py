@@ -100,42 +100,58 @@ class Annotations:
             " of its data set."
         )
 
-    def find_category_ids(self, class_names: Sequence[str]) -> list[int]:
-        """The ids of the categories that have the names of a model's classes.
+    def find_category_ids(
+        self, class_names: Sequence[str], model_ids: Sequence[int] | None
+    ) -> list[int]:
+        """The category ids of a model's classes, found by name.
+
+        Args:
+            class_names: of the K classes.
+            model_ids: the model's own; None where it has none. A class that the annotations lack
+                keeps its id, unless that is another category's.
 
         Raises:
-            AnnotationsError: a name has no category, or several, or several classes have it.
+            AnnotationsError: no name is among the categories; or one is not, and has no id to keep;
+                or several categories or classes have it.
         """
-        return [self._find_category_id(name, class_names.count(name)) for name in class_names]
-
-    def _find_category_id(self, name: str, classes: int) -> int:
-        ids = [category_id for category_id, other in self.categories if other == name]
-        if not ids:
+        names = [name for _, name in self.categories]
+        if not set(class_names) & set(names) and (names or model_ids is None):
             raise AnnotationsError(
-                f"The model's class {name!r} is not among the categories of {self.path}: give the"
-                " annotations of the data set that it was trained on."
+                f"None of the model's classes ({_listed(class_names)}) is among the categories of"
+                f" {self.path} ({_listed(names)}): give the annotations of a data set with these"
+                " classes."
             )
-        if len(ids) > 1 or classes > 1:
+        own: Sequence[int | None] = [None] * len(class_names) if model_ids is None else model_ids
+        return [
+            self._find_category_id(name, class_names.count(name), own_id)
+            for name, own_id in zip(class_names, own, strict=True)
+        ]
+
+    def _find_category_id(self, name: str, classes: int, own_id: int | None) -> int:
+        ids = [category_id for category_id, other in self.categories if other == name]
+        if own_id in ids:
+            return own_id
+        if len(ids) > 1 or (ids and classes > 1):
             raise AnnotationsError(
                 f"{name!r} is the name of {classes} of the model's classes and {len(ids)} of the"
                 f" categories of {self.path}: give annotations and a model with one of each."
             )
-        return ids[0]
+        if ids:
+            return ids[0]
+        other = dict(self.categories).get(own_id) if own_id is not None else None
+        if own_id is None or other is not None:
+            why = f", and its id {own_id} is that of {other!r} there" if other is not None else ""
+            raise AnnotationsError(
+                f"The model's class {name!r} is not among the categories of {self.path}{why}: give"
+                " the annotations of the data set that it was trained on."
+            )
+        return own_id
 
-    def check_category_ids(self, class_names: Sequence[str], category_ids: Sequence[int]) -> None:
-        """Checks that a model's ids are not those of other categories; one may be absent.
 
-        Raises:
-            AnnotationsError: the category of an id has another name than the class.
-        """
-        names = dict(self.categories)
-        for name, category_id in zip(class_names, category_ids, strict=True):
-            other = names.get(category_id, name)
-            if other != name:
-                raise AnnotationsError(
-                    f"The category {category_id} is {name!r} in the model, but {other!r} in"
-                    f" {self.path}: give the annotations of the data set that it was trained on."
-                )
+def _listed(names: Sequence[str]) -> str:
+    """The first ten names, and how many more there are."""
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return ", ".join(map(repr, names[:10])) + more if names else "none"
 
 
 def _read_text(path: Path) -> str:
@@ -151,7 +167,7 @@ def _read_text(path: Path) -> str:
             f"{path} is larger than {_MAX_BYTES:,} bytes, the most that is read: leave out its"
             " 'annotations', which are not needed."
         )
-    return content.decode("utf-8")
+    return content.decode("utf-8-sig")  # a byte order mark is not json
 
 
 def image_ids_of_names(paths: Sequence[Path]) -> list[int | str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ Provider: TypeAlias = str | tuple[str, dict[str, Any]]
 DEFAULT_THRESHOLD = 0.3
 _INPUTS = {"images", "image_sizes"}
 _OUTPUTS = ["boxes", "scores", "classes"]
+_NO_LISTS = (str, bytes, bytearray, memoryview)  # sequences to Python
 _TORCH_SUFFIXES = {".pt", ".pt2", ".pth", ".ts"}
 
 
@@ -79,6 +81,12 @@ class Detector:
         """
         if channel_order not in ("BGR", "RGB"):
             raise ValueError(f"channel_order is {channel_order!r}: give 'BGR' or 'RGB'.")
+        self._arguments = {
+            "model": model,
+            "threshold": threshold,
+            "providers": providers,
+            "channel_order": channel_order,
+        }
         self._path = str(model)
         self._session = _load(self._path, providers)
         self.metadata = ModelMetadata.parse(
@@ -88,6 +96,10 @@ class Detector:
         self.providers: list[str] = self._session.get_providers()
         self._channel_order = channel_order
         self._thresholds = self._per_class(threshold)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle, so for other processes: loads the model from its file there."""
+        return functools.partial(type(self), **self._arguments), ()
 
     # A str is a Sequence[str] too: the first overload is the one for it.
     @overload
@@ -103,12 +115,13 @@ class Detector:
     def __call__(
         self, images: ImageLike | Sequence[ImageLike], *, threshold: Threshold | None = None
     ) -> Detections | list[Detections]:
-        """Detects the objects of an image, or of several images in one batch.
+        """Detects the objects of an image, or of several images.
 
         Args:
-            images: a path, an array (H, W, 3) uint8, or a list of those, of any sizes. They are
-                padded to a common size: images of like sizes make the best batches. Files are
-                turned upright by their EXIF orientation, and boxes refer to the upright image.
+            images: a path, an array (H, W, 3) uint8, or a list of those, of any sizes. Those that
+                have one size after the resize run as one batch: padding them to a common size
+                would change their scores, since the network's norms see it. Files are turned
+                upright by their EXIF orientation, and boxes refer to the upright image.
             threshold: in place of the constructor's; 0 for all that the network gives.
 
         Returns:
@@ -121,7 +134,7 @@ class Detector:
             ValueError: the threshold is none.
         """
         limits = self._thresholds if threshold is None else self._per_class(threshold)
-        if isinstance(images, Sequence) and not isinstance(images, str):
+        if isinstance(images, Sequence) and not isinstance(images, _NO_LISTS):
             names = [f"Image {i} of the batch" for i in range(len(images))]
             found = self._detect([self._read(i, n) for i, n in zip(images, names, strict=True)])
             return [_select(detections, limits) for detections in found]
@@ -181,12 +194,24 @@ class Detector:
         return resized_shape(height, width, self.metadata.min_size, self.metadata.max_size)
 
     def _detect(self, images: list[np.ndarray]) -> list[Detections]:
-        """All detections of images in the network's order of channels."""
-        if not images:
-            return []
-        resized = [resize_bilinear(i, *self._resized_shape(*i.shape[:2])) for i in images]
-        sizes = np.array([i.shape[:2] for i in resized], dtype=np.int64)
-        batch = _pad(resized, self.metadata.size_divisibility)
+        """All detections of images in the network's order of channels, a batch for each size."""
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for index, image in enumerate(images):
+            shape = self._resized_shape(*image.shape[:2])
+            by_size.setdefault(shape, []).append(index)
+        found: dict[int, Detections] = {}
+        for shape, indices in by_size.items():
+            batch = self._detect_batch([images[i] for i in indices], *shape)
+            found.update(zip(indices, batch, strict=True))
+        return [found[i] for i in range(len(images))]
+
+    def _detect_batch(self, images: list[np.ndarray], height: int, width: int) -> list[Detections]:
+        """All detections of images that are resized to one size."""
+        sizes = np.array([(height, width)] * len(images), dtype=np.int64)
+        batch = _pad(
+            [resize_bilinear(image, height, width) for image in images],
+            self.metadata.size_divisibility,
+        )
         try:
             boxes, scores, classes = self._session.run(
                 _OUTPUTS, {"images": batch, "image_sizes": sizes}
@@ -198,7 +223,7 @@ class Detector:
             ) from error
         self._check_outputs(boxes, scores, classes, len(images))
         return [
-            self._to_detections(boxes[i], scores[i], classes[i], resized[i], image)
+            self._to_detections(boxes[i], scores[i], classes[i], (height, width), image)
             for i, image in enumerate(images)
         ]
 
@@ -218,14 +243,14 @@ class Detector:
         boxes: np.ndarray,
         scores: np.ndarray,
         classes: np.ndarray,
-        resized: np.ndarray,
+        resized: tuple[int, int],
         image: np.ndarray,
     ) -> Detections:
         """One image's rows of the output, without padding, in pixels of the original image."""
         keep = np.isfinite(scores) & (scores > 0) & np.isfinite(boxes).all(axis=1)
         boxes, scores, classes = boxes[keep], scores[keep], classes[keep]
         height, width = image.shape[:2]
-        scale = (width / resized.shape[1], height / resized.shape[0])
+        scale = (width / resized[1], height / resized[0])
         corners = np.array(scale * 2, dtype=np.float32) * boxes
         corners = np.clip(corners, 0, np.array((width, height) * 2, dtype=np.float32))
         filled = (corners[:, 2:] > corners[:, :2]).all(axis=1)
@@ -294,13 +319,11 @@ def _check_signature(session: onnxruntime.InferenceSession, path: str) -> None:
 
 
 def _pad(images: list[np.ndarray], divisor: int) -> np.ndarray:
-    """Images in the upper left corners of a batch (N, H, W, 3), the rest 0."""
-    height = max(image.shape[0] for image in images)
-    width = max(image.shape[1] for image in images)
+    """Images of one size in the upper left corners of a batch (N, H, W, 3), the rest 0."""
+    height, width = images[0].shape[:2]
     shape = (-(-height // divisor) * divisor, -(-width // divisor) * divisor, 3)
     batch = np.zeros((len(images), *shape), dtype=np.uint8)
-    for padded, image in zip(batch, images, strict=True):
-        padded[: image.shape[0], : image.shape[1]] = image
+    batch[:, :height, :width] = images
     return batch
 
 

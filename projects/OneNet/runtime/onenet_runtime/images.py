@@ -1,14 +1,20 @@
-"""Reads and checks images."""
+"""Reads and checks images: one rule for depths and modes, as in training (onenet/data/images.py).
+
+* 8 bits a channel or fewer: Pillow's ``convert("RGB")``; alpha is dropped.
+* 16 bits a channel: the high byte (value // 256), as Pillow reads 16-bit RGB.
+* 32-bit integers and floats, and modes that Pillow does not convert: refused.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from .errors import ImageError, first_line
+from .errors import ImageError, first_line, printable
 
 __all__ = ["check_array", "read_image"]
 
@@ -22,10 +28,15 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_FORMATS_OF_16_BITS = {"PNG", "PPM"}  # where Pillow's mode I holds 0 to 65535
+_DARK = 4096  # 12-bit values, stored in 16 bits, are below
+_told_of_dark: set[bool] = set()  # not empty once it was
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Reads an image as Detectron2 does: upright (EXIF orientation applied), three channels.
+    """Reads an image as in training: upright by its EXIF orientation, three channels.
+
+    See the module for depths and modes.
 
     Args:
         path: of a file in a format of Pillow: JPEG, PNG, BMP, WebP, TIFF and others.
@@ -34,11 +45,15 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         (H, W, 3) uint8, BGR.
 
     Raises:
-        ImageError: the file is missing, empty, cut off, damaged, too large or no image.
+        ImageError: the file is missing, empty, cut off, damaged, too large or no image; or of a
+            depth or mode that is refused.
     """
     try:
         with open(path, "rb") as file, Image.open(file) as image:
-            return np.asarray(_upright(image).convert("RGB"))[:, :, ::-1].copy()
+            image.load()  # before its orientation is read: a TIFF turns itself in this
+            return np.asarray(_upright(_to_rgb(image, path), image))[:, :, ::-1].copy()
+    except ImageError:
+        raise
     except FileNotFoundError:
         reason = "does not exist: check the path"
     except IsADirectoryError:
@@ -60,13 +75,35 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     raise ImageError(f"{path} {reason}.") from None
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as Detectron2 does; ``ImageOps.exif_transpose`` fails on damaged EXIF data."""
+def _to_rgb(image: Image.Image, path: str | os.PathLike[str]) -> Image.Image:
+    mode, cure = image.mode, "convert it to 8 or 16 bits a channel, grey or RGB"
+    if mode.startswith("I;16") or (mode == "I" and image.format in _FORMATS_OF_16_BITS):
+        values = np.asarray(image)
+        if values.max() < _DARK and not _told_of_dark:
+            _told_of_dark.add(True)
+            logging.getLogger(__name__).warning(
+                f"The 16-bit image {printable(str(path))} is nearly black: its brightest value is"
+                f" {values.max()} of 65535; scale such images to the full range (told once)."
+            )
+        return Image.fromarray((values // 256).astype(np.uint8)).convert("RGB")
+    if mode in ("I", "F"):
+        kind = "integers" if mode == "I" else "floats"
+        raise ImageError(f"{path} has pixels of 32-bit {kind}: {cure}.")
+    try:
+        return image.convert("RGB")
+    except (ImportError, ValueError):  # ImportError: LAB needs a Pillow with LittleCMS
+        raise ImageError(
+            f"{path} has the mode {mode}, which Pillow cannot convert to RGB: {cure}."
+        ) from None
+
+
+def _upright(pixels: Image.Image, image: Image.Image) -> Image.Image:
+    """Turns pixels as the file tells; ``ImageOps.exif_transpose`` fails on damaged EXIF data."""
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION)
     except Exception:  # damaged EXIF data are as good as none
-        return image
-    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+        return pixels
+    return pixels.transpose(_TURNS[orientation]) if orientation in _TURNS else pixels
 
 
 def check_array(image: Any, name: str) -> np.ndarray:
