@@ -6,15 +6,14 @@ import logging
 from pathlib import Path
 
 import numpy as np
-import onenet_runtime
 import onenet_runtime.images
 import pytest
-from detectron2.utils import logger as detectron2_logger
 from onenet_runtime import ImageError as RuntimeImageError
 from PIL import Image, features
 from PIL.PngImagePlugin import PngInfo
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+import onenet.data.images
 from onenet.data.images import read_image
 from onenet.utils.errors import ImageError
 
@@ -163,9 +162,13 @@ def test_a_mode_that_pillow_does_not_convert_is_refused(tmp_path: Path, monkeypa
         assert "mode LAB" in message and "convert it to 8 or 16 bits" in message
 
 
-def test_a_dark_image_of_16_bits_is_told_once(tmp_path: Path, caplog, monkeypatch) -> None:
-    monkeypatch.setattr(onenet_runtime.images, "_told_of_dark", set())
-    detectron2_logger._LOG_COUNTER.clear()
+@pytest.fixture
+def nothing_told(monkeypatch) -> None:
+    for module in (onenet.data.images, onenet_runtime.images):
+        monkeypatch.setattr(module, "_told", set())
+
+
+def test_a_dark_image_of_16_bits_is_told_once(nothing_told, tmp_path: Path, caplog) -> None:
     for name, brightest in (("bright", 4096), ("dark", 4095), ("other", 100)):
         Image.fromarray(np.minimum(DEEP, brightest)).save(tmp_path / f"{name}.png")
     with caplog.at_level(logging.WARNING):
@@ -177,6 +180,18 @@ def test_a_dark_image_of_16_bits_is_told_once(tmp_path: Path, caplog, monkeypatc
     for message in caplog.messages:
         assert f"{tmp_path / 'dark.png'} is nearly black: its brightest value is 4095" in message
         assert "scale such images to the full range" in message
+
+
+def test_further_pages_are_told_once(nothing_told, tmp_path: Path, caplog) -> None:
+    pages = [Image.fromarray(np.full((4, 6, 3), value, np.uint8)) for value in (10, 20, 30)]
+    for name in ("stack", "other"):
+        pages[0].save(tmp_path / f"{name}.tif", save_all=True, append_images=pages[1:])
+    with caplog.at_level(logging.WARNING):
+        assert (both(tmp_path / "stack.tif") == 10).all()
+        both(tmp_path / "other.tif")
+    assert len(caplog.messages) == 2
+    for message in caplog.messages:
+        assert f"{tmp_path / 'stack.tif'} has 3 pages: the first is used" in message
 
 
 XMP = (

@@ -14,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 from detectron2.data import transforms as T
 from detectron2.utils.file_io import PathManager
-from detectron2.utils.logger import log_first_n
 from PIL import Image, UnidentifiedImageError
 
 from ..utils.errors import ImageError, printable
@@ -33,6 +32,7 @@ _TURNS = {
 }
 _FORMATS_OF_16_BITS = {"PNG", "PPM"}  # where Pillow's mode I holds 0 to 65535
 _DARK = 4096  # 12-bit values, stored in 16 bits, are below
+_told: set[str] = set()  # kinds of warnings that this process has logged
 
 
 class _Refused(Exception):
@@ -59,6 +59,10 @@ def read_image(
     step = {"RGB": 1, "BGR": -1}[format]
     try:
         with PathManager.open(path, "rb") as file, Image.open(file) as image:
+            if image.format == "TIFF" and image.n_frames > 1:
+                _warn_once(
+                    "pages", f"{printable(name)} has {image.n_frames} pages: the first is used"
+                )
             image.load()  # before its orientation is read: a TIFF turns itself in this
             pixels = np.asarray(_upright(_to_rgb(image, name), image))
         return np.ascontiguousarray(pixels[:, :, ::step])
@@ -73,16 +77,21 @@ def read_image(
     raise ImageError(f"The image {name} cannot be read ({reason}); {cure}.")
 
 
+def _warn_once(kind: str, sentence: str) -> None:
+    if kind not in _told:
+        _told.add(kind)
+        logging.getLogger(__name__).warning(f"{sentence} (told once).")
+
+
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     mode = image.mode
     if mode.startswith("I;16") or (mode == "I" and image.format in _FORMATS_OF_16_BITS):
         values = np.asarray(image)
         if values.max() < _DARK:
-            log_first_n(
-                logging.WARNING,
+            _warn_once(
+                "dark",
                 f"The 16-bit image {printable(name)} is nearly black: its brightest value is"
-                f" {values.max()} of 65535; scale such images to the full range (told once).",
-                name=__name__,
+                f" {values.max()} of 65535; scale such images to the full range",
             )
         return Image.fromarray((values // 256).astype(np.uint8)).convert("RGB")
     if mode in ("I", "F"):

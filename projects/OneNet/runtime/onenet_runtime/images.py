@@ -30,7 +30,7 @@ _TURNS = {
 }
 _FORMATS_OF_16_BITS = {"PNG", "PPM"}  # where Pillow's mode I holds 0 to 65535
 _DARK = 4096  # 12-bit values, stored in 16 bits, are below
-_told_of_dark: set[bool] = set()  # not empty once it was
+_told: set[str] = set()  # kinds of warnings that this process has logged
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
@@ -50,6 +50,9 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """
     try:
         with open(path, "rb") as file, Image.open(file) as image:
+            if image.format == "TIFF" and image.n_frames > 1:
+                pages = f"{printable(str(path))} has {image.n_frames} pages: the first is used"
+                _warn_once("pages", pages)
             image.load()  # before its orientation is read: a TIFF turns itself in this
             return np.asarray(_upright(_to_rgb(image, path), image))[:, :, ::-1].copy()
     except ImageError:
@@ -75,15 +78,21 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     raise ImageError(f"{path} {reason}.") from None
 
 
+def _warn_once(kind: str, sentence: str) -> None:
+    if kind not in _told:
+        _told.add(kind)
+        logging.getLogger(__name__).warning(f"{sentence} (told once).")
+
+
 def _to_rgb(image: Image.Image, path: str | os.PathLike[str]) -> Image.Image:
     mode, cure = image.mode, "convert it to 8 or 16 bits a channel, grey or RGB"
     if mode.startswith("I;16") or (mode == "I" and image.format in _FORMATS_OF_16_BITS):
         values = np.asarray(image)
-        if values.max() < _DARK and not _told_of_dark:
-            _told_of_dark.add(True)
-            logging.getLogger(__name__).warning(
+        if values.max() < _DARK:
+            _warn_once(
+                "dark",
                 f"The 16-bit image {printable(str(path))} is nearly black: its brightest value is"
-                f" {values.max()} of 65535; scale such images to the full range (told once)."
+                f" {values.max()} of 65535; scale such images to the full range",
             )
         return Image.fromarray((values // 256).astype(np.uint8)).convert("RGB")
     if mode in ("I", "F"):
