@@ -126,6 +126,17 @@ def test_the_last_evaluation_is_that_of_the_checkpoint(
     assert results[0].read_bytes() == results[1].read_bytes()
 
 
+def test_metrics_of_classes_have_their_names(run) -> None:
+    """mmdetection 2279 and 5000."""
+    last = json.loads((run / "metrics.json").read_text().splitlines()[-1])
+    assert [key for key in last if key.startswith("bbox/AP-")] == ["bbox/AP-odd", "bbox/AP-even"]
+
+
+def test_a_dataset_without_its_comma(error) -> None:
+    """detectron2 253 and 1946: a string, of which each letter is looked up as a dataset."""
+    assert "for config key: DATASETS.TRAIN" in error("DATASETS.TRAIN", "('digits_train')")
+
+
 @pytest.mark.parametrize("max_iter", [1, 4])
 def test_resuming_with_another_number_of_iterations(run, start, data_opts, max_iter: int) -> None:
     """detectron2 3381."""
