@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
+from detectron2.utils import logger as detectron2_logger
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,8 +47,10 @@ def repo_root() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _afresh() -> None:
+    """A seed, and Detectron2's warnings that are given once in a process."""
     torch.manual_seed(0)
+    detectron2_logger._LOG_COUNTER.clear()
 
 
 @pytest.fixture(scope="session")

@@ -301,7 +301,7 @@ CANDIDATES = ("MODEL.ONENET.RESCORING.CANDIDATES",)
             "anchors of the RetinaNetHead are not",
         ),
         (("SOLVER.EMA_DECAY", "1.5"), "EMA_DECAY is 1.5"),
-        (("INPUT.FORMAT", "YUV-BT.601"), "INPUT.FORMAT is 'YUV-BT.601'; give 'BGR' or 'RGB'"),
+        (("INPUT.FORMAT", "YUV-BT.601"), "INPUT.FORMAT is 'YUV-BT.601'; choose one of BGR, RGB"),
         (("SOLVER.EMA_DECAY", "0.9", "TEST.PRECISE_BN.ENABLED", "True"), "PRECISE_BN"),
         (("SOLVER.IMS_PER_BATCH", "0"), "IMS_PER_BATCH is 0"),
     ],
