@@ -148,8 +148,28 @@ class OneNetCheckpointer(DetectionCheckpointer):
             TrainingError: the file cannot be written, or a parameter is NaN or infinite; earlier
                 checkpoints are unchanged.
         """
+        state = {key: item.state_dict() for key, item in self.checkpointables.items()}
+        if path := self.save_model(name, **state, **kwargs):
+            try:
+                self.tag_last_checkpoint(os.path.basename(path))
+            except OSError as error:
+                raise cannot_write(error.filename, error) from error
+
+    def save_model(self, name: str, **kwargs: Any) -> str:
+        """Saves the weights alone; a run does not resume from this file.
+
+        Args:
+            name: of the file in ``save_dir``, without ".pth".
+            **kwargs: further entries.
+
+        Returns:
+            The path; "" if this process does not save.
+
+        Raises:
+            TrainingError: see :meth:`save`.
+        """
         if not self.save_dir or not self.save_to_disk:
-            return
+            return ""
         path = os.path.join(self.save_dir, f"{name}.pth")
         for key, weights in self.model.named_parameters():
             if not weights.isfinite().all():
@@ -157,18 +177,16 @@ class OneNetCheckpointer(DetectionCheckpointer):
                     f"{path} was not saved, as the weights {key} are not finite; go on from an"
                     " earlier checkpoint with a lower SOLVER.BASE_LR or with SOLVER.CLIP_GRADIENTS."
                 )
-        content = {"model": self.model.state_dict()}
-        content.update({key: item.state_dict() for key, item in self.checkpointables.items()})
-        content.update(kwargs)
+        content = {"model": self.model.state_dict(), **kwargs}
         if self._class_names is not None:
             content[_CLASS_NAMES] = list(self._class_names)
         self.logger.info(f"Saving checkpoint to {path}")
         try:
             with whole_file(path) as file:
                 torch.save(content, file)
-            self.tag_last_checkpoint(os.path.basename(path))
         except OSError as error:
             raise cannot_write(error.filename, error) from error
+        return path
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """See Detectron2's."""

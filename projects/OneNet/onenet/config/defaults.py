@@ -154,6 +154,12 @@ def _add_solver_and_data(cfg: CfgNode) -> None:
     # Number of pieces in which a batch goes through the model, for batches that do not fit into
     # memory. The batch size and the number of iterations do not change.
     cfg.SOLVER.GRADIENT_ACCUMULATION_STEPS = 1
+    # Length of the training in passes through the training images, in place of MAX_ITER; STEPS are
+    # scaled with it. 0 for MAX_ITER.
+    cfg.SOLVER.EPOCHS = 0
+    # Number of evaluations without a new maximum of TEST.BEST_METRIC after which the training ends;
+    # 0 for none.
+    cfg.SOLVER.PATIENCE = 0
     # "AdamW" or "SGD".
     cfg.SOLVER.OPTIMIZER = "AdamW"
 
@@ -175,6 +181,12 @@ def _add_solver_and_data(cfg: CfgNode) -> None:
     cfg.TEST.END_TO_END.NMS_THRESH = 0.6
     # Least IoU at which a detection lies on an object of its class.
     cfg.TEST.END_TO_END.IOU_THRESH = 0.5
+    # A metric of the results, such as "bbox/AP": after each evaluation with a new maximum of it,
+    # model_best.pth is saved. "" for none.
+    cfg.TEST.BEST_METRIC = ""
+    # Passes through the training images between evaluations, in place of EVAL_PERIOD; 0 for
+    # EVAL_PERIOD.
+    cfg.TEST.EVAL_EPOCHS = 0
     # Limits of the results; the program exits with code 1 if one is broken. Entries are [task,
     # metric, "max" or "min", value], such as ["end_to_end", "NMS_gap", "max", 1.0]. Checked for
     # each dataset of DATASETS.TEST, after --eval-only and at the end of a training.

@@ -27,6 +27,9 @@ _LOWEST = {  # values below end in an error later, or in a run without a result
     "SOLVER.CHECKPOINT_PERIOD": 1,
     "SOLVER.REFERENCE_BATCH": 0,
     "SOLVER.BACKBONE_LR_FACTOR": 0,
+    "SOLVER.EPOCHS": 0,
+    "SOLVER.PATIENCE": 0,
+    "TEST.EVAL_EPOCHS": 0,
     "TEST.EVAL_PERIOD": 0,
     "TEST.DETECTIONS_PER_IMAGE": 1,
     "DATALOADER.NUM_WORKERS": 0,
@@ -174,6 +177,11 @@ def _check_solver(cfg: CfgNode) -> None:
             f"SOLVER.WARMUP_ITERS is {cfg.SOLVER.WARMUP_ITERS} and SOLVER.MAX_ITER"
             f" {cfg.SOLVER.MAX_ITER}: the training ends before the learning rate reaches"
             " SOLVER.BASE_LR."
+        )
+    if cfg.SOLVER.PATIENCE > 0 and not cfg.TEST.BEST_METRIC:
+        raise ConfigError(
+            f"SOLVER.PATIENCE is {cfg.SOLVER.PATIENCE}, but TEST.BEST_METRIC names no metric; set"
+            " it, for instance to bbox/AP."
         )
     if cfg.SOLVER.EMA_DECAY > 0 and cfg.TEST.PRECISE_BN.ENABLED:
         raise ConfigError(

@@ -36,7 +36,7 @@ from .record_checks import (
     warn_of_training_set,
 )
 
-__all__ = ["TrainLoader", "build_test_loader", "seed_random"]
+__all__ = ["TrainLoader", "build_test_loader", "load_records", "seed_random"]
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ class TrainLoader:
             )
         self._cfg = cfg
         self._mapper = mapper or OneNetDatasetMapper(cfg, is_train=True)
-        records = _load_records(cfg)
+        records = load_records(cfg)
         self._is_wide = None
         if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
             self._is_wide = np.array([r.get("width", 0) > r.get("height", 0) for r in records])
@@ -202,7 +202,12 @@ class TrainLoader:
             yield batch
 
 
-def _load_records(cfg: CfgNode) -> list[dict[str, Any]]:
+def load_records(cfg: CfgNode) -> list[dict[str, Any]]:
+    """Loads and checks DATASETS.TRAIN, in Detectron2's standard format.
+
+    Raises:
+        DataError: there is nothing to learn, or an object has no valid box or class.
+    """
     try:
         records = get_detection_dataset_dicts(
             cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..data.loaders import TrainLoader, seed_random
 
-__all__ = ["ResumableData", "ResumableEvalHook", "cut_metrics", "share_buffers"]
+__all__ = ["ResumableData", "ResumableEvalHook", "cut_metrics", "result_at", "share_buffers"]
 
 _OF_STEPS = 1  # distinguishes the seeds of steps from those of samples
 
@@ -142,6 +142,23 @@ def _last_run(rows: _Rows) -> _Rows:
             start = i
         before = row["iteration"]
     return rows[start:]
+
+
+def result_at(path: str, metric: str, iteration: int) -> float | None:
+    """The value of a metric in the last run of ``metrics.json``.
+
+    Args:
+        path: of ``metrics.json``; may be missing.
+        metric: such as "bbox/AP".
+        iteration: of the evaluation.
+
+    Returns:
+        The value; None if it is not in the file.
+    """
+    for _, row in _last_run(_rows(path)):
+        if row["iteration"] == iteration and metric in row:
+            return float(row[metric])
+    return None
 
 
 def cut_metrics(path: str, start_iter: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from ..checkpoint import OneNetCheckpointer
 from ..checkpoint.convert import pip_weights, torchvision_url
 from ..config.load import check_keys, read_config
 from ..data.coco_json import check_same_classes, register_coco_json
+from ..data.loaders import load_records
 from ..modeling.backbone.features import without_pretrained
 from ..modeling.criterion import Criterion
 from ..modeling.heads import ONENET_HEAD_REGISTRY
@@ -35,6 +37,8 @@ from .class_names import check_class_names, trained_class_names
 from .evaluators import check_evaluator
 from .faults import naming_faults, tell_once_of_lost_logs
 
+logger = logging.getLogger(__name__)
+
 __all__ = ["last_checkpoint", "load_config", "load_for_evaluation", "setup"]
 
 
@@ -44,7 +48,8 @@ def load_config(
     """Loads a yaml config with yaml's safe loader, applies overrides, and checks it.
 
     Registers the COCO-format datasets of the config, replaces a NUM_CLASSES of 0 by that of the
-    data, and uses the CPU if there is no GPU.
+    data and MAX_ITER and EVAL_PERIOD by what EPOCHS and EVAL_EPOCHS ask for, and uses the CPU if
+    there is no GPU.
 
     Args:
         config_file: path of a yaml file.
@@ -69,6 +74,8 @@ def load_config(
         _check_registered(cfg, key)
     if eval_only and not cfg.DATASETS.TEST:
         raise ConfigError("--eval-only has nothing to evaluate: DATASETS.TEST is empty.")
+    if not eval_only:
+        _resolve_epochs(cfg)
     check_keys(cfg)
     get_registered(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
     get_registered(BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME, "MODEL.BACKBONE.NAME")
@@ -80,6 +87,24 @@ def load_config(
         raise ConfigError("SOLVER.AMP.ENABLED needs a GPU in Detectron2; set it to False.")
     cfg.freeze()
     return cfg
+
+
+def _resolve_epochs(cfg: CfgNode) -> None:
+    """Replaces MAX_ITER, STEPS and EVAL_PERIOD if their number of epochs is given."""
+    epochs, eval_epochs, batch = cfg.SOLVER.EPOCHS, cfg.TEST.EVAL_EPOCHS, cfg.SOLVER.IMS_PER_BATCH
+    if (epochs <= 0 and eval_epochs <= 0) or batch < 1 or not cfg.DATASETS.TRAIN:
+        return
+    per_epoch = len(load_records(cfg)) / batch
+    if epochs > 0:
+        before, cfg.SOLVER.MAX_ITER = cfg.SOLVER.MAX_ITER, math.ceil(epochs * per_epoch)
+        scale = cfg.SOLVER.MAX_ITER / max(before, 1)
+        cfg.SOLVER.STEPS = tuple(round(step * scale) for step in cfg.SOLVER.STEPS)
+    if eval_epochs > 0:
+        cfg.TEST.EVAL_PERIOD = max(round(eval_epochs * per_epoch), 1)
+    logger.info(
+        f"An epoch has {per_epoch:.1f} batches of {batch}: SOLVER.MAX_ITER is"
+        f" {cfg.SOLVER.MAX_ITER}, TEST.EVAL_PERIOD {cfg.TEST.EVAL_PERIOD}."
+    )
 
 
 def _resolve_num_classes(cfg: CfgNode, keys: Sequence[str]) -> None:
@@ -219,7 +244,7 @@ def _check_output_dir(cfg: CfgNode, resume: bool, eval_only: bool) -> None:
     """Raises if OUTPUT_DIR has results that this run would overwrite."""
     folder = cfg.OUTPUT_DIR
     files = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    checkpoints = [f for f in files if re.fullmatch(r"model_(final|\d{7})\.pth", f)]
+    checkpoints = [f for f in files if re.fullmatch(r"model_(final|best|\d{7})\.pth", f)]
     if checkpoints and not (resume or eval_only):
         raise ConfigError(
             f"OUTPUT_DIR '{folder}' has the result of another run ({checkpoints[-1]}); name another"

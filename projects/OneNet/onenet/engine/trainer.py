@@ -31,8 +31,9 @@ from ..checkpoint import OneNetCheckpointer
 from ..data.loaders import TrainLoader, build_test_loader
 from ..evaluation import carries_nms, record_weights, weights_digest, without_nms
 from ..modeling.meta_arch import OneNet
-from ..utils.errors import ConfigError, DataError, WithoutTraceback
+from ..utils.errors import ConfigError, DataError, StopTraining, WithoutTraceback
 from .accumulation import AccumulatingModel, accumulate_gradients
+from .best import BestCheckpoint
 from .class_names import dataset_class_names
 from .ema import EMAHook
 from .evaluators import NMS_OFF, build_evaluator, by_dataset, check_limits, results_folder
@@ -144,6 +145,15 @@ class Trainer(DefaultTrainer):
         for i, hook in enumerate(built):
             if isinstance(hook, hooks.EvalHook):
                 built[i] = ResumableEvalHook(cfg.TEST.EVAL_PERIOD, evaluate, self._metrics_file)
+                if cfg.TEST.BEST_METRIC and cfg.DATASETS.TEST:
+                    best = BestCheckpoint(
+                        cfg.TEST.BEST_METRIC,
+                        cfg.SOLVER.PATIENCE,
+                        self.checkpointer,
+                        self._metrics_file,
+                    )
+                    built.insert(i + 1, best)
+                break
         return [*first, *built]
 
     @property
@@ -282,8 +292,16 @@ class Trainer(DefaultTrainer):
         if self.start_iter >= self.max_iter and last != "model_final.pth":
             # Interrupted between the last iteration's checkpoint and the equal model_final
             self.checkpointer.save("model_final", iteration=self.iter)
+        results = None
         with naming_faults(self.cfg.OUTPUT_DIR):
-            results = super().train()
+            try:
+                results = super().train()
+            except StopTraining:
+                logging.getLogger(__name__).info(
+                    f"{self.cfg.TEST.BEST_METRIC} has not risen for SOLVER.PATIENCE"
+                    f" ({self.cfg.SOLVER.PATIENCE}) evaluations: the training ends here."
+                )
+                self.checkpointer.save("model_final", iteration=self.iter)
         self._tell_of_skipped()
         if self.cfg.TEST.LIMITS:
             check_limits(self.cfg, self._last_eval_results)

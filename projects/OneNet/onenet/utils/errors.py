@@ -12,6 +12,7 @@ __all__ = [
     "DataError",
     "ImageError",
     "LimitError",
+    "StopTraining",
     "TrainingError",
     "WithoutTraceback",
     "exit_with_one_sentence",
@@ -34,6 +35,10 @@ class ImageError(DataError):
 
 class TrainingError(Exception):
     """A run cannot continue: NaN loss, full disk, lost worker."""
+
+
+class StopTraining(Exception):
+    """Ends the training loop before its last iteration; not an error."""
 
 
 class LimitError(Exception):
@@ -60,8 +65,10 @@ class WithoutTraceback(logging.Filter):
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Rewrites the record; drops none."""
+        """Rewrites the record; drops that of :class:`StopTraining`."""
         error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, StopTraining):
+            return False
         if isinstance(error, (ConfigError, DataError, TrainingError)):
             record.msg, record.args = f"{record.getMessage()} {_sentence(error)}", ()
             record.exc_info = record.exc_text = None
