@@ -232,7 +232,20 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def inspect(args: argparse.Namespace) -> None:
+def print_summaries(checkpoints: list[str], summaries: list[dict[str, Any]]) -> None:
+    """A column for each checkpoint."""
+    lines = [summary_lines(summary) for summary in summaries]
+    rows = [[key, *(of_model[key] for of_model in lines)] for key in lines[0]]
+    headers = ["", *(Path(path).name for path in checkpoints)]
+    print("\n" + tabulate(rows, headers=headers, disable_numparse=True))
+
+
+def load_model(args: argparse.Namespace) -> tuple[CfgNode, OneNet]:
+    """The config, and a model that is not trained.
+
+    Raises:
+        ConfigError: it is no OneNet.
+    """
     cfg = load_config(args.config_file, args.opts, eval_only=True)
     model = build_model(cfg).eval()
     if not isinstance(model, OneNet):
@@ -240,6 +253,11 @@ def inspect(args: argparse.Namespace) -> None:
             f"{args.config_file} describes a {cfg.MODEL.META_ARCHITECTURE}; only OneNet assigns"
             " one sample to each object."
         )
+    return cfg, model
+
+
+def inspect(args: argparse.Namespace) -> None:
+    cfg, model = load_model(args)
     folder = Path(args.output)
     check_writable(folder)
     images = load_inputs(cfg, args.num_images, args.image_ids)
@@ -249,7 +267,7 @@ def inspect(args: argparse.Namespace) -> None:
     checkpoints = [args.weights, *([args.other_weights] if args.other_weights else [])]
     found: list[list[list[Assignment]]] = []  # by checkpoint, then by image
     for path in checkpoints:
-        check_class_names(cfg, path, trained_class_names(path, load_weights(model, path)))
+        check_class_names(cfg, path, trained_class_names(cfg, path, load_weights(model, path)))
         found.append([inspect_assignment(model, inputs) for inputs in images])
     moves = [compare_assignments(*pair) for pair in zip(*found, strict=True)] if found[1:] else []
     summaries = [summarize_assignments([a for image in of for a in image]) for of in found]
@@ -288,10 +306,7 @@ def inspect(args: argparse.Namespace) -> None:
         report["moves_summary"] = summarize_moves([m for image in moves for m in image])
         print(f"\nMoved from {args.weights} to {args.other_weights}\n")
         print_moves(ids, moves)
-    lines = [summary_lines(summary) for summary in summaries]
-    rows = [[key, *(of_model[key] for of_model in lines)] for key in lines[0]]
-    headers = ["", *(Path(path).name for path in checkpoints)]
-    print("\n" + tabulate(rows, headers=headers, disable_numparse=True))
+    print_summaries(checkpoints, summaries)
     if moves:
         print("\n" + moves_line(report["moves_summary"]))
     (folder / "assignments.json").write_text(json.dumps(finite(report), indent=1, allow_nan=False))

@@ -57,8 +57,9 @@ def train(cfg: DictConfig, model: nn.Module, resume: bool) -> None:
         all_hooks.append(hooks.PeriodicWriter(writers, period=cfg.train.log_period))
     trainer.register_hooks(all_hooks)
 
-    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     resumed = resume and checkpointer.has_checkpoint()
+    checkpointer.exact = resumed
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     trainer.train(trainer.iter + 1 if resumed else 0, cfg.train.max_iter)
 
 

@@ -290,6 +290,8 @@ def test_test_images_that_are_trained_on_are_counted(cfg, tmp_path: Path, caplog
         ({"bbox": None}, "None"),
         ({"bbox_mode": BoxMode.XYWH_REL}, "XYWH_REL"),
         ({"category_id": 1}, "of class 1; .* classes are 0 to 0"),
+        ({"category_id": "0"}, "of class '0'"),
+        ({"category_id": None}, "of class None"),
     ],
 )
 def test_records_of_a_program(cfg, annotation: dict, what: str) -> None:
@@ -304,5 +306,29 @@ def test_records_of_a_program(cfg, annotation: dict, what: str) -> None:
         content = {**whole, **annotation}
         with pytest.raises(DataError, match=rf"^a\.png has an object .*{what}"):
             TrainLoader(cfg)
+        with pytest.raises(DataError, match=rf"^a\.png has an object .*{what}"):
+            build_test_loader(cfg, "of_a_program")
+    finally:
+        DatasetCatalog.remove("of_a_program")
+
+
+@pytest.mark.parametrize(
+    ("records", "what"),
+    [
+        ([], "has no images|No image of"),
+        ([{"image_id": 1, "height": 2, "width": 2, "annotations": []}], "no 'file_name'|No image"),
+        ([{"file_name": "a.png", "image_id": 1, "annotations": None}], "No image of"),
+    ],
+)
+def test_sets_of_a_program(cfg, records: list[dict], what: str) -> None:
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+    DatasetCatalog.register("of_a_program", lambda: records)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("of_a_program",), ()
+    try:
+        with pytest.raises(DataError, match=what):
+            TrainLoader(cfg)
+        if "file_name" not in "".join(key for record in records for key in record):
+            with pytest.raises(DataError, match=what):
+                build_test_loader(cfg, "of_a_program")
     finally:
         DatasetCatalog.remove("of_a_program")

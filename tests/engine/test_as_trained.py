@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 import urllib.error
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.modeling import build_model
 from tiny_runs import CONFIG, TINY
 
@@ -160,6 +163,37 @@ def test_an_older_checkpoint_has_the_classes_of_its_run(run, error, changed, tmp
     assert "['odd', 'even']" in message and "['even', 'odd']" in message
 
 
+def test_an_evaluation_in_the_runs_own_folder_keeps_its_config(
+    run, start, error, data_opts, changed
+) -> None:
+    forget_names(run)
+    before = (run / "config.yaml").read_bytes()
+    here = evaluated(run, "OUTPUT_DIR", str(run))
+    start(*here, *data_opts[4:])
+    assert (run / "config.yaml").read_bytes() == before
+    shutil.rmtree(run / "inference")
+    message = error(*here, *changed("TEST", SWAPPED))
+    assert "['odd', 'even']" in message and "['even', 'odd']" in message
+    assert (run / "config.yaml").read_bytes() == before
+
+
+def test_classes_of_a_set_that_tells_them_when_loaded(run, error, coco_set, changed) -> None:
+    """As one of Detectron2's register_coco_instances."""
+    _, path, _, folder = changed("TEST", SWAPPED)
+    register_coco_instances("tells_late", {}, path, folder)
+    register_coco_instances("of_training", {}, *map(str, coco_set))
+    try:
+        words = evaluated(run, "OUTPUT_DIR", str(run.parent / "out"), "DATASETS.TRAIN", "()")
+        message = error(*words, "DATASETS.TEST", "('tells_late',)")
+        assert "['odd', 'even']" in message and "['even', 'odd']" in message
+        sets = ["DATASETS.TRAIN", "('of_training',)", "DATASETS.TEST", "('tells_late',)"]
+        assert "differ in their classes" in error(*sets, "OUTPUT_DIR", "none")
+    finally:
+        for name in ("tells_late", "of_training"):
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+
+
 def test_unknown_classes_are_a_warning(run, start, data_opts, tmp_path, caplog) -> None:
     forget_names(run)
     (run / "config.yaml").unlink()
@@ -247,6 +281,23 @@ def test_resuming_with_another_model_or_solver(
     assert what in error(*words, *opts)
 
 
+def test_resuming_with_other_settings_of_the_optimizer(run, start, data_opts) -> None:
+    words = ["--resume", "SOLVER.MAX_ITER", "3", "OUTPUT_DIR", str(run), *data_opts]
+    start(*words, "SOLVER.WEIGHT_DECAY", "0.5")
+    groups = read_checkpoint(str(run / "model_final.pth"))["trainer"]["_trainer"]["optimizer"]
+    assert max(group["weight_decay"] for group in groups["param_groups"]) == 0.5
+    assert "goes on with weight_decay 0.5" in (run / "log.txt").read_text()
+
+
+def test_a_checkpoint_without_an_optimizer(run, error, data_opts) -> None:
+    path = run / "model_final.pth"
+    content = torch.load(path, weights_only=True)
+    content["trainer"] = {"iteration": 1}
+    torch.save(content, path)
+    words = ["--resume", "SOLVER.MAX_ITER", "4", "OUTPUT_DIR", str(run), *data_opts]
+    assert "is missing, or of other parameters" in error(*words)
+
+
 def test_moments_of_another_shape(run, error, data_opts) -> None:
     path = run / "model_final.pth"
     content = torch.load(path, weights_only=True)
@@ -263,6 +314,8 @@ def test_a_result_is_not_overwritten_by_another_training(run, error, data_opts) 
     message = error(*words)
     assert "model_final.pth" in message and "--resume" in message
     assert files(run) == before
+    (run / "last_checkpoint").unlink()
+    assert "write the name of one" in error("--resume", *words)
 
 
 def test_a_result_is_not_overwritten_by_another_evaluation(
@@ -275,6 +328,8 @@ def test_a_result_is_not_overwritten_by_another_evaluation(
     assert data_opts[5] in message and other[1] in message and "inference" in message
     assert files(run) == before
     start(*words, *data_opts[4:])  # the same set again
+    relative = [os.path.relpath(word) if "/" in word else word for word in data_opts[4:]]
+    start(*words, *relative)
 
     shutil.move(run / "inference", run / "kept")
     start(*words, *other)
@@ -306,6 +361,10 @@ def no_data() -> list[str]:
         ("DATALOADER.NUM_WORKERS", "-1"),
         ("INPUT.MIN_SIZE_TRAIN", "()"),
         ("INPUT.MIN_SIZE_TRAIN", "(0,)"),
+        ("INPUT.MIN_SIZE_TRAIN", "('a',)"),
+        ("SOLVER.WEIGHT_DECAY", "-1.0"),
+        ("DATALOADER.SAMPLER_TRAIN", "WeightedTrainingSampler"),
+        ("TEST.AUG.ENABLED", "True"),
         ("INPUT.MAX_SIZE_TEST", "0"),
         ("MODEL.RESNETS.DEPTH", "19"),
         ("MODEL.DEVICE", "gpu"),
@@ -322,6 +381,18 @@ def test_values_that_no_run_can_have(key: str, value: str) -> None:
     value_seen = re.escape(value.strip("()[]"))
     with pytest.raises(ConfigError, match=rf"{key} is \W*{value_seen}.*(give|set|choose)"):
         load_config(CONFIG, ["MODEL.ONENET.NUM_CLASSES", "2", *no_data(), key, value])
+
+
+def test_a_range_of_sizes_has_two_ends() -> None:
+    opts = ["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "INPUT.MIN_SIZE_TRAIN", "(64, 80, 96)"]
+    with pytest.raises(ConfigError, match="give two sizes"):
+        load_config(CONFIG, ["MODEL.ONENET.NUM_CLASSES", "2", *no_data(), *opts])
+
+
+def test_frozen_layers_without_weights_are_told(start, data_opts, tmp_path) -> None:
+    words = [*data_opts[:4], "SOLVER.MAX_ITER", "1", "MODEL.BACKBONE.FREEZE_AT", "2"]
+    start(*words, "OUTPUT_DIR", str(tmp_path / "out"))
+    assert "they stay random" in (tmp_path / "out" / "log.txt").read_text()
 
 
 def test_a_warm_up_longer_than_the_training_is_told(caplog) -> None:

@@ -105,7 +105,7 @@ class Predictor:
         if not weights:
             raise ConfigError("Name a checkpoint with --weights, or as MODEL.WEIGHTS.")
         self.model = build_model(without_pretrained(cfg)).eval()
-        names = trained_class_names(weights, load_weights(self.model, weights))
+        names = trained_class_names(cfg, weights, load_weights(self.model, weights))
         self._is_bgr = cfg.INPUT.FORMAT == "BGR"
         self._augmentations = T.AugmentationList(build_augmentation(cfg, is_train=False))
         names = names or dataset_class_names([*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN])

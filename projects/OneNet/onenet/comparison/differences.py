@@ -60,8 +60,12 @@ def differences(detectors: Sequence[dict[str, Any]]) -> list[str]:
     sentences = []
     for key, what in _EVALUATED.items():
         values = [evaluated_values([detector], key) for detector in detectors]
+        # An earlier commit's results may not have the key
+        known = {name: found for name, found in zip(names, values, strict=True) if found}
         # The seeds of each detector may differ in the same way
-        sentences.append(_sentence(what, names, values, any(len(found) > 1 for found in values)))
+        differ = any(len(found) > 1 for found in known.values())
+        if known:
+            sentences.append(_sentence(what, list(known), list(known.values()), differ))
     sentences += [told(key, what) for key, what in _EQUAL_KEYS.items()]
     # Keys that only some have belong to the backbone, which is compared above
     common = set.intersection(*(set(detector["settings"]) for detector in detectors))

@@ -26,6 +26,9 @@ _LOWEST = {  # values below end in an error later, or in a run without a result
     "SOLVER.IMS_PER_BATCH": 1,
     "SOLVER.CHECKPOINT_PERIOD": 1,
     "SOLVER.REFERENCE_BATCH": 0,
+    "SOLVER.WARMUP_ITERS": 0,
+    "SOLVER.WEIGHT_DECAY": 0,
+    "SOLVER.MOMENTUM": 0,
     "SOLVER.BACKBONE_LR_FACTOR": 0,
     "SOLVER.EPOCHS": 0,
     "SOLVER.PATIENCE": 0,
@@ -48,10 +51,9 @@ _CHOICES = {  # what Detectron2 looks up, or compares with, in the middle of a r
         "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR",
     ),
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
-    "DATALOADER.SAMPLER_TRAIN": (
-        "TrainingSampler", "RepeatFactorTrainingSampler", "WeightedTrainingSampler",
-        "RandomSubsetTrainingSampler", "WeightedCategoryTrainingSampler",
-    ),
+    # The others need keys that Detectron2's config does not have
+    "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler", "RepeatFactorTrainingSampler"),
+    "TEST.AUG.ENABLED": (False,),  # of R-CNN alone
 }  # fmt: skip
 _RESNET_DEPTHS = (18, 34, 50, 101, 152)
 
@@ -98,13 +100,18 @@ def check_keys(cfg: CfgNode) -> None:
     """
     for key, choices in _CHOICES.items():
         if (value := _value(cfg, key)) not in choices:
-            raise ConfigError(f"{key} is '{value}'; choose one of {', '.join(choices)}.")
+            raise ConfigError(f"{key} is '{value}'; choose one of {', '.join(map(str, choices))}.")
     for key, lowest in _LOWEST.items():
         if not (value := _value(cfg, key)) >= lowest:  # nan, too
             raise ConfigError(f"{key} is {value}; give {lowest} or more.")
-    sizes = cfg.INPUT.MIN_SIZE_TRAIN
-    if not sizes or min(sizes) < 1:
+    sizes, sampling = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+    if not sizes or not all(map(_is_finite, sizes)) or min(sizes) < 1:
         raise ConfigError(f"INPUT.MIN_SIZE_TRAIN is {sizes}; give sizes in pixels, as (640, 800).")
+    if sampling == "range" and len(sizes) != 2:
+        raise ConfigError(
+            f"INPUT.MIN_SIZE_TRAIN is {sizes}; give two sizes, the ends of the range, for"
+            " INPUT.MIN_SIZE_TRAIN_SAMPLING range."
+        )
     try:
         torch.device(cfg.MODEL.DEVICE)
     except RuntimeError as error:
@@ -142,8 +149,9 @@ def _check_pixels(cfg: CfgNode) -> None:
     """Checks the normalisation of the input."""
     for key in ("PIXEL_MEAN", "PIXEL_STD"):
         values = list(cfg.MODEL[key])
-        if len(values) != 3 or (key == "PIXEL_STD" and not all(values)):
-            raise ConfigError(f"MODEL.{key} is {values}; give three numbers, of PIXEL_STD none 0.")
+        are_numbers = len(values) == 3 and all(map(_is_finite, values))
+        if not are_numbers or (key == "PIXEL_STD" and min(values) <= 0):
+            raise ConfigError(f"MODEL.{key} is {values}; give three numbers, PIXEL_STD's above 0.")
 
 
 def _check_resnet(cfg: CfgNode) -> None:
@@ -170,7 +178,7 @@ def _check_solver(cfg: CfgNode) -> None:
     if not cfg.SOLVER.BASE_LR > 0:
         raise ConfigError(f"SOLVER.BASE_LR is {cfg.SOLVER.BASE_LR}; give a number above 0.")
     steps = list(cfg.SOLVER.STEPS)
-    if steps != sorted(steps):
+    if not all(map(_is_finite, steps)) or steps != sorted(steps):
         raise ConfigError(f"SOLVER.STEPS is {steps}; give the iterations in rising order.")
     if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:
         logger.warning(

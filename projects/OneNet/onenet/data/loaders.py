@@ -213,7 +213,7 @@ def load_records(cfg: CfgNode) -> list[dict[str, Any]]:
             cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
         )
     except AssertionError as error:
-        if "No valid data" not in str(error):
+        if not any(words in str(error) for words in ("No valid data", "is empty")):
             raise
         records = []
     if not has_objects(records):
@@ -274,12 +274,21 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader | _WithoutB
     Args:
         cfg: the config.
         dataset_name: a registered dataset.
+
+    Raises:
+        DataError: it has no images, or an object without a valid box or class.
     """
     mapper: Mapper = OneNetDatasetMapper(cfg, is_train=False)
     skips = cfg.INPUT.ON_BAD_IMAGE == "skip"
     if skips:
         mapper = functools.partial(_or_skipped, mapper)
-    parts = build_detection_test_loader.from_config(cfg, dataset_name, mapper=mapper)
+    try:
+        parts = build_detection_test_loader.from_config(cfg, dataset_name, mapper=mapper)
+    except AssertionError as error:
+        if "is empty" not in str(error):
+            raise
+        raise DataError(f"The dataset '{dataset_name}' has no images; add some.") from error
+    check_annotations(parts["dataset"], cfg)
     warn_of_records(parts["dataset"], cfg, [dataset_name])
     loader = build_detection_test_loader(**parts)
     return _WithoutBroken(loader) if skips else loader

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import reprlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ def has_objects(records: Iterable[dict[str, Any]]) -> bool:
 
 
 def _num_objects(record: dict[str, Any]) -> int:
-    return sum(not annotation.get("iscrowd", 0) for annotation in record.get("annotations", ()))
+    return sum(not annotation.get("iscrowd", 0) for annotation in record.get("annotations") or ())
 
 
 def check_annotations(records: Iterable[dict[str, Any]], cfg: CfgNode) -> None:
@@ -37,13 +38,15 @@ def check_annotations(records: Iterable[dict[str, Any]], cfg: CfgNode) -> None:
     A class out of range would address another sample's logit.
 
     Raises:
-        DataError: an object has no box of four finite numbers, no mode of it, or no class below
-            NUM_CLASSES.
+        DataError: an image has no file name; or an object has no box of four finite numbers, no
+            mode of it, or no class below NUM_CLASSES.
     """
     node = num_classes_node(cfg)
     count = cfg.MODEL[node].NUM_CLASSES if node is not None else 0
     for record in records:
-        for annotation in record.get("annotations", ()):
+        if not isinstance(record.get("file_name"), str):
+            raise DataError(f"A record has no 'file_name': {reprlib.repr(record)}; add it.")
+        for annotation in record.get("annotations") or ():
             name = f"{record['file_name']} has an object"
             box, mode = annotation.get("bbox"), annotation.get("bbox_mode")
             if mode not in _MODES or not _is_box(box):
@@ -51,9 +54,11 @@ def check_annotations(records: Iterable[dict[str, Any]], cfg: CfgNode) -> None:
                     f"{name} with 'bbox' {box!r} and 'bbox_mode' {mode!r}: give four finite numbers"
                     " in pixels, and BoxMode.XYXY_ABS or XYWH_ABS."
                 )
-            if count and not 0 <= annotation["category_id"] < count:
+            category = annotation.get("category_id")
+            is_index = isinstance(category, (int, np.integer))
+            if not is_index or (count and not 0 <= category < count):
                 raise DataError(
-                    f"{name} of class {annotation['category_id']};"
+                    f"{name} of class {category!r};"
                     f" MODEL.{node}.NUM_CLASSES is {count}, so classes are 0 to {count - 1}. Mend"
                     " 'category_id' of the dataset's records, or the key."
                 )
@@ -96,7 +101,7 @@ def warn_of_training_set(records: Iterable[dict[str, Any]], cfg: CfgNode) -> Non
         records: of DATASETS.TRAIN.
         cfg: the config; DATASETS.TEST is loaded.
     """
-    used = {a["category_id"] for r in records for a in r.get("annotations", ())}
+    used = {a["category_id"] for r in records for a in r.get("annotations") or ()}
     for dataset in cfg.DATASETS.TRAIN[:1]:  # all have the same classes
         class_names = MetadataCatalog.get(dataset).get("thing_classes") or []
         if unused := [name for i, name in enumerate(class_names) if i not in used]:
@@ -124,7 +129,7 @@ def _num_repeats(record: dict[str, Any]) -> int:
     """Number of objects with the box and class of an earlier one."""
     objects = [
         (annotation["category_id"], *annotation["bbox"])
-        for annotation in record.get("annotations", ())
+        for annotation in record.get("annotations") or ()
         if not annotation.get("iscrowd", 0)
     ]
     return len(objects) - len(set(objects))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ..data.coco_json import json_class_names
 from ..utils.errors import ConfigError, DataError
 from ..utils.files import read_yaml
+from ..utils.registry import num_classes_node
 
 __all__ = ["check_class_names", "dataset_class_names", "trained_class_names"]
 
@@ -19,26 +21,42 @@ logger = logging.getLogger(__name__)
 
 
 def dataset_class_names(names: Sequence[str]) -> list[str] | None:
-    """Class names of the first of some datasets that is registered and has some."""
+    """Class names of the first of some datasets that is registered and has some.
+
+    Detectron2's ``register_coco_instances`` gives them only when the set is loaded.
+    """
     for name in names:
-        if name in DatasetCatalog and (found := MetadataCatalog.get(name).get("thing_classes")):
+        if name not in DatasetCatalog:
+            continue
+        metadata = MetadataCatalog.get(name)
+        if metadata.get("thing_classes") is None:
+            with contextlib.suppress(OSError, ValueError):  # absent
+                DatasetCatalog.get(name)
+        if found := metadata.get("thing_classes"):
             return list(found)
     return None
 
 
-def trained_class_names(weights: str, stored: list[str] | None) -> list[str] | None:
+def trained_class_names(cfg: CfgNode, weights: str, stored: list[str] | None) -> list[str] | None:
     """Class names of a checkpoint, in the order of the model's classes.
 
     Args:
+        cfg: of the model.
         weights: path of the checkpoint.
         stored: the names in it.
 
     Returns:
         ``stored``; for a checkpoint without names, those of the training set in the ``config.yaml``
-        beside it; None if that is unknown.
+        beside it; None if these are unknown or of another number.
     """
     if stored is not None:
         return stored
+    names, node = _names_of_run(weights), num_classes_node(cfg)
+    fits = node is not None and names is not None and len(names) == cfg.MODEL[node].NUM_CLASSES
+    return names if fits else None
+
+
+def _names_of_run(weights: str) -> list[str] | None:
     path = os.path.join(os.path.dirname(weights), "config.yaml")
     if not os.path.isfile(path):
         return None
@@ -68,12 +86,11 @@ def check_class_names(cfg: CfgNode, weights: str, names: Sequence[str] | None) -
     """
     for dataset in cfg.DATASETS.TEST:
         found = dataset_class_names([dataset])
-        if found is None:
-            continue
-        if names is None:
+        if found is None or names is None:
+            without = dataset if found is None else weights
             logger.warning(
-                f"{weights} does not have the names of its classes: that they are those of"
-                f" {dataset}, in this order, is not checked ({', '.join(found)})."
+                f"{without} does not have the names of its classes: that those of {weights} are"
+                f" those of {dataset}, in the same order, is not checked."
             )
         elif list(names) != found:
             raise ConfigError(

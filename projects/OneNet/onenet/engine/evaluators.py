@@ -12,6 +12,7 @@ from detectron2.utils import comm
 
 from ..evaluation import CrowdHumanEvaluator, EndToEndEvaluator, UncachedCOCOEvaluator
 from ..utils.errors import ConfigError, DataError, LimitError
+from ..utils.files import read_json, write_json
 
 __all__ = [
     "NMS_OFF",
@@ -19,11 +20,16 @@ __all__ = [
     "by_dataset",
     "check_evaluator",
     "check_limits",
+    "dataset_identity",
+    "note_dataset",
+    "noted_dataset",
     "results_folder",
 ]
 
 NMS_OFF = os.path.join("inference", "nms_off")
 """Folder below OUTPUT_DIR for the evaluation of a detector with its NMS off."""
+
+_NOTE = "dataset.json"
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, folder: str = "inference") -> DatasetEvaluator:
@@ -107,6 +113,28 @@ def results_folder(cfg: CfgNode, dataset_name: str, folder: str = "inference") -
         # The name of a COCO json has two paths
         output_dir = os.path.join(output_dir, re.sub(r"[^\w.-]+", "_", dataset_name).strip("_"))
     return output_dir
+
+
+def dataset_identity(cfg: CfgNode, dataset_name: str) -> str:
+    """What tells a test dataset from others: real paths of DATASETS.TEST_JSON, else its name."""
+    paths = (cfg.DATASETS.TEST_JSON, cfg.DATASETS.TEST_IMAGE_ROOT)
+    return " ".join(map(os.path.realpath, paths)) if paths[0] else dataset_name
+
+
+def note_dataset(cfg: CfgNode, dataset_name: str) -> None:
+    """Notes in a dataset's results folder what they are of."""
+    path = os.path.join(results_folder(cfg, dataset_name), _NOTE)
+    write_json(path, {"dataset": dataset_identity(cfg, dataset_name)})
+
+
+def noted_dataset(cfg: CfgNode, dataset_name: str) -> str | None:
+    """The note of :func:`note_dataset` in the folder that this dataset's results will have."""
+    path = os.path.join(results_folder(cfg, dataset_name), _NOTE)
+    try:
+        content = read_json(path, 2**20)
+    except DataError:  # none, or a damaged one
+        return None
+    return content.get("dataset") if isinstance(content, dict) else None
 
 
 def by_dataset(cfg: CfgNode, results: dict) -> dict[str, dict]:

@@ -59,20 +59,37 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
         ) from error
 
 
-def check_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def group_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Settings of each parameter group, such as weight_decay, without the learning rate."""
+    rates = ("params", "lr", "initial_lr")
+    return [{k: v for k, v in g.items() if k not in rates} for g in optimizer.param_groups]
+
+
+def set_group_settings(
+    optimizer: torch.optim.Optimizer, settings: list[dict[str, Any]]
+) -> list[str]:
+    """Sets the result of :func:`group_settings`; returns what changed, as "name value"."""
+    changed = {}
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        changed.update({k: v for k, v in own.items() if group.get(k) != v})
+        group.update(own)
+    return [f"{name} {value}" for name, value in changed.items()]
+
+
+def check_optimizer_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
     """Checks a saved state against the optimizer's parameters, as torch does not.
 
     A fused step writes out of bounds where a moment has fewer values than its parameter.
 
     Args:
         optimizer: of the model.
-        state: a ``state_dict`` of the same type of optimizer, not yet loaded.
+        state: a ``state_dict``, not yet loaded; None for none.
 
     Raises:
-        ConfigError: type, parameter groups or shapes differ.
+        ConfigError: there is none; or type, parameter groups or shapes differ.
     """
-    own, saved = optimizer.param_groups, state["param_groups"]
-    same_type = ("betas" in own[0]) == ("betas" in saved[0])
+    own, saved = optimizer.param_groups, state["param_groups"] if state else []
+    same_type = bool(saved) and ("betas" in own[0]) == ("betas" in saved[0])
     fits = same_type and [len(g["params"]) for g in own] == [len(g["params"]) for g in saved]
     if fits:
         parameters = [p for group in own for p in group["params"]]
@@ -85,9 +102,9 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any
         )
     if not fits:
         raise ConfigError(
-            "--resume: the optimizer's state in the checkpoint is of other parameters than the"
-            " config's model and SOLVER have; give the config of the run, or start a new run with"
-            " another OUTPUT_DIR, and the checkpoint as MODEL.WEIGHTS."
+            "--resume: the optimizer's state in the checkpoint is missing, or of other parameters"
+            " than the config's model and SOLVER have; give the config of the run, or start a new"
+            " run with another OUTPUT_DIR, and the checkpoint as MODEL.WEIGHTS."
         )
 
 

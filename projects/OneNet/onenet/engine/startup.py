@@ -31,10 +31,10 @@ from ..modeling.heads import ONENET_HEAD_REGISTRY
 from ..modeling.matcher import ONENET_MATCHER_REGISTRY
 from ..modeling.rescoring import build_rescoring
 from ..utils.errors import ConfigError
-from ..utils.files import read_yaml
+from ..utils.files import write_whole
 from ..utils.registry import get_registered, num_classes_node
-from .class_names import check_class_names, trained_class_names
-from .evaluators import check_evaluator
+from .class_names import check_class_names, dataset_class_names, trained_class_names
+from .evaluators import check_evaluator, dataset_identity, noted_dataset, results_folder
 from .faults import naming_faults, tell_once_of_lost_logs
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ def _resolve_num_classes(cfg: CfgNode, keys: Sequence[str]) -> None:
     """Replaces a NUM_CLASSES of 0 by that of the data; checks that all datasets agree with it."""
     names = [name for key in keys for name in cfg.DATASETS[key]]
     # All are registered, but not all have class names
-    datasets = [name for name in names if MetadataCatalog.get(name).get("thing_classes")]
+    datasets = [name for name in names if dataset_class_names([name])]
     for name in datasets:
         check_same_classes(datasets[0], name)
     node = num_classes_node(cfg)
@@ -194,11 +194,14 @@ def setup(args: argparse.Namespace) -> CfgNode:
             f"OUTPUT_DIR: the folder '{cfg.OUTPUT_DIR}' cannot be made ({error.strerror}); name"
             " another one, or see to what is in its way."
         ) from error
+    kept = _config_of_training(cfg) if args.eval_only else None
     # tell_once_of_lost_logs reports log files that cannot be written
     before, logging.raiseExceptions = logging.raiseExceptions, False
     try:
         with naming_faults(cfg.OUTPUT_DIR):
             default_setup(cfg, args)
+            if kept is not None and comm.is_main_process():
+                write_whole(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), kept)
             setup_logger(
                 cfg.OUTPUT_DIR,
                 distributed_rank=comm.get_rank(),
@@ -234,9 +237,11 @@ def load_for_evaluation(cfg: CfgNode, model: nn.Module, resume: bool = False) ->
         ConfigError: the weights do not fit, or are of other classes.
     """
     weights = (last_checkpoint(cfg) if resume else "") or cfg.MODEL.WEIGHTS
+    if weights != cfg.MODEL.WEIGHTS:
+        logger.warning(f"--resume: this evaluates {weights}, not MODEL.WEIGHTS.")
     checkpointer = OneNetCheckpointer(model, exact=True, input_format=cfg.INPUT.FORMAT)
     checkpointer.load(weights, checkpointables=[])
-    names = trained_class_names(weights, checkpointer.loaded_class_names)
+    names = trained_class_names(cfg, weights, checkpointer.loaded_class_names)
     check_class_names(cfg, weights, names)
 
 
@@ -250,27 +255,29 @@ def _check_output_dir(cfg: CfgNode, resume: bool, eval_only: bool) -> None:
             f"OUTPUT_DIR '{folder}' has the result of another run ({checkpoints[-1]}); name another"
             " OUTPUT_DIR, delete this one, or go on with that run by --resume."
         )
-    before = _evaluated_before(folder)
-    if len(before) == len(cfg.DATASETS.TEST) == 1 and before != list(cfg.DATASETS.TEST):
+    # A single one, and no note of it, is what a kill while the first was saved leaves
+    if len(checkpoints) > 1 and resume and not eval_only and not last_checkpoint(cfg):
         raise ConfigError(
-            f"OUTPUT_DIR '{folder}' has the evaluation on '{before[0]}' in its folder inference,"
-            f" which that on '{cfg.DATASETS.TEST[0]}' would overwrite; name another OUTPUT_DIR, or"
-            " move the folder inference."
+            f"--resume: OUTPUT_DIR '{folder}' has checkpoints, but no file last_checkpoint, so that"
+            " the run would start anew and overwrite them; write the name of one into that file, or"
+            " name another OUTPUT_DIR."
         )
+    for name in cfg.DATASETS.TEST:
+        before = noted_dataset(cfg, name)
+        if before not in (None, dataset_identity(cfg, name)):
+            raise ConfigError(
+                f"{results_folder(cfg, name)} has the evaluation on '{before}', which that on"
+                f" '{name}' would overwrite; move that folder, or name another OUTPUT_DIR."
+            )
 
 
-def _evaluated_before(folder: str) -> list[str]:
-    """The test datasets of the last run in a folder that has its evaluation; [] if unknown."""
-    config = os.path.join(folder, "config.yaml")
-    if not os.path.isfile(config) or not os.path.isdir(os.path.join(folder, "inference")):
-        return []
+def _config_of_training(cfg: CfgNode) -> bytes | None:
+    """OUTPUT_DIR's ``config.yaml``, which tells what was trained; None if there is none."""
     try:
-        content = read_yaml(config)
-    except ConfigError:  # damaged
-        return []
-    datasets = content.get("DATASETS") if isinstance(content, dict) else None
-    names = datasets.get("TEST") if isinstance(datasets, dict) else None
-    return [str(name) for name in names] if isinstance(names, list) else []
+        with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "rb") as file:
+            return file.read()
+    except OSError:
+        return None
 
 
 def _check_weights(cfg: CfgNode, resume: bool, eval_only: bool = False) -> None:
@@ -279,8 +286,8 @@ def _check_weights(cfg: CfgNode, resume: bool, eval_only: bool = False) -> None:
         if not os.path.isfile(last):
             raise ConfigError(
                 f"--resume: {os.path.join(cfg.OUTPUT_DIR, 'last_checkpoint')} names '{last}', and"
-                " there is no such file; write the name of another checkpoint into it, or delete"
-                " it to start anew."
+                " there is no such file; write the name of another checkpoint into it, or start"
+                " anew in another OUTPUT_DIR."
             )
         return  # MODEL.WEIGHTS is not used
     if weights.startswith("torchvision://"):

@@ -36,10 +36,22 @@ from .accumulation import AccumulatingModel, accumulate_gradients
 from .best import BestCheckpoint
 from .class_names import dataset_class_names
 from .ema import EMAHook
-from .evaluators import NMS_OFF, build_evaluator, by_dataset, check_limits, results_folder
+from .evaluators import (
+    NMS_OFF,
+    build_evaluator,
+    by_dataset,
+    check_limits,
+    note_dataset,
+    results_folder,
+)
 from .faults import LossGuard, NamedWriter, naming_faults
 from .resume import ResumableData, ResumableEvalHook, cut_metrics, share_buffers
-from .solver import build_optimizer, check_optimizer_state
+from .solver import (
+    build_optimizer,
+    check_optimizer_state,
+    group_settings,
+    set_group_settings,
+)
 from .startup import last_checkpoint
 from .training_pictures import TrainingPictures
 
@@ -163,18 +175,26 @@ class Trainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """See Detectron2's. With SOLVER.EMA_DECAY the average starts from the loaded weights.
 
-        A resumed run uses the config's BASE_LR, not the checkpoint's.
+        A resumed run uses the config's BASE_LR and other settings of the optimizer, not the
+        checkpoint's.
 
         Raises:
             ConfigError: the weights do not fit; or the checkpoint to resume from is of another
                 model, optimizer or other classes.
         """
         base_lrs = list(self.scheduler.base_lrs)
+        settings = group_settings(self._trainer.optimizer)
         last = last_checkpoint(self.cfg) if resume else ""
         self.checkpointer.exact = bool(last)
         super().resume_or_load(resume)
         if last:
             self._check_same_classes(last)
+            if changed := set_group_settings(self._trainer.optimizer, settings):
+                logging.getLogger(__name__).info(
+                    f"The config's SOLVER differs from before: goes on with {', '.join(changed)}."
+                )
+        elif not self.cfg.MODEL.WEIGHTS:
+            self._warn_of_frozen()
         self._is_resumed = resume
         if self.scheduler.base_lrs != base_lrs:  # those of the checkpoint
             self.scheduler.base_lrs = base_lrs
@@ -192,20 +212,35 @@ class Trainer(DefaultTrainer):
             self.checkpointer.loaded_class_names,
             dataset_class_names(self.cfg.DATASETS.TRAIN),
         )
-        if before is not None and now is not None and before != now:
+        if before is None:
+            logging.getLogger(__name__).warning(
+                f"{checkpoint} does not have the names of its classes: that the training data has"
+                " the same is not checked."
+            )
+        elif now is not None and before != now:
             raise ConfigError(
                 f"--resume: {checkpoint} is of the classes {before}, but the training data has"
                 f" {now}; start a new run with another OUTPUT_DIR, and the checkpoint as"
                 " MODEL.WEIGHTS."
             )
 
+    def _warn_of_frozen(self) -> None:
+        pretrained = self.cfg.MODEL.TIMM.PRETRAINED and "timm" in self.cfg.MODEL.BACKBONE.NAME
+        frozen = [name for name, p in self.model.named_parameters() if not p.requires_grad]
+        if frozen and not pretrained:
+            logging.getLogger(__name__).warning(
+                f"MODEL.WEIGHTS is empty, but {len(frozen)} weights are frozen, the first is"
+                f" {frozen[0]}: they stay random; set MODEL.BACKBONE.FREEZE_AT to 0."
+            )
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See Detectron2's.
 
         Raises:
-            ConfigError: the optimizer's state is not of this model.
+            ConfigError: the optimizer's state is missing, or not of this model.
         """
-        check_optimizer_state(self._trainer.optimizer, state_dict["_trainer"]["optimizer"])
+        state = state_dict.get("_trainer", {}).get("optimizer")
+        check_optimizer_state(self._trainer.optimizer, state)
         super().load_state_dict(state_dict)
 
     @classmethod
@@ -256,6 +291,9 @@ class Trainer(DefaultTrainer):
         """
         with naming_faults(cfg.OUTPUT_DIR):
             results = super().test(cfg, model, evaluators)
+            if evaluators is None and comm.is_main_process():
+                for name in cfg.DATASETS.TEST:
+                    note_dataset(cfg, name)
             if evaluators is not None or not cfg.TEST.END_TO_END.ENABLED or not cfg.DATASETS.TEST:
                 return results
             if comm.is_main_process():

@@ -82,7 +82,7 @@ class Detector:
         if channel_order not in ("BGR", "RGB"):
             raise ValueError(f"channel_order is {channel_order!r}: give 'BGR' or 'RGB'.")
         self._arguments = {
-            "model": model,
+            "model": os.path.abspath(model),  # for processes in other folders
             "threshold": threshold,
             "providers": providers,
             "channel_order": channel_order,
