@@ -11,6 +11,7 @@ from urllib.parse import urlparse
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.file_io import Detectron2Handler
 from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
@@ -132,9 +133,11 @@ class OneNetCheckpointer(DetectionCheckpointer):
         except OSError as error:
             if not urlparse(path).scheme:
                 raise
+            zoo = Detectron2Handler
+            url = path.replace(zoo.PREFIX, zoo.S3_DETECTRON2_PREFIX, 1)
             raise ConfigError(
                 f"MODEL.WEIGHTS: {path} cannot be downloaded ({getattr(error, 'reason', error)});"
-                " download it on a machine that can, and give its path as MODEL.WEIGHTS."
+                f" download {url} on a machine that can, and give its path as MODEL.WEIGHTS."
             ) from error
         finally:
             self._parsed_url_during_load = None  # not reset by Detectron2 on errors
@@ -200,6 +203,7 @@ class OneNetCheckpointer(DetectionCheckpointer):
             loaded = set(self.model.state_dict()) - set(keys.missing_keys)
             _check_anything_fits(names, any(not name.endswith(_STATISTICS) for name in loaded))
             return keys
+        self._convert_ndarray_to_tensor(checkpoint["model"])
         try:
             self.conversion = convert_foreign(checkpoint["model"], self.model, self._input_format)
         except ConfigError as error:
@@ -207,6 +211,7 @@ class OneNetCheckpointer(DetectionCheckpointer):
         if self.conversion is None:
             return self._load_exactly_named(checkpoint)
         checkpoint["model"] = dict(self.conversion.state)
+        checkpoint.setdefault(_CLASS_NAMES, self.conversion.class_names)
         keys = self._load_exactly_named(checkpoint)
         anew = (CLASS_PREDICTOR, _RESCORING) if self._new_classes else ()
         _check_fit(keys, self.conversion.fills, *anew)
