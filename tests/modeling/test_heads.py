@@ -137,6 +137,23 @@ def test_fcos_and_point_boxes_by_hand() -> None:
         torch.testing.assert_close(box, expected)
 
 
+def test_offset_of_the_fcos_head() -> None:
+    for offset in (0.0, 0.25, 0.5):
+        head, _ = tiny_head("FCOSHead", "HEAD.OFFSET", offset)
+        anchors = head.anchors([torch.zeros(1, 1, 2, 3)] * 2)
+        assert ((anchors[0, :2] + anchors[0, 2:]) / 2).tolist() == [8 * offset] * 2
+    for offset in (-0.5, 1.0):
+        with pytest.raises(ConfigError, match=f"HEAD.OFFSET is {offset}; give a fraction"):
+            tiny_head("FCOSHead", "HEAD.OFFSET", offset)
+
+
+@pytest.mark.parametrize("name", ["FCOSHead", "RetinaNetHead"])
+def test_bias_in_the_towers(name: str) -> None:
+    assert tiny_head(name)[0].cls_subnet[0].bias is None
+    head, _ = tiny_head(name, "HEAD.CONV_BIAS", True)
+    assert not any(tower[0].bias.any() for tower in (head.cls_subnet, head.bbox_subnet))
+
+
 def test_retinanet_boxes_by_hand() -> None:
     head, features = tiny_head("RetinaNetHead")
     with torch.no_grad():

@@ -11,17 +11,18 @@ from urllib.parse import urlparse
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.file_io import Detectron2Handler
 from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from ..utils.errors import ConfigError, TrainingError
 from ..utils.files import cannot_write, whole_file, write_whole
+from .class_rows import CLASS_PREDICTOR, keep_class_rows
 from .convert import Conversion, convert_foreign
 from .unpickler import read_pickled_checkpoint
 
 __all__ = ["OneNetCheckpointer", "load_weights", "read_checkpoint"]
 
-_CLASS_PREDICTOR = "head.cls_score."
 _RESCORING = "rescoring."  # absent in the authors' models
 _COUNTER = ".num_batches_tracked"  # absent in torchvision's files, unused with a momentum
 _STATISTICS = (".running_mean", ".running_var", _COUNTER)
@@ -69,9 +70,9 @@ class _MisfitError(ConfigError):
 class OneNetCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, with safe reading, atomic writing, and weights of other projects.
 
-    A checkpoint of the authors' code is converted when it is loaded, and must fill the whole model;
-    a torchvision ResNet must fill the model's ResNet. Of any other file at least one tensor must
-    fit. Checkpoints are written whole or not at all, and ``last_checkpoint`` names a whole one.
+    Weights of other projects are converted when they are loaded. A detector must fill the whole
+    model, a torchvision ResNet the model's ResNet. Of any other file at least one tensor must fit.
+    Checkpoints are written whole or not at all, and ``last_checkpoint`` names a whole one.
 
     Attributes:
         exact: whether a file must fill the whole model and have nothing else.
@@ -96,8 +97,10 @@ class OneNetCheckpointer(DetectionCheckpointer):
             model, save_dir, **kwargs: see Detectron2's.
             exact: see the attribute.
             class_names: K names, stored in checkpoints.
-            new_classes: whether an authors' checkpoint may have other classes or lack rescoring;
-                those weights then stay as initialised.
+            new_classes: whether a checkpoint may have other classes than the model: weights of
+                classes of the same names are kept (:func:`onenet.checkpoint.class_rows.
+                keep_class_rows`). Converted detectors may also lack rescoring. What a file lacks
+                stays as initialised. Not with ``exact``.
             input_format: INPUT.FORMAT; None for the model's attribute.
         """
         super().__init__(model, save_dir, **kwargs)
@@ -117,7 +120,7 @@ class OneNetCheckpointer(DetectionCheckpointer):
         """
         self.loaded_class_names = None
         try:
-            content = super().load(path, *args, **kwargs)
+            return super().load(path, *args, **kwargs)
         except _MisfitError as error:
             cure = (
                 " Give the config and the classes of their training; to train on from them with"
@@ -130,16 +133,14 @@ class OneNetCheckpointer(DetectionCheckpointer):
         except OSError as error:
             if not urlparse(path).scheme:
                 raise
+            zoo = Detectron2Handler
+            url = path.replace(zoo.PREFIX, zoo.S3_DETECTRON2_PREFIX, 1)
             raise ConfigError(
                 f"MODEL.WEIGHTS: {path} cannot be downloaded ({getattr(error, 'reason', error)});"
-                " download it on a machine that can, and give its path as MODEL.WEIGHTS."
+                f" download {url} on a machine that can, and give its path as MODEL.WEIGHTS."
             ) from error
         finally:
             self._parsed_url_during_load = None  # not reset by Detectron2 on errors
-        names = content.get(_CLASS_NAMES)
-        if isinstance(names, list) and all(isinstance(name, str) for name in names):
-            self.loaded_class_names = names
-        return content
 
     def save(self, name: str, **kwargs: Any) -> None:
         """See Detectron2's; to a local disk only.
@@ -220,6 +221,7 @@ class OneNetCheckpointer(DetectionCheckpointer):
             loaded = set(self.model.state_dict()) - set(keys.missing_keys)
             _check_anything_fits(names, any(not name.endswith(_STATISTICS) for name in loaded))
             return keys
+        self._convert_ndarray_to_tensor(checkpoint["model"])
         try:
             self.conversion = convert_foreign(checkpoint["model"], self.model, self._input_format)
         except ConfigError as error:
@@ -227,8 +229,9 @@ class OneNetCheckpointer(DetectionCheckpointer):
         if self.conversion is None:
             return self._load_exactly_named(checkpoint)
         checkpoint["model"] = dict(self.conversion.state)
+        checkpoint.setdefault(_CLASS_NAMES, self.conversion.class_names)
         keys = self._load_exactly_named(checkpoint)
-        anew = (_CLASS_PREDICTOR, _RESCORING) if self._new_classes else ()
+        anew = (CLASS_PREDICTOR, _RESCORING) if self._new_classes else ()
         _check_fit(keys, self.conversion.fills, *anew)
         rest = f"{len(keys.missing_keys)} of the model's tensors stay as initialised"
         # torchvision's files always leave some tensors
@@ -245,6 +248,11 @@ class OneNetCheckpointer(DetectionCheckpointer):
         fits = any(name in known and known[name].shape == state[name].shape for name in state)
         missing = [name for name in known if name not in state and not name.endswith(_COUNTER)]
         _check_anything_fits(list(state), fits)
+        names = checkpoint.get(_CLASS_NAMES)
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            self.loaded_class_names = names
+            if self._new_classes and not self.exact and self._class_names:
+                keep_class_rows(state, known, names, self._class_names)
         keys = super()._load_model(checkpoint)
         return keys._replace(missing_keys=list(dict.fromkeys([*keys.missing_keys, *missing])))
 

@@ -35,6 +35,12 @@ def _add_model(cfg: CfgNode) -> None:
     # Normalisation in the towers: "GN" (published for the FCOS head), "" for none (published for
     # the RetinaNet head), "BN", "SyncBN", ...
     cfg.MODEL.ONENET.HEAD.NORM = "GN"
+    # Whether the towers' convolutions have a bias, as in torchvision's FCOS and Detectron2's
+    # RetinaNet.
+    cfg.MODEL.ONENET.HEAD.CONV_BIAS = False
+    # FCOS head: position of a location in its stride cell, in strides: 0.5 for the centre; 0.0 for
+    # the top left corner, as in torchvision's FCOS.
+    cfg.MODEL.ONENET.HEAD.OFFSET = 0.5
     # Initial score of every sample and class.
     cfg.MODEL.ONENET.HEAD.PRIOR_PROB = 0.01
     # Standard deviation of the initial weights of towers and predictors: 0.01 in RetinaNet and

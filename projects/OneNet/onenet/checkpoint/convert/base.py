@@ -1,17 +1,28 @@
-"""The report of a conversion, and checks of the input of ImageNet weights."""
+"""The report of a conversion, and checks of the model that it is for."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
+from detectron2.data import MetadataCatalog
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch import Tensor, nn
 
 from ...modeling.backbone.features import check_imagenet_input
 from ...utils.errors import ConfigError
 
-__all__ = ["Conversion", "Step", "check_trained_input"]
+__all__ = [
+    "Conversion",
+    "Step",
+    "check_settings",
+    "check_trained_input",
+    "coco_classes",
+    "compare_anchors",
+]
+
+_ANCHOR_TOLERANCE = 0.5  # pixels: configs round anchor sizes
 
 
 @dataclass(frozen=True)
@@ -23,7 +34,7 @@ class Step:
         source_shape: shape in the file.
         target: name in this project; "" if dropped.
         target_shape: shape in this project.
-        action: "kept", "renamed", "joined: ..." or "dropped: <reason>".
+        action: "kept", "renamed", "joined: ...", "cut: ..." or "dropped: <reason>".
     """
 
     source: str
@@ -40,12 +51,14 @@ class Conversion:
     Attributes:
         origin: description of the file, for messages.
         fills: prefix of the model's tensors that must all be in the file; "" for all.
+        class_names: K names in the order of the class predictor; None if unknown.
         state: tensors by their names in this project.
         steps: one for each tensor of the file, in its order.
     """
 
     origin: str
     fills: str = ""
+    class_names: list[str] | None = None
     state: dict[str, Tensor] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
 
@@ -62,12 +75,18 @@ class Conversion:
         self.state[target] = tensor
         self.steps.append(Step(source, shape, target, shape, action))
 
+    def cut(self, source: str, tensor: Tensor, target: str, rows: list[int], what: str) -> None:
+        """Adds some rows of a tensor; ``what`` describes them."""
+        self.take(source, tensor[rows], target)
+        shape = tuple(tensor.shape)
+        self.steps[-1] = replace(self.steps[-1], source_shape=shape, action=f"cut: {what}")
+
     def drop(self, source: str, tensor: Tensor, reason: str) -> None:
         """Records a dropped tensor."""
         self.steps.append(Step(source, tuple(tensor.shape), "", (), f"dropped: {reason}"))
 
     def summary(self) -> str:
-        """One line with the numbers of tensors kept, renamed, joined and dropped."""
+        """One line with the numbers of tensors kept, renamed, joined, cut and dropped."""
         counts = Counter(step.action.split(":")[0] for step in self.steps)
         return f"{len(self.steps)} tensors: " + ", ".join(f"{n} {a}" for a, n in counts.items())
 
@@ -87,6 +106,57 @@ class Conversion:
 
 def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
+
+
+def coco_classes() -> dict[int, str]:
+    """COCO's 80 classes: category id -> name, in Detectron2's order."""
+    metadata = MetadataCatalog.get("coco_2017_train")
+    return dict(
+        zip(metadata.thing_dataset_id_to_contiguous_id, metadata.thing_classes, strict=True)
+    )
+
+
+def check_settings(what: str, wanted: Mapping[str, bool], config: str) -> None:
+    """Checks the settings of the weights' training.
+
+    Args:
+        what: name of the weights, for the message.
+        wanted: "KEY value" -> whether the model has it.
+        config: name of a config that has all.
+
+    Raises:
+        ConfigError: the model lacks some.
+    """
+    if lacking := [setting for setting, given in wanted.items() if not given]:
+        raise ConfigError(f"{what} want {', '.join(lacking)}, as in configs/{config}")
+
+
+def compare_anchors(level: int, theirs: Tensor, ours: list[Tensor] | None) -> str:
+    """Compares a file's anchors of a level with the model's; returns the reason to drop them.
+
+    Args:
+        level: index.
+        theirs: (A, 4) corners.
+        ours: those of each level; None to compare with nothing.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    reason = "anchors are built from MODEL.ANCHOR_GENERATOR"
+    if ours is None:
+        return reason
+    if level >= len(ours) or ours[level].shape != theirs.shape:
+        raise ConfigError(
+            f"its level {level} has {len(theirs)} anchors a location, and the config's has not; see"
+            " MODEL.ONENET.HEAD.NAME and MODEL.ANCHOR_GENERATOR"
+        )
+    difference = float((ours[level].cpu() - theirs).abs().max())
+    if not difference <= _ANCHOR_TOLERANCE:  # also for nan
+        raise ConfigError(
+            f"its anchors of level {level} differ by {difference:.3g} pixels from those of"
+            " MODEL.ANCHOR_GENERATOR"
+        )
+    return f"{reason}, which are the same up to {difference:.2g} pixels"
 
 
 def check_trained_input(

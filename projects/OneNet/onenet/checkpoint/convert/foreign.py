@@ -6,9 +6,12 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from ...modeling.heads.dense_head import DenseHead
 from .base import Conversion, check_trained_input
+from .detectron2_retinanet import convert_detectron2_retinanet, is_detectron2_retinanet
 from .efficientnet_lite import convert_efficientnet_lite, is_efficientnet_lite
 from .original import convert_original, is_original
+from .torchvision_fcos import convert_torchvision_fcos, is_torchvision_fcos
 from .torchvision_resnet import convert_torchvision_resnet, is_torchvision_resnet
 
 __all__ = ["convert_foreign"]
@@ -37,6 +40,11 @@ def convert_foreign(
         generator = getattr(getattr(model, "head", None), "anchor_generator", None)
         anchors = None if generator is None else list(generator.cell_anchors)
         return convert_original(state, anchors)
+    if is_torchvision_fcos(state):
+        return convert_torchvision_fcos(state, model, input_format)
+    # Detectron2's own models take its names as they are
+    if isinstance(getattr(model, "head", None), DenseHead) and is_detectron2_retinanet(state):
+        return convert_detectron2_retinanet(state, model, input_format)
     if is_torchvision_resnet(state):
         return convert_torchvision_resnet(state, model, input_format)
     if is_efficientnet_lite(state):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...utils.errors import ConfigError
-from .base import Conversion, Step
+from .base import Conversion, Step, compare_anchors
 
 __all__ = ["convert_original", "is_original"]
 
@@ -42,7 +42,6 @@ _TOWER = re.compile(r"head\.(cls|reg)_conv_module\.(\d+)\.(\w+)")
 _SCALE = re.compile(r"head\.scales\.(\d+)\.scale")
 _ANCHORS = re.compile(r"head\.anchor_generator\.cell_anchors\.(\d+)")
 _MARKS = ("head.deconv.", "head.feat1.", "head.cls_conv_module.", "head.reg_conv_module.")
-_ANCHOR_TOLERANCE = 0.5  # pixels: configs round anchor sizes
 
 
 def is_original(names: Iterable[str]) -> bool:
@@ -74,7 +73,7 @@ def convert_original(
         if match := _SCALE.fullmatch(name):
             scales[int(match[1])] = (name, tensor)
         elif match := _ANCHORS.fullmatch(name):
-            conversion.drop(name, tensor, _compare_anchors(int(match[1]), tensor, cell_anchors))
+            conversion.drop(name, tensor, compare_anchors(int(match[1]), tensor, cell_anchors))
         else:
             conversion.take(name, tensor, _new_name(name, modules_per_conv))
     if scales:
@@ -103,22 +102,3 @@ def _join_scales(conversion: Conversion, scales: dict[int, tuple[str, Tensor]]) 
     for level, (name, tensor) in scales.items():
         action = f"joined: element {level}"
         conversion.steps.append(Step(name, tuple(tensor.shape), target, shape, action))
-
-
-def _compare_anchors(level: int, theirs: Tensor, ours: list[Tensor] | None) -> str:
-    """Compares the anchors of a level; returns the reason for dropping them."""
-    reason = "anchors are built from MODEL.ANCHOR_GENERATOR"
-    if ours is None:
-        return reason
-    if level >= len(ours) or ours[level].shape != theirs.shape:
-        raise ConfigError(
-            f"its level {level} has {len(theirs)} anchors a location, and the config's has not; see"
-            " MODEL.ONENET.HEAD.NAME and MODEL.ANCHOR_GENERATOR"
-        )
-    difference = float((ours[level].cpu() - theirs).abs().max())
-    if not difference <= _ANCHOR_TOLERANCE:  # also for nan
-        raise ConfigError(
-            f"its anchors of level {level} differ by {difference:.3g} pixels from those of"
-            " MODEL.ANCHOR_GENERATOR"
-        )
-    return f"{reason}, which are the same up to {difference:.2g} pixels"

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
-from urllib.parse import urlparse
 
-import torch
 from detectron2.modeling.backbone.resnet import ResNet
-from detectron2.utils.file_io import PathHandler, PathManager
 from torch import Tensor, nn
-from torchvision.models import get_model_weights
 
 from ...utils.errors import ConfigError
 from .base import Conversion, check_trained_input
 
-__all__ = ["convert_torchvision_resnet", "is_torchvision_resnet", "torchvision_url"]
+__all__ = ["convert_torchvision_resnet", "is_torchvision_resnet", "take_resnet"]
 
-PREFIX = "torchvision://"
-_DEPTHS = ("resnet18", "resnet34", "resnet50", "resnet101")
 _NAMES = {
     r"conv1\.": "stem.conv1.",
     r"bn1\.": "stem.conv1.norm.",
@@ -51,15 +43,38 @@ def convert_torchvision_resnet(
         ConfigError: a name is unknown; or the model has no ResNet, another input normalisation, or
             strides in other convolutions.
     """
-    prefix, resnet = _find_resnet(model)
     check_trained_input(model, "torchvision's weights", input_format)
-    conversion = Conversion("torchvision's ResNet", fills=prefix)
+    conversion = Conversion("torchvision's ResNet")
+    conversion.fills = take_resnet(conversion, state, model)
+    return conversion
+
+
+def take_resnet(
+    conversion: Conversion, state: Mapping[str, Tensor], model: nn.Module, under: str = ""
+) -> str:
+    """Adds the tensors of a torchvision ResNet, renamed to those of the model's.
+
+    Args:
+        conversion: to add to.
+        state: of the file.
+        model: has one Detectron2 ResNet.
+        under: prefix of the ResNet's names in the file; other tensors are left out.
+
+    Returns:
+        The prefix of the ResNet's names in the model.
+
+    Raises:
+        ConfigError: a name is unknown, or the model has no ResNet.
+    """
+    prefix, resnet = _find_resnet(model)
     known = resnet.state_dict()
     for name, tensor in state.items():
+        if not name.startswith(under):
+            continue
         if name in ("fc.weight", "fc.bias"):
             conversion.drop(name, tensor, "ImageNet's classifier")
             continue
-        target = _new_name(name)
+        target = _new_name(name.removeprefix(under))
         stage = target.split(".")[0]
         if stage != "stem" and stage not in resnet.stage_names:
             conversion.drop(name, tensor, f"the config's ResNet ends before {stage}")
@@ -67,7 +82,7 @@ def convert_torchvision_resnet(
             conversion.drop(name, tensor, "frozen batch norm counts no batches")
         else:
             conversion.take(name, tensor, prefix + target)
-    return conversion
+    return prefix
 
 
 def _new_name(name: str) -> str:
@@ -88,48 +103,3 @@ def _find_resnet(model: nn.Module) -> tuple[str, ResNet]:
         )
     name, resnet = found[0]
     return f"{name}." if name else "", resnet
-
-
-def torchvision_url(path: str) -> str:
-    """URL of the weights of "torchvision://resnet18" and so on.
-
-    These are IMAGENET1K_V1, as in Detectron2's and the paper's models.
-
-    Raises:
-        ConfigError: the name is unknown.
-    """
-    name = path.removeprefix(PREFIX)
-    if name not in _DEPTHS:
-        raise ConfigError(
-            f"MODEL.WEIGHTS is '{path}'; after torchvision:// goes one of {', '.join(_DEPTHS)}."
-        )
-    return get_model_weights(name)["IMAGENET1K_V1"].url
-
-
-class _TorchvisionHandler(PathHandler):
-    """Lets Detectron2 open paths such as "torchvision://resnet18"."""
-
-    def _get_supported_prefixes(self) -> list[str]:
-        return [PREFIX]
-
-    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
-        """Downloads the file into torch.hub's folder, unless it is there."""
-        url = torchvision_url(path)
-        folder = os.path.join(torch.hub.get_dir(), "checkpoints")
-        file = os.path.join(folder, os.path.basename(urlparse(url).path))
-        if os.path.isfile(file):  # it is checked when read
-            return file
-        try:
-            torch.hub.load_state_dict_from_url(
-                url, map_location="cpu", check_hash=True, weights_only=True
-            )
-        except (OSError, RuntimeError) as error:  # no connection; another hash
-            raise ConfigError(
-                f"MODEL.WEIGHTS: {path} cannot be downloaded ({getattr(error, 'reason', error)});"
-                f" download {url} on a machine that can, and put the file into {folder}, or give"
-                " its path as MODEL.WEIGHTS."
-            ) from error
-        return file
-
-
-PathManager.register_handler(_TorchvisionHandler())

@@ -115,22 +115,24 @@ class TowerHead(DenseHead):
         num_convs: int,
         conv_dim: int,
         norm: str,
+        conv_bias: bool = False,
     ) -> None:
         """
         Args:
             input_shape: shape of each level's feature map, finest first; equal channels.
             num_classes: K.
             num_anchors: A, samples per location.
-            num_convs: number of 3x3 convolutions without bias in each tower.
+            num_convs: number of 3x3 convolutions in each tower.
             conv_dim: channels of the convolutions.
             norm: normalisation, a name of ``detectron2.layers.get_norm``; "" for none.
+            conv_bias: whether the convolutions have a bias.
         """
         super().__init__()
         in_channels = input_shape[0].channels
         self.num_classes = num_classes
         self.activation_checkpointing = False  # of the towers
-        self.cls_subnet = _conv_tower(in_channels, conv_dim, num_convs, norm)
-        self.bbox_subnet = _conv_tower(in_channels, conv_dim, num_convs, norm)
+        self.cls_subnet = _conv_tower(in_channels, conv_dim, num_convs, norm, conv_bias)
+        self.bbox_subnet = _conv_tower(in_channels, conv_dim, num_convs, norm, conv_bias)
         self.cls_score = nn.Conv2d(conv_dim, num_anchors * num_classes, kernel_size=3, padding=1)
         self.bbox_pred = nn.Conv2d(conv_dim, num_anchors * 4, kernel_size=3, padding=1)
 
@@ -144,6 +146,7 @@ class TowerHead(DenseHead):
             "num_convs": head.NUM_CONVS,
             "conv_dim": head.CONV_DIM,
             "norm": head.NORM,
+            "conv_bias": head.CONV_BIAS,
             "prior_prob": head.PRIOR_PROB,
             "init_std": head.INIT_STD,
         }
@@ -160,14 +163,16 @@ def _joined(levels: list[Tensor]) -> Tensor:
     return torch.cat(levels, dim=1) if len(levels) > 1 else levels[0]  # saves a copy
 
 
-def _conv_tower(in_channels: int, channels: int, num_convs: int, norm: str) -> nn.Sequential:
+def _conv_tower(
+    in_channels: int, channels: int, num_convs: int, norm: str, bias: bool
+) -> nn.Sequential:
     convs = [
         Conv2d(
             in_channels if i == 0 else channels,
             channels,
             kernel_size=3,
             padding=1,
-            bias=False,
+            bias=bias,
             norm=get_norm(norm, channels),
             activation=F.relu,
         )

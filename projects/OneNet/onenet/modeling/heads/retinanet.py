@@ -31,12 +31,13 @@ class RetinaNetHead(TowerHead):
         num_convs: int = 4,
         conv_dim: int = 256,
         norm: str = "",
+        conv_bias: bool = False,
         prior_prob: float = 0.01,
         init_std: float = 0.0,
     ) -> None:
         """
         Args:
-            input_shape, num_classes, num_convs, conv_dim, norm: see
+            input_shape, num_classes, num_convs, conv_dim, norm, conv_bias: see
                 :class:`onenet.modeling.heads.dense_head.TowerHead`.
             anchor_generator: has the same number of anchors per location on all levels.
             prior_prob: initial class scores.
@@ -51,6 +52,7 @@ class RetinaNetHead(TowerHead):
             num_convs=num_convs,
             conv_dim=conv_dim,
             norm=norm,
+            conv_bias=conv_bias,
         )
         self.anchor_generator = anchor_generator
         self.box2box_transform = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
