@@ -13,7 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from ..utils.errors import DataError
-from .coco_checks import LARGEST, is_number
+from .box_checks import LARGEST, is_number
 from .image_names import check_images_exist
 
 __all__ = ["load_voc_boxes", "register_all_bccd"]
