@@ -155,6 +155,22 @@ def test_a_size_before_the_orientation_is_explained(root):
         register_folder(str(root))
 
 
+def test_several_sets_in_a_folder(tmp_path):
+    for year in ("VOC2007", "VOC2012"):
+        voc_official(tmp_path / year, SPLIT)
+    with pytest.raises(DataError, match="has the two lists VOC2007/.*test.txt and VOC2012/.*test"):
+        register_folder(str(tmp_path))
+    assert len(register_folder(str(tmp_path / "VOC2012"))) == 3
+
+
+def test_verified_annotations(tmp_path):
+    """LabelImg notes it in the first tag."""
+    voc_side_by_side(tmp_path, UNSPLIT)
+    for path in tmp_path.glob("*.xml"):
+        path.write_text(path.read_text().replace("<annotation>", '<annotation verified="yes">'))
+    assert len(register_folder(str(tmp_path))) == 2
+
+
 def test_only_a_list_of_training_and_validation_images(tmp_path):
     voc_official(tmp_path, SPLIT)
     lists = tmp_path / "ImageSets/Main"

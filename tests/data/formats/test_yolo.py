@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
-from written_sets import CLASSES, SPLIT, records_of, write_text, yolo_cvat, yolo_roboflow
+from written_sets import (
+    CLASSES,
+    SPLIT,
+    UNSPLIT,
+    records_of,
+    write_text,
+    yolo_cvat,
+    yolo_label_studio,
+    yolo_labelimg,
+    yolo_roboflow,
+)
 
 from onenet.data import register_folder
 from onenet.utils.errors import DataError
@@ -138,9 +150,36 @@ def test_missing_names_of_classes(root):
 def test_missing_labels(root):
     for name in ("train", "valid", "test"):
         (root / name / "labels").rename(root / name / "txt")
-    message = r"none of the 5 images .* has a label file; for .*a.png it would be .*labels/a.txt"
+    message = r"none of the 3 images .*\(train\) has a label file; for .*a.png .* .*labels/a.txt"
     with pytest.raises(DataError, match=message):
         register_folder(str(root))
+    (root / "train/txt").rename(root / "train/labels")
+    with pytest.raises(DataError, match=r"none of the 1 images .*\(val\) has a label file; for"):
+        register_folder(str(root))
+
+
+def test_missing_images(tmp_path):
+    """Label Studio exports none of those that it does not store."""
+    yolo_label_studio(tmp_path, UNSPLIT)
+    shutil.rmtree(tmp_path / "images")
+    with pytest.raises(DataError, match="labels in YOLO's format, and no images: put them into"):
+        register_folder(str(tmp_path))
+
+
+@pytest.mark.parametrize("folder", ["images", "images/photos", "photos/images"])
+def test_labels_beside_images_in_a_folder_called_images(tmp_path, folder):
+    yolo_labelimg(tmp_path / folder, UNSPLIT)
+    for given in {tmp_path / folder, tmp_path / folder.split("/")[0]}:
+        records = records_of(register_folder(str(given), val_share=0))["train"]
+        assert [len(record["annotations"]) for record in records] == [3, 0, 1, 2, 1]
+
+
+def test_names_that_are_no_text(tmp_path):
+    yolo_labelimg(tmp_path, UNSPLIT)
+    for suffix in (b".png", b".txt"):
+        source = os.fsencode(tmp_path) + b"/a" + suffix
+        os.rename(source, source.replace(b"/a.", b"/\xff."))
+    assert len(records_of(register_folder(str(tmp_path)))["train"]) == 4
 
 
 def test_files_beside_the_folders_of_splits(root):
@@ -194,6 +233,7 @@ def test_paths_of_the_yaml(root, train):
 
 def test_a_yaml_in_a_nested_path(tmp_path):
     yolo_roboflow(tmp_path / "inner", SPLIT)
+    assert len(register_folder(str(tmp_path))) == 3
     (tmp_path / "inner/data.yaml").rename(tmp_path / "data.yaml")
     text = yaml(more="path: inner\n").replace("names: ['cat'", "names: [7")
     (tmp_path / "data.yaml").write_text(text)

@@ -175,7 +175,7 @@ def hold_back(
             " images, or set DATASETS.VAL_SHARE to 0 for a training without validation"
         )
     count = min(max(round(share * len(images)), 1), len(images) - 1)
-    digests = [hashlib.sha256(name.encode()).hexdigest() for name in _names(images)]
+    digests = [hashlib.sha256(os.fsencode(name)).hexdigest() for name in _names(images)]
     limit = sorted(digests)[count]
     train = [image for image, digest in zip(images, digests, strict=True) if digest >= limit]
     return train, [image for image, digest in zip(images, digests, strict=True) if digest < limit]

@@ -19,6 +19,7 @@ __all__ = ["VocObject", "find_voc", "read_voc", "read_xml"]
 
 _KINDS = {"annotations", "images", "jpegimages", "labels", "xml", "xmls"}  # folders of one split
 _NAME_FILES = ("classes.txt", "labels.txt", "labelmap.txt")
+_ROOT = re.compile(r"<annotation[\s>]")  # CVAT's own format has <annotations>
 _LISTS = re.compile(r"(?:.*/)?ImageSets/Main/(train|val|valid|test|trainval|default)\.txt")
 
 
@@ -121,8 +122,7 @@ def _number(node: ElementTree.Element, path: str, xml_file: str, owner: str) -> 
 def find_voc(layout: Layout) -> list[str]:
     """The xml files of a folder that are annotations in Pascal VOC's format."""
     files = layout.ending(".xml")
-    # One by one only until the first: reading all takes long
-    return files if any("<annotation>" in layout.starts(name) for name in files[:3]) else []
+    return files if any(_ROOT.search(layout.starts(name)) for name in files[:3]) else []
 
 
 def read_voc(layout: Layout) -> tuple[list[str], dict[str, list[LabelledImage]]]:
@@ -213,7 +213,15 @@ def _no_image(layout: Layout, xml: str, images: Sequence[str]) -> DataError:
 def _splits(layout: Layout) -> dict[str, list[str]]:
     """Annotation files by split: by the lists of ImageSets/Main, or by folders."""
     xmls = find_voc(layout)
-    lists = {match[1]: name for name in layout.files if (match := _LISTS.fullmatch(name))}
+    lists: dict[str, str] = {}
+    for name in layout.files:
+        if match := _LISTS.fullmatch(name):
+            if match[1] in lists:
+                raise DataError(
+                    f"{layout.folder} has the two lists {lists[match[1]]} and {name}: give the"
+                    " folder of one dataset"
+                )
+            lists[match[1]] = name
     if not lists:
         return by_split(xmls, layout.folder)
     for name, instead in (("valid", "val"), ("trainval", "train"), ("default", "train")):

@@ -24,11 +24,11 @@ def find_yolo(layout: Layout) -> list[str]:
     """The files of a folder that tell YOLO's format: its description, names or labels."""
     if found := find_description(layout):
         return found
-    labels = {_label_file(name) for name in layout.images()}
+    stems = {os.path.splitext(name)[0] for name in layout.images()}
     return [
         name
         for name in layout.ending(".txt", ".names")
-        if name in labels or _is_label(name) or os.path.basename(name) == "obj.names"
+        if name[:-4] in stems or _is_label(name) or os.path.basename(name) == "obj.names"
     ]
 
 
@@ -42,18 +42,22 @@ def read_yolo(layout: Layout) -> tuple[list[str], dict[str, list[LabelledImage]]
         DataError: a file is missing or broken; names file, line and cure.
     """
     described = read_description(layout)
-    images = [path for paths in described.splits.values() for path in paths]
-    labels = {path: _label_file(path) for path in images}
-    without = [path for path in images if not os.path.isfile(labels[path])]
-    if len(without) == len(images):
-        raise DataError(
-            f"none of the {len(images)} images of {layout.folder} has a label file; for"
-            f" {images[0]} it would be {labels[images[0]]}: put the labels there"
-        )
+    labels = {
+        path: _label_file(path, layout.folder)
+        for paths in described.splits.values()
+        for path in paths
+    }
+    without = [path for path, label in labels.items() if not os.path.isfile(label)]
+    for split, paths in described.splits.items():
+        if set(paths) <= set(without):
+            raise DataError(
+                f"none of the {len(paths)} images of {layout.folder} ({split}) has a label file;"
+                f" for {paths[0]} it would be {labels[paths[0]]}: put the labels there"
+            )
     _check_labels_used(layout, labels, described.others)
     if without:
         tell(
-            f"{len(without)} of the {len(images)} images of {layout.folder} have no label file and"
+            f"{len(without)} of the {len(labels)} images of {layout.folder} have no label file and"
             f" are background, the first is {without[0]}."
         )
     reader = _LabelReader(described)
@@ -68,14 +72,18 @@ def read_yolo(layout: Layout) -> tuple[list[str], dict[str, list[LabelledImage]]
     return described.class_names, result
 
 
-def _label_file(image: str) -> str:
-    """Path of an image's labels: beside it, or in labels where the image is in images."""
-    parts = list(PurePosixPath(image).parts)
+def _label_file(image: str, folder: str) -> str:
+    """Path of an image's labels: in labels if the image is in images, else beside it."""
+    beside = os.path.splitext(image)[0] + ".txt"
+    # The folder itself may be in one called images
+    inside = image.startswith(f"{folder}/")
+    parts = list(PurePosixPath(os.path.relpath(beside, folder) if inside else beside).parts)
     for i in range(len(parts) - 2, -1, -1):
         if parts[i].lower() == "images":
             parts[i] = "labels"
             break
-    return os.path.splitext(os.path.join(*parts))[0] + ".txt"
+    swapped = os.path.join(folder if inside else "", *parts)
+    return beside if os.path.isfile(beside) and not os.path.isfile(swapped) else swapped
 
 
 def _is_label(name: str) -> bool:
@@ -93,7 +101,9 @@ def _check_labels_used(layout: Layout, labels: dict[str, str], others: set[str])
             )
         owners[label] = image
     folders = {os.path.dirname(label) for label in owners}
-    known = others | set(owners) | {_label_file(layout.path(name)) for name in layout.images()}
+    known = (
+        others | set(owners) | {_label_file(layout.path(n), layout.folder) for n in layout.images()}
+    )
     for name in layout.ending(".txt"):
         path, base = layout.path(name), os.path.basename(name).lower()
         if path in known or base in NAME_FILES or base.startswith("readme"):

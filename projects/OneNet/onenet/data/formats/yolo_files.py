@@ -41,12 +41,13 @@ class YoloFiles:
 
 def find_description(layout: Layout) -> list[str]:
     """Names of the files that describe the folder: data.yaml and the like, or obj.data."""
-    yamls = [
+    found = [
         name
         for name in layout.ending(".yaml", ".yml")
-        if "/" not in name and re.search(r"^(train|names)\s*:", layout.starts(name), re.MULTILINE)
-    ]
-    return yamls or [name for name in layout.files if os.path.basename(name) == "obj.data"]
+        if re.search(r"^(train|names)\s*:", layout.starts(name), re.MULTILINE)
+    ] or [name for name in layout.files if os.path.basename(name) == "obj.data"]
+    # Those deeper in the folder may be of something else
+    return [name for name in found if name.count("/") == min(n.count("/") for n in found)]
 
 
 def read_description(layout: Layout) -> YoloFiles:
@@ -66,6 +67,11 @@ def read_description(layout: Layout) -> YoloFiles:
                 " classes: add classes.txt with one name a line, class 0 first, or data.yaml"
             )
         images = by_split(layout.images(), layout.folder)
+        if not images:
+            raise DataError(
+                f"{layout.folder} has labels in YOLO's format, and no images: put them into it, in"
+                " a folder images beside labels"
+            )
         splits = {split: [layout.path(name) for name in names] for split, names in images.items()}
         return YoloFiles(class_names, splits, None, {layout.path(name) for name in files})
     path = layout.path(found[0])
