@@ -64,6 +64,17 @@ def test_layouts_with_splits(tmp_path, write):
     }
 
 
+@pytest.mark.parametrize("write", WRITERS)
+def test_relative_paths(tmp_path, write, monkeypatch):
+    write(tmp_path / "images" / "set", SPLIT)
+    wanted = records_of(register_folder(str(tmp_path / "images" / "set")))
+    for folder, given in ((".", "images/set/"), ("images/set", ".")):
+        monkeypatch.chdir(tmp_path / folder)
+        names = register_folder(given)
+        assert names["val"].startswith(f"{given.rstrip('/')} (")
+        assert records_of(names) == wanted
+
+
 @pytest.mark.parametrize("write", WITHOUT_SPLITS)
 def test_layouts_without_splits_hold_the_same_images_back(tmp_path, write, caplog):
     write(tmp_path, UNSPLIT)

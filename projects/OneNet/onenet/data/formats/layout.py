@@ -35,7 +35,7 @@ class Layout:
 
     def path(self, name: str) -> str:
         """Path of a file."""
-        return os.path.join(self.folder, name)
+        return os.path.normpath(os.path.join(self.folder, name))
 
     def ending(self, *suffixes: str) -> list[str]:
         """The files with one of these suffixes, in any letter case."""
