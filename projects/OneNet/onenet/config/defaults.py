@@ -204,3 +204,11 @@ def _add_solver_and_data(cfg: CfgNode) -> None:
     cfg.DATASETS.TRAIN_IMAGE_ROOT = ""
     cfg.DATASETS.TEST_JSON = ""
     cfg.DATASETS.TEST_IMAGE_ROOT = ""
+    # Or a folder of images and annotations in COCO's, YOLO's or Pascal VOC's format
+    # (docs/own_data.md). It replaces DATASETS.TRAIN, and DATASETS.TEST by its validation split.
+    cfg.DATASETS.FOLDER = ""
+    # "coco", "yolo" or "voc"; "" to recognise it.
+    cfg.DATASETS.FORMAT = ""
+    # Share of the training images that is held back for validation if FOLDER has no validation
+    # split; 0 for no evaluation.
+    cfg.DATASETS.VAL_SHARE = 0.2

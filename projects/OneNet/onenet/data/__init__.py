@@ -18,6 +18,7 @@ from .digits_drawing import (
     load_glyphs,
     place_digits,
 )
+from .formats import register_folder
 from .image_names import check_images_exist
 from .photo_sets import register_all_photos
 
@@ -40,6 +41,7 @@ __all__ = [
     "register_coco_json",
     "register_crowdhuman",
     "register_digits",
+    "register_folder",
 ]
 
 _root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))

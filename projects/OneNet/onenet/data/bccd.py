@@ -1,10 +1,9 @@
-"""The blood cell dataset BCCD, and detection datasets in Pascal VOC format."""
+"""The blood cell dataset BCCD, as boxes in Pascal VOC format."""
 
 from __future__ import annotations
 
 import logging
 import os
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from ..utils.errors import DataError
-from .coco_checks import LARGEST, is_number
+from .formats.records import class_number, clipped
+from .formats.voc import read_xml
 from .image_names import check_images_exist
 
 __all__ = ["load_voc_boxes", "register_all_bccd"]
@@ -25,62 +25,22 @@ _SPLITS = ("train", "val", "test")
 _FOLDERS = ("Annotations", "ImageSets/Main", "JPEGImages")
 
 
-def _text(node: ElementTree.Element, path: str, xml_file: str) -> str:
-    text = node.findtext(path, "").strip()
-    if not text:
-        raise DataError(f"{xml_file} lacks the <{path}> of its <{node.tag}>: mend or remove it")
-    return text
-
-
-def _number(node: ElementTree.Element, path: str, xml_file: str) -> float:
-    text = _text(node, path, xml_file)
-    try:
-        number = float(text)
-    except ValueError:
-        number = float("nan")
-    if not is_number(number):  # float() knows "nan" and "inf", too
-        raise DataError(
-            f"{xml_file} has the <{path}> {text!r}, which is not a number of at most {LARGEST:.0e}:"
-            " mend or remove it"
-        )
-    return number
-
-
 def _load_image(
     xml_file: str, class_names: Sequence[str]
 ) -> tuple[int, int, list[dict[str, Any]], int]:
     """Reads an xml file: height, width, annotations, and the number of dropped boxes."""
-    try:
-        root = ElementTree.parse(xml_file).getroot()
-    except (OSError, ElementTree.ParseError, LookupError, ValueError) as error:  # by encoding
-        raise DataError(f"the annotation {xml_file} cannot be read: {error}") from error
-    height = int(_number(root, "size/height", xml_file))
-    width = int(_number(root, "size/width", xml_file))
+    (width, height), objects = read_xml(xml_file)
     annotations = []
-    objects = root.findall("object")
-    for node in objects:
-        name = _text(node, "name", xml_file)
-        if name not in class_names:
-            raise DataError(
-                f"{xml_file} has an object of class {name!r}, which is none of "
-                f"{', '.join(class_names)}: mend the file or add the class"
+    for voc in objects:
+        class_id = class_number(voc.name, class_names, xml_file)
+        if corners := clipped(voc.box, (width, height)):
+            annotations.append(
+                {
+                    "bbox": list(corners),
+                    "bbox_mode": BoxMode.XYXY_ABS,
+                    "category_id": class_id,
+                }
             )
-        x0, y0, x1, y1 = (
-            _number(node, f"bndbox/{key}", xml_file) for key in ("xmin", "ymin", "xmax", "ymax")
-        )
-        if x1 <= x0 or y1 <= y0:
-            continue
-        # VOC counts pixels from 1 and includes the last
-        box = [max(x0 - 1, 0.0), max(y0 - 1, 0.0), min(x1, width), min(y1, height)]
-        if box[0] >= box[2] or box[1] >= box[3]:
-            continue
-        annotations.append(
-            {
-                "bbox": box,
-                "bbox_mode": BoxMode.XYXY_ABS,
-                "category_id": class_names.index(name),
-            }
-        )
     return height, width, annotations, len(objects) - len(annotations)
 
 

@@ -6,29 +6,30 @@ as an AP near 0. These checks report them in one sentence at the start.
 
 from __future__ import annotations
 
-import logging
 import os
 import reprlib
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from detectron2.utils.logger import log_first_n
 
 from ..utils.errors import DataError
+from .box_checks import (
+    LARGEST,
+    check_corners,
+    check_fractions,
+    is_box,
+    is_number,
+    warn,
+    warn_of_crowd,
+    without_area,
+)
 
-__all__ = ["LARGEST", "check_content", "is_box", "is_number"]
-
-LARGEST = 1e9  # pixels; areas stay finite
-
-_MOST_CROWD = 0.05  # of the annotations without a warning; COCO has 0.01
-_TOLERANCE = 1.0  # pixels by which labelling tools leave the image
-_FEWEST_CORNERS = 5  # boxes that leave their image; fewer may do so by chance
-_MOST_FIT = 0.95  # of all corners, as some may be broken
+__all__ = ["check_content", "warn_of_content"]
 
 
 def check_content(json_file: str, content: Any) -> None:
-    """Checks the content of a json in COCO format, and warns of annotations that are not used.
+    """Checks the content of a json in COCO format.
 
     Args:
         json_file: for the messages.
@@ -48,18 +49,38 @@ def check_content(json_file: str, content: Any) -> None:
     sizes = {image["id"]: (image["width"], image["height"]) for image in images}
     _check_annotations(json_file, annotations, sizes, category_ids)
     if annotations:
-        _check_box_format(json_file, annotations, sizes)
-        _warn_of_crowd(json_file, annotations)
+        boxes, limits = _arrays(content)
+        names = [f"annotation {annotation['id']}" for annotation in annotations]
+        check_fractions(json_file, boxes, limits, names)
+        check_corners(json_file, boxes, limits, names)
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite number of bounded size, and not a bool."""
-    return type(value) in (int, float) and abs(value) <= LARGEST
+def warn_of_content(json_file: str, content: dict[str, Any]) -> None:
+    """Warns of annotations that are not used.
+
+    Args:
+        json_file: for the messages.
+        content: of the file, checked.
+    """
+    annotations = content["annotations"]
+    if not annotations:
+        return
+    flat, outside = without_area(*_arrays(content))
+    for wrong, what in ((flat, "have no area"), (outside, "lie outside their image")):
+        if wrong.any():
+            warn(
+                f"{wrong.sum()} boxes in {json_file} {what}: training leaves them out, evaluation"
+                " counts them as objects"
+            )
+    num_crowd = sum(annotation.get("iscrowd") == 1 for annotation in annotations)
+    warn_of_crowd(json_file, num_crowd, len(annotations), "iscrowd")
 
 
-def is_box(box: Any) -> bool:
-    """Whether a value is a list of four numbers; see :func:`is_number`."""
-    return isinstance(box, list) and len(box) == 4 and all(is_number(value) for value in box)
+def _arrays(content: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (N, 4), and the width and height of their images (N, 2)."""
+    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+    boxes = np.array([a["bbox"] for a in content["annotations"]], dtype=float)
+    return boxes, np.array([sizes[a["image_id"]] for a in content["annotations"]], dtype=float)
 
 
 def _check_lists(json_file: str, content: Any) -> None:
@@ -175,72 +196,3 @@ def _check_annotations(
                 f"{name} has 'ignore' set, which Detectron2 does not support: remove the "
                 "annotation, or set 'iscrowd' in place of 'ignore'"
             )
-
-
-def _check_box_format(
-    json_file: str,
-    annotations: list[dict[str, Any]],
-    sizes: dict[int, tuple[float, float]],
-) -> None:
-    """Checks that boxes are no fractions and no corners; warns of boxes that are not used."""
-    boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=float)
-    limits = np.array([sizes[annotation["image_id"]] for annotation in annotations], dtype=float)
-    low, high = boxes[:, :2], boxes[:, 2:]
-    flat = (high == 0).any(axis=1)
-    first = f"annotation {annotations[0]['id']} has {annotations[0]['bbox']}"
-    # Of an image of one pixel, fractions and pixels are the same
-    if not flat.all() and 0 <= boxes.min() and boxes.max() <= 1 and limits.max() > 1:
-        raise DataError(
-            f"all boxes in {json_file} lie between 0 and 1 ({first}), as fractions of the image"
-            " do: write [x, y, width, height] in pixels, from the upper left corner"
-        )
-    _check_no_corners(json_file, annotations, boxes, limits)
-    outside = ~flat & ((low >= limits) | (low + high <= 0)).any(axis=1)
-    for wrong, what in ((flat, "have no area"), (outside, "lie outside their image")):
-        if wrong.any():
-            _warn(
-                f"{wrong.sum()} boxes in {json_file} {what}: training leaves them out, evaluation"
-                " counts them as objects"
-            )
-
-
-def _check_no_corners(
-    json_file: str, annotations: list[dict[str, Any]], boxes: np.ndarray, limits: np.ndarray
-) -> None:
-    """Checks that the boxes, (N, 4), are not corners (x0, y0, x1, y1) in images of (N, 2) pixels.
-
-    Corners read as sizes mostly leave the image. Few sizes all look like corners.
-    """
-    low, high = boxes[:, :2], boxes[:, 2:]
-    leaves = (low + high > limits + _TOLERANCE).any(axis=1)
-    fits = (low >= -_TOLERANCE) & (high > low) & (high <= limits + _TOLERANCE)
-    fits = fits.all(axis=1)
-    if leaves.mean() <= 0.5 or fits.mean() < _MOST_FIT:
-        return
-    first = leaves.argmax()
-    width, height = limits[first]
-    sentence = (
-        f"{leaves.sum()} of {len(boxes)} boxes in {json_file} leave their image as [x, y, width,"
-        f" height], and {fits.sum()} lie inside it as corners [x0, y0, x1, y1] (the first is"
-        f" annotation {annotations[first]['id']} with {annotations[first]['bbox']} in {width:g} x"
-        f" {height:g} pixels): if they are corners, subtract x0 and y0 from the last two numbers;"
-        " otherwise clip them to the image"
-    )
-    if leaves.sum() >= _FEWEST_CORNERS:
-        raise DataError(sentence)
-    _warn(sentence)
-
-
-def _warn_of_crowd(json_file: str, annotations: list[dict[str, Any]]) -> None:
-    num_crowd = sum(annotation.get("iscrowd") == 1 for annotation in annotations)
-    if num_crowd > _MOST_CROWD * len(annotations):
-        _warn(
-            f"{num_crowd} of {len(annotations)} annotations in {json_file} are crowd regions, which"
-            " are not trained on and do not count as objects in evaluation: set their iscrowd to 0"
-            " if they are single objects"
-        )
-
-
-def _warn(sentence: str) -> None:
-    """Warns once, although training and testing may read the same file, and repeatedly."""
-    log_first_n(logging.WARNING, sentence, name=__name__, key="message")

@@ -14,7 +14,8 @@ from iopath.common.file_io import get_cache_dir
 
 from ..utils.errors import DataError
 from ..utils.files import read_json, write_whole
-from .coco_checks import check_content, is_number
+from .box_checks import is_number
+from .coco_checks import check_content, warn_of_content
 from .image_names import check_images_exist
 
 __all__ = ["check_same_classes", "json_class_names", "read_coco_json", "register_coco_json"]
@@ -42,6 +43,7 @@ def _read(json_file: str) -> dict[str, Any]:
         raise DataError(f"there is no annotation file {json_file}: check the path in the config")
     content = read_json(json_file)
     check_content(json_file, content)
+    warn_of_content(json_file, content)
     return content
 
 

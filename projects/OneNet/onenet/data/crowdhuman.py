@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..utils.errors import DataError
 from ..utils.files import write_whole
-from .coco_checks import LARGEST, is_box, is_number
+from .box_checks import LARGEST, is_box, is_number
 from .image_names import check_images_exist
 
 __all__ = ["convert_odgt", "make_crowdhuman", "register_all_crowdhuman", "register_crowdhuman"]

@@ -7,8 +7,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..utils.errors import ImageError, printable
 
-__all__ = ["augment", "check_array", "read_image"]
+__all__ = ["augment", "check_array", "read_image", "read_size"]
 
 _EXIF_ORIENTATION = 274
 _TURNS = {
@@ -30,6 +32,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)  # of these: width and height change places
 _FORMATS_OF_16_BITS = {"PNG", "PPM"}  # where Pillow's mode I holds 0 to 65535
 _DARK = 4096  # 12-bit values, stored in 16 bits, are below
 _told: set[str] = set()  # kinds of warnings that this process has logged
@@ -55,17 +58,39 @@ def read_image(
     Raises:
         ImageError: the file is missing or broken, or of a depth or mode that is refused.
     """
-    name, cure = name or path, "replace it, or leave it out"
+    name = name or path
     step = {"RGB": 1, "BGR": -1}[format]
+    with _opened(path, name) as image:
+        if image.format == "TIFF" and image.n_frames > 1:
+            pages = f"{printable(name)} has {image.n_frames} pages: the first is used"
+            _warn_once("pages", pages)
+        image.load()  # before its orientation is read: a TIFF turns itself in this
+        pixels = np.asarray(_upright(_to_rgb(image, name), image))
+        return np.ascontiguousarray(pixels[:, :, ::step])
+
+
+def read_size(path: str) -> tuple[int, int]:
+    """Width and height of an image file, upright by its EXIF orientation, mostly without decoding
+    it.
+
+    Raises:
+        ImageError: the file is missing, or no image.
+    """
+    with _opened(path, path) as image:
+        if image.format == "TIFF":
+            image.load()  # as in read_image
+        width, height = image.size
+        return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
+
+
+@contextlib.contextmanager
+def _opened(path: str, name: str) -> Iterator[Image.Image]:
+    """Opens an image file; what is raised in reading it becomes an ImageError."""
+    cure = "replace it, or leave it out"
     try:
         with PathManager.open(path, "rb") as file, Image.open(file) as image:
-            if image.format == "TIFF" and image.n_frames > 1:
-                _warn_once(
-                    "pages", f"{printable(name)} has {image.n_frames} pages: the first is used"
-                )
-            image.load()  # before its orientation is read: a TIFF turns itself in this
-            pixels = np.asarray(_upright(_to_rgb(image, name), image))
-        return np.ascontiguousarray(pixels[:, :, ::step])
+            yield image
+        return
     except _Refused as error:
         reason, cure = str(error), "convert it to 8 or 16 bits a channel, grey or RGB"
     except UnidentifiedImageError:  # its text names a Python object
@@ -104,11 +129,15 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 def _upright(pixels: Image.Image, image: Image.Image) -> Image.Image:
     """Turns pixels as the orientation of the file tells."""
-    try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION)
-    except Exception:  # damaged EXIF data are as good as none
-        return pixels
+    orientation = _orientation(image)
     return pixels.transpose(_TURNS[orientation]) if orientation in _TURNS else pixels
+
+
+def _orientation(image: Image.Image) -> Any:
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # damaged EXIF data are as good as none
+        return None
 
 
 def augment(

@@ -24,6 +24,7 @@ from ..checkpoint import OneNetCheckpointer
 from ..checkpoint.convert import pip_weights, torchvision_url
 from ..config.load import check_keys, read_config
 from ..data.coco_json import check_same_classes, register_coco_json
+from ..data.formats import register_folder
 from ..data.loaders import load_records
 from ..modeling.backbone.features import without_pretrained
 from ..modeling.criterion import Criterion
@@ -47,9 +48,9 @@ def load_config(
 ) -> CfgNode:
     """Loads a yaml config with yaml's safe loader, applies overrides, and checks it.
 
-    Registers the COCO-format datasets of the config, replaces a NUM_CLASSES of 0 by that of the
-    data and MAX_ITER and EVAL_PERIOD by what EPOCHS and EVAL_EPOCHS ask for, and uses the CPU if
-    there is no GPU.
+    Registers the config's folder or COCO-format datasets, replaces a NUM_CLASSES of 0 by that of
+    the data and MAX_ITER and EVAL_PERIOD by what EPOCHS and EVAL_EPOCHS ask for, and uses the CPU
+    if there is no GPU.
 
     Args:
         config_file: path of a yaml file.
@@ -66,6 +67,7 @@ def load_config(
     cfg = read_config(config_file, opts)
     # An evaluation does not need the training data
     keys = ("TEST",) if eval_only else ("TRAIN", "TEST")
+    _register_folder(cfg)
     for key in keys:
         _register_json_dataset(cfg, key)
     if cfg.DATASETS.TRAIN_JSON and not cfg.DATASETS.TEST_JSON and not eval_only:
@@ -139,7 +141,8 @@ def _check_registered(cfg: CfgNode, key: str) -> None:
             hint = f" (did you mean '{close[0]}'?)" if close else ""
             raise ConfigError(
                 f"DATASETS.{key} names '{name}', which is not registered{hint}; for a set in COCO"
-                f" format give DATASETS.{key}_JSON and DATASETS.{key}_IMAGE_ROOT instead."
+                f" format give DATASETS.{key}_JSON and DATASETS.{key}_IMAGE_ROOT instead, for a"
+                " folder in any format DATASETS.FOLDER."
             )
 
 
@@ -152,6 +155,22 @@ def _check_parts(cfg: CfgNode) -> None:
     get_registered(ONENET_MATCHER_REGISTRY, onenet.MATCHER.NAME, "MODEL.ONENET.MATCHER.NAME")
     Criterion(cfg)  # builds the matcher and its cost, too
     build_rescoring(cfg)
+
+
+def _register_folder(cfg: CfgNode) -> None:
+    """Registers the dataset of DATASETS.FOLDER, if set."""
+    datasets = cfg.DATASETS
+    if not datasets.FOLDER:
+        return
+    for key in ("TRAIN_JSON", "TRAIN_IMAGE_ROOT", "TEST_JSON", "TEST_IMAGE_ROOT"):
+        if datasets[key]:
+            raise ConfigError(
+                f"DATASETS.FOLDER is '{datasets.FOLDER}' and DATASETS.{key} is '{datasets[key]}';"
+                " give the folder or the json files, and set the other to ''."
+            )
+    names = register_folder(datasets.FOLDER, datasets.FORMAT, datasets.VAL_SHARE)
+    datasets.TRAIN = (names["train"],)
+    datasets.TEST = (names["val"],) if "val" in names else ()
 
 
 def _register_json_dataset(cfg: CfgNode, key: str) -> None:

@@ -1,0 +1,90 @@
+"""Training and evaluation on DATASETS.FOLDER."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from tiny_runs import CONFIG, TINY
+from written_sets import (
+    SPLIT,
+    UNSPLIT,
+    coco_cvat,
+    coco_roboflow,
+    voc_side_by_side,
+    write_text,
+    yolo_labelimg,
+)
+
+from onenet.engine import load_config
+from onenet.predictor import load_predictor_config
+from onenet.utils.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def _forgets_datasets():
+    before = set(DatasetCatalog)
+    yield
+    for name in set(DatasetCatalog) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_the_validation_split_is_evaluated(tmp_path):
+    coco_roboflow(tmp_path, SPLIT)
+    for eval_only in (False, True):
+        cfg = load_config(CONFIG, ["DATASETS.FOLDER", str(tmp_path)], eval_only)
+        assert cfg.DATASETS.TRAIN == (f"{tmp_path} (coco, train)",)
+        assert cfg.DATASETS.TEST == (f"{tmp_path} (coco, val)",)
+        assert cfg.MODEL.ONENET.NUM_CLASSES == 3
+
+
+def test_without_validation(tmp_path):
+    voc_side_by_side(tmp_path, UNSPLIT)
+    opts = ["DATASETS.FOLDER", str(tmp_path), "DATASETS.VAL_SHARE", "0.0"]
+    assert load_config(CONFIG, opts).DATASETS.TEST == ()
+    with pytest.raises(ConfigError, match="--eval-only has nothing to evaluate"):
+        load_config(CONFIG, opts, eval_only=True)
+
+
+@pytest.mark.parametrize("key", ["TRAIN_JSON", "TEST_IMAGE_ROOT"])
+def test_a_folder_and_json_files_contradict(tmp_path, key):
+    message = rf"DATASETS.FOLDER is 'photos' and DATASETS.{key} is 'other'; give the folder or"
+    with pytest.raises(ConfigError, match=message):
+        load_config(CONFIG, ["DATASETS.FOLDER", "photos", f"DATASETS.{key}", "other"])
+
+
+def test_predictions_need_no_folder(tmp_path):
+    yolo_labelimg(tmp_path / "photos", UNSPLIT)
+    path = tmp_path / "config.yaml"
+    path.write_text(load_config(CONFIG, ["DATASETS.FOLDER", str(tmp_path / "photos")]).dump())
+    (tmp_path / "photos").rename(tmp_path / "away")
+    assert load_predictor_config(str(path)).MODEL.ONENET.NUM_CLASSES == 3
+
+
+def test_faults_are_told_before_anything_is_written(train_net, tmp_path):
+    yolo_labelimg(tmp_path / "photos", UNSPLIT)
+    write_text(tmp_path / "photos/a.txt", "7 .5 .5 .1 .1\n")
+    words = ("DATASETS.FOLDER", str(tmp_path / "photos"), "OUTPUT_DIR", str(tmp_path / "out"))
+    with pytest.raises(SystemExit, match="^error: line 1 of .*a.txt has the class 7"):
+        train_net("--config-file", CONFIG, *words, *TINY)
+    assert not (tmp_path / "out").exists()
+
+
+def test_formats_train_to_the_same_weights(train_net, tmp_path: Path):
+    states, results = [], []
+    for write in (coco_cvat, yolo_labelimg, voc_side_by_side):
+        folder, out = tmp_path / write.__name__, tmp_path / f"{write.__name__}_out"
+        write(folder, UNSPLIT)
+        words = ("DATASETS.FOLDER", str(folder), "OUTPUT_DIR", str(out), "SOLVER.MAX_ITER", "2")
+        train_net("--config-file", CONFIG, *words, *TINY)
+        states.append(torch.load(out / "model_final.pth", weights_only=True)["model"])
+        last = json.loads((out / "metrics.json").read_text().splitlines()[-1])
+        results.append({key: value for key, value in last.items() if "bbox/" in key})
+        assert sorted(path.name for path in folder.parent.iterdir() if path.is_file()) == []
+    assert results[0] and str(results[0]) == str(results[1]) == str(results[2])
+    for state in states[1:]:
+        assert all(torch.equal(state[key], value) for key, value in states[0].items())
