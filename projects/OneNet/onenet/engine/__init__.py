@@ -1,8 +1,9 @@
 """Training and evaluation, based on Detectron2's trainer."""
 
+from .config_loading import load_config
 from .evaluators import build_evaluator, check_limits
 from .launch import launch_workers
-from .startup import load_config, load_for_evaluation, setup
+from .startup import load_for_evaluation, setup
 from .trainer import Trainer
 
 __all__ = [
