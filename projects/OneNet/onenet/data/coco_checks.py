@@ -132,12 +132,12 @@ def _check_categories(json_file: str, categories: list[dict[str, Any]]) -> None:
     seen: dict[str, int] = {}
     for category in categories:
         name = category["name"]
-        if not isinstance(name, str):
+        if not isinstance(name, str) or not name.strip():
             raise DataError(
                 f"category {category['id']} in {json_file} has the name {reprlib.repr(name)}: it"
                 " must be a text, in quotes"
             )
-        first = seen.setdefault(name, category["id"])
+        first = seen.setdefault(name.strip(), category["id"])
         if first != category["id"]:
             raise DataError(
                 f"the categories {first} and {category['id']} in {json_file} both have the name"
@@ -190,6 +190,11 @@ def _check_annotations(
             raise DataError(
                 f"{name} has the bbox {box}, whose width or height is negative: mend it to [x, y,"
                 " width, height] in pixels, from the upper left corner, or remove the annotation"
+            )
+        if annotation.get("iscrowd") not in (0, 1, None):
+            raise DataError(
+                f"{name} has the iscrowd {annotation['iscrowd']!r}: it must be 1 for a region of"
+                " many objects, else 0"
             )
         if annotation.get("ignore", 0) != 0:
             raise DataError(
