@@ -13,7 +13,8 @@ def add_onenet_config(cfg: CfgNode) -> None:
     _add_matcher(cfg)
     _add_rescoring_and_losses(cfg)
     _add_baseline(cfg)
-    _add_solver_and_data(cfg)
+    _add_solver(cfg)
+    _add_data_and_evaluation(cfg)
 
 
 def _add_model(cfg: CfgNode) -> None:
@@ -146,8 +147,7 @@ def _add_baseline(cfg: CfgNode) -> None:
     cfg.MODEL.FCOS.NMS_THRESH_TEST = 0.6
 
 
-def _add_solver_and_data(cfg: CfgNode) -> None:
-    """Solver, input, datasets, evaluation."""
+def _add_solver(cfg: CfgNode) -> None:
     # The batch size that BASE_LR is meant for; 0 for no scaling. load_config multiplies BASE_LR by
     # the square root of IMS_PER_BATCH / REFERENCE_BATCH (for Adam: arXiv 2205.10287) and sets this
     # to IMS_PER_BATCH.
@@ -169,6 +169,9 @@ def _add_solver_and_data(cfg: CfgNode) -> None:
     # "AdamW" or "SGD".
     cfg.SOLVER.OPTIMIZER = "AdamW"
 
+
+def _add_data_and_evaluation(cfg: CfgNode) -> None:
+    """Input, evaluation, datasets."""
     # With INPUT.CROP.ENABLED: the probability that the shorter side is resized to one of MIN_SIZES,
     # and a window of INPUT.CROP.TYPE and SIZE cropped, before the usual augmentation.
     cfg.INPUT.CROP.PROB = 0.5
