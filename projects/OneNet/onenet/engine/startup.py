@@ -63,7 +63,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     before, logging.raiseExceptions = logging.raiseExceptions, False
     try:
         with naming_faults(cfg.OUTPUT_DIR):
-            default_setup(cfg, args)
+            default_setup(cfg, _with_readable_config(args))
             if kept is not None and comm.is_main_process():
                 write_whole(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), kept)
             setup_logger(
@@ -78,6 +78,13 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if not torch.cuda.is_available():
         logger.info("There is no GPU: running on the CPU.")
     return without_pretrained(cfg) if args.resume and last_checkpoint(cfg) else cfg
+
+
+def _with_readable_config(args: argparse.Namespace) -> argparse.Namespace:
+    """The arguments without a checkpoint as config_file, which Detectron2 would log as text."""
+    if not args.config_file.endswith(".pth"):
+        return args
+    return argparse.Namespace(**{**vars(args), "config_file": ""})
 
 
 def last_checkpoint(cfg: CfgNode) -> str:
