@@ -38,7 +38,7 @@ def write_photos(folder: Path, count: int, *names: str) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A folder with photos/, and the run output/photos that ``onenet train photos/`` makes of it."""
+    """A folder with photos/, and with output/photos, which ``onenet train photos/`` has made."""
     folder, before, datasets = tmp_path_factory.mktemp("place"), os.getcwd(), set(DatasetCatalog)
     os.chdir(folder)
     try:
@@ -77,11 +77,11 @@ def test_train_leaves_all_that_is_needed(here: Path) -> None:
 
 
 def test_train_for_epochs_prints_what_comes_next_and_resumes(here: Path, capsys) -> None:
-    (here / "2024").mkdir(exist_ok=True)
-    words = ["train", "photos", "--output", "2024", "--epochs", "1", *TINY]
+    (here / "2024").symlink_to("photos")  # yacs would read the name as a number
+    words = ["train", "2024", "--output", "2025", "--epochs", "1", *TINY]
     main(words)
-    assert "Next: onenet predict 2024/model_best.pth photo.jpg" in capsys.readouterr().out
-    lines = (here / "2024" / "metrics.json").read_text().splitlines()
+    assert "Next: onenet predict 2025/model_best.pth photo.jpg" in capsys.readouterr().out
+    lines = (here / "2025" / "metrics.json").read_text().splitlines()
     assert json.loads(lines[-1])["iteration"] == 4  # 8 images, 2 in a batch; then the evaluation
     assert "go on with that run by --resume" in error(*words)
     main([*words, "--resume"])

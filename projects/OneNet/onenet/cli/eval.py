@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from ..engine import run_arguments, train_or_evaluate
+from ..engine import path_value, run_arguments, train_or_evaluate
 
 __all__ = ["add_arguments", "run"]
 
@@ -27,9 +27,8 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ConfigError, DataError: see :func:`onenet.engine.train_or_evaluate`.
     """
-    output = args.output or os.path.dirname(args.weights) or os.curdir
-    # repr: a name of digits is no number
-    opts = ["DATASETS.FOLDER", repr(args.folder), "OUTPUT_DIR", repr(output)]
+    output = args.output or os.path.dirname(args.weights)
+    opts = ["DATASETS.FOLDER", path_value(args.folder), "OUTPUT_DIR", path_value(output)]
     for key in _JSON:  # of the training
         opts += [f"DATASETS.{key}", ""]
     train_or_evaluate(run_arguments(args.weights, [*opts, *args.opts], eval_only=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -11,7 +12,7 @@ from PIL import Image
 
 from ..config.load import read_config
 from ..detector import Detector
-from ..engine import launch_workers, run_arguments, train_or_evaluate
+from ..engine import launch_workers, path_value, run_arguments, train_or_evaluate
 from ..utils.errors import exit_with_one_sentence
 from ..utils.visualizer import tile
 
@@ -38,10 +39,8 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ConfigError, DataError, TrainingError: see :func:`onenet.engine.train_or_evaluate`.
     """
-    folder = Path(args.folder)
-    output = args.output or str(Path("output", folder.resolve().name))
-    # repr: a name of digits is no number
-    opts = ["DATASETS.FOLDER", repr(str(folder)), "OUTPUT_DIR", repr(output)]
+    output = args.output or os.path.join("output", Path(args.folder).resolve().name)
+    opts = ["DATASETS.FOLDER", path_value(args.folder), "OUTPUT_DIR", path_value(output)]
     if args.epochs is not None:
         opts += ["SOLVER.EPOCHS", str(args.epochs)]
     opts += args.opts
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     weights = output / "model_best.pth"
     if weights.is_file():
         # Again, so that the thresholds beside it are of these weights
-        best = ["MODEL.WEIGHTS", repr(str(weights))]
+        best = ["MODEL.WEIGHTS", path_value(str(weights))]
         cfg = train_or_evaluate(run_arguments(_CONFIG, [*opts, *best], eval_only=True))
         picture = output / "val_predictions.jpg"
         draw_predictions(cfg, weights, picture)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode
@@ -14,7 +15,12 @@ from .evaluators import check_limits
 from .startup import load_for_evaluation, setup
 from .trainer import Trainer
 
-__all__ = ["run_arguments", "train_or_evaluate"]
+__all__ = ["path_value", "run_arguments", "train_or_evaluate"]
+
+
+def path_value(path: str) -> str:
+    """A path as the value of a config key; yacs would read the path "2024" as a number."""
+    return os.path.join(os.curdir, path)
 
 
 def run_arguments(config_file: str, opts: Sequence[str], **flags: bool | int) -> argparse.Namespace:
