@@ -59,8 +59,6 @@ class Detector:
         weights, config_file = os.fspath(weights), os.fspath(config_file)
         if not weights and not config_file:
             raise ConfigError("Name a checkpoint with --weights.")
-        if not config_file and not os.path.isfile(weights):
-            raise ConfigError(f"Weights: there is no file '{weights}'.")
         cfg = load_predictor_config(config_file or weights, opts, with_data=bool(config_file))
         self.predictor = Predictor(cfg, weights)
         self.class_names = self.predictor.class_names

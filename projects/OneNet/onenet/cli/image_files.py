@@ -43,7 +43,7 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
             ]
         if not matches:
             what = "the folder has no images" if path.is_dir() else "there is no such file"
-            raise ConfigError(f"--input {text}: {what}.")
+            raise ConfigError(f"{text}: {what}.")
         found.update(dict.fromkeys(matches))
     return list(found)
 

@@ -26,7 +26,7 @@ from ..utils.errors import ConfigError
 from ..utils.registry import get_registered, num_classes_node
 from .class_names import dataset_class_names
 
-__all__ = ["config_to_store", "load_config"]
+__all__ = ["config_to_store", "is_checkpoint", "load_config"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +41,8 @@ def load_config(
     if there is no GPU.
 
     Args:
-        config_file: path of a yaml file; or of a checkpoint (.pth), for the config in it, else for
-            the ``config.yaml`` beside it, with the checkpoint as MODEL.WEIGHTS.
+        config_file: path of a yaml file; or of a checkpoint (.pth, .pt), for the config in it, else
+            for the ``config.yaml`` beside it, with the checkpoint as MODEL.WEIGHTS.
         opts: overrides, ``["KEY", "value", ...]``.
         eval_only: whether to ignore the training datasets.
 
@@ -88,10 +88,17 @@ def config_to_store(cfg: CfgNode) -> str:
     return stored.dump()
 
 
+def is_checkpoint(config_file: str) -> bool:
+    """Whether a path given as a config is a checkpoint's, by its ending."""
+    return config_file.endswith((".pth", ".pt"))
+
+
 def _read_config(config_file: str, opts: list[str]) -> CfgNode:
     """Reads a yaml file, or the config of a checkpoint."""
-    if not config_file.endswith(".pth") or not os.path.isfile(config_file):
+    if not is_checkpoint(config_file):
         return read_config(config_file, opts)
+    if not os.path.isfile(config_file):
+        raise ConfigError(f"Weights: there is no file '{config_file}'.")
     opts = ["MODEL.WEIGHTS", config_file, *opts]
     text = stored_config(config_file)
     if text is not None:

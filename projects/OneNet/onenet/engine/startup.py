@@ -21,7 +21,7 @@ from ..modeling.backbone.features import without_pretrained
 from ..utils.errors import ConfigError
 from ..utils.files import write_whole
 from .class_names import check_class_names, trained_class_names
-from .config_loading import load_config
+from .config_loading import is_checkpoint, load_config
 from .evaluators import check_evaluator, dataset_identity, noted_dataset, results_folder
 from .faults import naming_faults, tell_once_of_lost_logs
 
@@ -82,7 +82,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 def _with_readable_config(args: argparse.Namespace) -> argparse.Namespace:
     """The arguments without a checkpoint as config_file, which Detectron2 would log as text."""
-    if not args.config_file.endswith(".pth"):
+    if not is_checkpoint(args.config_file):
         return args
     return argparse.Namespace(**{**vars(args), "config_file": ""})
 
