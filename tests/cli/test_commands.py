@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,13 @@ def test_train_for_epochs_prints_what_comes_next_and_resumes(here: Path, capsys)
     assert json.loads(lines[-1])["iteration"] == 4  # 8 images, 2 in a batch; then the evaluation
     assert "go on with that run by --resume" in error(*words)
     main([*words, "--resume"])
+
+
+def test_without_opencv_there_is_no_picture(here: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    main(["train", "photos/", "--resume", *TINY, "SOLVER.MAX_ITER", "3"])
+    printed = capsys.readouterr().out
+    assert "No picture: Pictures need OpenCV" in printed and "Next: onenet predict" in printed
 
 
 def test_without_validation_images(here: Path, capsys) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from ..config.load import read_config
 from ..detector import Detector
 from ..engine import launch_workers, path_value, run_arguments, train_or_evaluate
-from ..utils.errors import exit_with_one_sentence
+from ..utils.errors import ConfigError, exit_with_one_sentence
 from ..utils.visualizer import tile
 
 __all__ = ["add_arguments", "run"]
@@ -52,8 +52,11 @@ def run(args: argparse.Namespace) -> None:
         best = ["MODEL.WEIGHTS", path_value(str(weights))]
         cfg = train_or_evaluate(run_arguments(_CONFIG, [*opts, *best], eval_only=True))
         picture = output / "val_predictions.jpg"
-        draw_predictions(cfg, weights, picture)
-        print(f"\nDetections on validation images: {picture}")
+        try:
+            draw_predictions(cfg, weights, picture)
+            print(f"\nDetections on validation images: {picture}")
+        except ConfigError as error:  # OpenCV is optional
+            print(f"\nNo picture: {error}")
     else:  # there are no validation images
         weights = output / "model_final.pth"
     print(f"Next: onenet predict {weights} photo.jpg")
