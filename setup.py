@@ -66,7 +66,12 @@ setup(
     python_requires=">=3.10",
     package_dir={"": PACKAGE_DIR},
     packages=find_packages(PACKAGE_DIR),
-    package_data={"onenet.comparison": ["*.jinja"]},
+    package_data={
+        "onenet.comparison": ["*.jinja"],
+        # onenet/configs is a link to the folder of the checkout
+        "onenet": ["configs/*.yaml", "configs/own_data/*.yaml", "configs/photos/*.yaml"],
+    },
+    entry_points={"console_scripts": ["onenet = onenet.cli:main"]},
     install_requires=ONENET_NEEDS + DETECTRON2_NEEDS,
     extras_require={
         # Pictures need cv2 (detectron2.utils.visualizer). It comes in several packages that

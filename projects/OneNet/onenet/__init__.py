@@ -5,6 +5,7 @@ Importing the package registers its meta-architectures, heads, matchers, backbon
 
 from . import data
 from .config import add_onenet_config
+from .detector import Detections, Detector
 from .engine import load_config
 from .modeling import baselines
 from .modeling.backbone import ResNetDeconv
@@ -23,6 +24,8 @@ __all__ = [
     "DataError",
     "DenseBoxes",
     "DensePredictions",
+    "Detections",
+    "Detector",
     "FCOSHead",
     "HungarianMatcher",
     "MinCostMatcher",

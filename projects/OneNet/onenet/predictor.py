@@ -47,12 +47,16 @@ _WITHOUT_DATA = [
 ]
 
 
-def load_predictor_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+def load_predictor_config(
+    config_file: str, opts: Sequence[str] = (), with_data: bool = True
+) -> CfgNode:
     """Loads a detector's config; its datasets may be absent.
 
     Args:
-        config_file: path of the training's yaml file, or of the ``config.yaml`` that it wrote.
+        config_file: path of the training's yaml file, of the ``config.yaml`` that it wrote, or of a
+            checkpoint (:func:`onenet.engine.load_config`).
         opts: overrides, ``["KEY", "value", ...]``.
+        with_data: whether to load the datasets if they are there.
 
     Returns:
         The frozen config, without datasets if one of them is absent.
@@ -63,10 +67,11 @@ def load_predictor_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode
     """
     # Try the test set, then both sets, then no data. An error that is not about data is raised by
     # the last attempt too.
-    with contextlib.suppress(ConfigError, DataError):
-        return load_config(config_file, list(opts), eval_only=True)
-    with contextlib.suppress(ConfigError, DataError):
-        return load_config(config_file, [*opts, *_WITHOUT_TRAINING])
+    if with_data:
+        with contextlib.suppress(ConfigError, DataError):
+            return load_config(config_file, list(opts), eval_only=True)
+        with contextlib.suppress(ConfigError, DataError):
+            return load_config(config_file, [*opts, *_WITHOUT_TRAINING])
     return load_config(config_file, [*opts, *_WITHOUT_TRAINING, *_WITHOUT_DATA])
 
 

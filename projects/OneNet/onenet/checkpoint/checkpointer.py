@@ -21,12 +21,12 @@ from .class_rows import CLASS_PREDICTOR, keep_class_rows
 from .convert import Conversion, convert_foreign
 from .unpickler import read_pickled_checkpoint
 
-__all__ = ["OneNetCheckpointer", "load_weights", "read_checkpoint"]
+__all__ = ["OneNetCheckpointer", "load_weights", "read_checkpoint", "stored_config"]
 
 _RESCORING = "rescoring."  # absent in the authors' models
 _COUNTER = ".num_batches_tracked"  # absent in torchvision's files, unused with a momentum
 _STATISTICS = (".running_mean", ".running_var", _COUNTER)
-_CLASS_NAMES = "class_names"  # of a checkpoint
+_CLASS_NAMES, _CONFIG = "class_names", "config"  # of a checkpoint
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
@@ -63,6 +63,19 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     return dict(content)
 
 
+def stored_config(path: str) -> str | None:
+    """The training's config, as yaml text, from a checkpoint; None if it has none.
+
+    Args:
+        path: see :func:`read_checkpoint`.
+
+    Raises:
+        ConfigError: see :func:`read_checkpoint`.
+    """
+    config = read_checkpoint(path).get(_CONFIG)
+    return config if isinstance(config, str) else None
+
+
 class _MisfitError(ConfigError):
     """Weights do not fit the model. The message completes the caller's sentence."""
 
@@ -88,6 +101,7 @@ class OneNetCheckpointer(DetectionCheckpointer):
         *,
         exact: bool = False,
         class_names: Sequence[str] | None = None,
+        config: str | None = None,
         new_classes: bool = False,
         input_format: str | None = None,
         **kwargs: Any,
@@ -97,6 +111,7 @@ class OneNetCheckpointer(DetectionCheckpointer):
             model, save_dir, **kwargs: see Detectron2's.
             exact: see the attribute.
             class_names: K names, stored in checkpoints.
+            config: yaml text of the training's config, stored in checkpoints.
             new_classes: whether a checkpoint may have other classes than the model: weights of
                 classes of the same names are kept (:func:`onenet.checkpoint.class_rows.
                 keep_class_rows`). Converted detectors may also lack rescoring. What a file lacks
@@ -105,7 +120,7 @@ class OneNetCheckpointer(DetectionCheckpointer):
         """
         super().__init__(model, save_dir, **kwargs)
         self.exact = exact
-        self._class_names = class_names
+        self._class_names, self._config = class_names, config
         self._new_classes = new_classes
         self._input_format = input_format
         self.conversion: Conversion | None = None
@@ -181,6 +196,8 @@ class OneNetCheckpointer(DetectionCheckpointer):
         content = {"model": self.model.state_dict(), **kwargs}
         if self._class_names is not None:
             content[_CLASS_NAMES] = list(self._class_names)
+        if self._config is not None:
+            content[_CONFIG] = self._config
         self.logger.info(f"Saving checkpoint to {path}")
         try:
             with whole_file(path) as file:

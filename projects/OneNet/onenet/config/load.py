@@ -12,7 +12,7 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 
 from ..utils.errors import ConfigError
-from ..utils.files import read_yaml
+from ..utils.files import parse_yaml, read_yaml
 from .defaults import add_onenet_config
 
 __all__ = ["check_keys", "read_config"]
@@ -58,12 +58,15 @@ _CHOICES = {  # what Detectron2 looks up, or compares with, in the middle of a r
 _RESNET_DEPTHS = (18, 34, 50, 101, 152)
 
 
-def read_config(config_file: str, opts: list[str] | None = None) -> CfgNode:
+def read_config(
+    config_file: str, opts: list[str] | None = None, text: str | None = None
+) -> CfgNode:
     """Reads a yaml config with yaml's safe loader and applies overrides.
 
     Args:
         config_file: path of a yaml file.
         opts: overrides, ``["KEY", "value", ...]``.
+        text: yaml from within the file ``config_file``, which is then not read.
 
     Returns:
         The config, not frozen and not checked.
@@ -73,6 +76,18 @@ def read_config(config_file: str, opts: list[str] | None = None) -> CfgNode:
     """
     cfg = get_cfg()
     add_onenet_config(cfg)
+    if text is None:
+        _merge_file(cfg, config_file)
+    else:
+        _merge_text(cfg, config_file, text)
+    try:
+        cfg.merge_from_list(opts or [])
+    except (KeyError, ValueError, AssertionError, RecursionError, MemoryError) as error:
+        raise ConfigError(f"Override on the command line: {_reason(error)}") from error
+    return cfg
+
+
+def _merge_file(cfg: CfgNode, config_file: str) -> None:
     if not config_file:
         raise ConfigError("Name a config with --config-file; configs/ has many.")
     if not os.path.isfile(config_file):
@@ -82,11 +97,17 @@ def read_config(config_file: str, opts: list[str] | None = None) -> CfgNode:
         cfg.merge_from_file(config_file, allow_unsafe=False)
     except Exception as error:  # fvcore and yacs raise errors of many types
         raise ConfigError(f"{config_file} is no valid config: {_reason(error)}") from error
+
+
+def _merge_text(cfg: CfgNode, path: str, text: str) -> None:
+    content = parse_yaml(text, f"The config in {path}")
     try:
-        cfg.merge_from_list(opts or [])
-    except (KeyError, ValueError, AssertionError, RecursionError, MemoryError) as error:
-        raise ConfigError(f"Override on the command line: {_reason(error)}") from error
-    return cfg
+        cfg.merge_from_other_cfg(CfgNode(content))
+    except Exception as error:  # see above
+        raise ConfigError(
+            f"The config in {path} is none of this version of onenet: {_reason(error)}; use the"
+            " version that trained it, or name a config of this one with --config-file."
+        ) from error
 
 
 def check_keys(cfg: CfgNode) -> None:

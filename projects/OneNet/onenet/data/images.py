@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..utils.errors import ImageError, printable
 
-__all__ = ["augment", "check_array", "read_image", "read_size"]
+__all__ = ["augment", "check_array", "read_image", "read_size", "upright_pixels"]
 
 _EXIF_ORIENTATION = 274
 _TURNS = {
@@ -64,9 +64,25 @@ def read_image(
         if image.format == "TIFF" and image.n_frames > 1:
             pages = f"{printable(name)} has {image.n_frames} pages: the first is used"
             _warn_once("pages", pages)
+        return np.ascontiguousarray(upright_pixels(image, name)[:, :, ::step])
+
+
+def upright_pixels(image: Image.Image, name: str = "in memory") -> np.ndarray:
+    """Pixels of a Pillow image, as :func:`read_image` reads them from a file.
+
+    Args:
+        image: an opened image.
+        name: what a warning calls it.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+
+    Raises:
+        ImageError: the image is broken, or of a depth or mode that is refused.
+    """
+    with _image_errors(name):
         image.load()  # before its orientation is read: a TIFF turns itself in this
-        pixels = np.asarray(_upright(_to_rgb(image, name), image))
-        return np.ascontiguousarray(pixels[:, :, ::step])
+        return np.asarray(_upright(_to_rgb(image, name), image))
 
 
 def read_size(path: str) -> tuple[int, int]:
@@ -86,11 +102,19 @@ def read_size(path: str) -> tuple[int, int]:
 @contextlib.contextmanager
 def _opened(path: str, name: str) -> Iterator[Image.Image]:
     """Opens an image file; what is raised in reading it becomes an ImageError."""
+    with _image_errors(name, path), PathManager.open(path, "rb") as file, Image.open(file) as image:
+        yield image
+
+
+@contextlib.contextmanager
+def _image_errors(name: str, path: str = "") -> Iterator[None]:
+    """Turns what is raised in reading an image into an ImageError."""
     cure = "replace it, or leave it out"
     try:
-        with PathManager.open(path, "rb") as file, Image.open(file) as image:
-            yield image
+        yield
         return
+    except ImageError:
+        raise
     except _Refused as error:
         reason, cure = str(error), "convert it to 8 or 16 bits a channel, grey or RGB"
     except UnidentifiedImageError:  # its text names a Python object

@@ -3,6 +3,7 @@
 from .config_loading import load_config
 from .evaluators import build_evaluator, check_limits
 from .launch import launch_workers
+from .run import path_value, run_arguments, train_or_evaluate
 from .startup import load_for_evaluation, setup
 from .trainer import Trainer
 
@@ -13,5 +14,8 @@ __all__ = [
     "launch_workers",
     "load_config",
     "load_for_evaluation",
+    "path_value",
+    "run_arguments",
     "setup",
+    "train_or_evaluate",
 ]

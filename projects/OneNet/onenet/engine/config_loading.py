@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 import logging
 import math
+import os
 from collections.abc import Sequence
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
+from ..checkpoint import stored_config
 from ..config.load import check_keys, read_config
 from ..data.coco_json import check_same_classes, register_coco_json
 from ..data.formats import register_folder
@@ -24,7 +26,7 @@ from ..utils.errors import ConfigError
 from ..utils.registry import get_registered, num_classes_node
 from .class_names import dataset_class_names
 
-__all__ = ["load_config"]
+__all__ = ["config_to_store", "is_checkpoint", "load_config"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +41,8 @@ def load_config(
     if there is no GPU.
 
     Args:
-        config_file: path of a yaml file.
+        config_file: path of a yaml file; or of a checkpoint (.pth, .pt), for the config in it, else
+            for the ``config.yaml`` beside it, with the checkpoint as MODEL.WEIGHTS.
         opts: overrides, ``["KEY", "value", ...]``.
         eval_only: whether to ignore the training datasets.
 
@@ -50,7 +53,7 @@ def load_config(
         ConfigError: the file, a key or a value is wrong.
         DataError: a dataset is missing, broken or contradicts the config.
     """
-    cfg = read_config(config_file, opts)
+    cfg = _read_config(config_file, opts or [])
     # An evaluation does not need the training data
     keys = ("TEST",) if eval_only else ("TRAIN", "TEST")
     _register_folder(cfg)
@@ -75,6 +78,38 @@ def load_config(
         raise ConfigError("SOLVER.AMP.ENABLED needs a GPU in Detectron2; set it to False.")
     cfg.freeze()
     return cfg
+
+
+def config_to_store(cfg: CfgNode) -> str:
+    """The config as yaml text for checkpoints, without MODEL.WEIGHTS and OUTPUT_DIR."""
+    stored = cfg.clone()
+    stored.defrost()
+    stored.MODEL.WEIGHTS, stored.OUTPUT_DIR = "", get_cfg().OUTPUT_DIR
+    return stored.dump()
+
+
+def is_checkpoint(config_file: str) -> bool:
+    """Whether a path given as a config is a checkpoint's, by its ending."""
+    return config_file.endswith((".pth", ".pt"))
+
+
+def _read_config(config_file: str, opts: list[str]) -> CfgNode:
+    """Reads a yaml file, or the config of a checkpoint."""
+    if not is_checkpoint(config_file):
+        return read_config(config_file, opts)
+    if not os.path.isfile(config_file):
+        raise ConfigError(f"Weights: there is no file '{config_file}'.")
+    opts = ["MODEL.WEIGHTS", config_file, *opts]
+    text = stored_config(config_file)
+    if text is not None:
+        return read_config(config_file, opts, text)
+    beside = os.path.join(os.path.dirname(config_file), "config.yaml")
+    if not os.path.isfile(beside):
+        raise ConfigError(
+            f"The checkpoint {config_file} has no config in it, and no config.yaml lies beside it;"
+            " name the config of its training with --config-file."
+        )
+    return read_config(beside, opts)
 
 
 def _resolve_epochs(cfg: CfgNode) -> None:

@@ -21,7 +21,7 @@ from ..modeling.backbone.features import without_pretrained
 from ..utils.errors import ConfigError
 from ..utils.files import write_whole
 from .class_names import check_class_names, trained_class_names
-from .config_loading import load_config
+from .config_loading import is_checkpoint, load_config
 from .evaluators import check_evaluator, dataset_identity, noted_dataset, results_folder
 from .faults import naming_faults, tell_once_of_lost_logs
 
@@ -63,7 +63,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     before, logging.raiseExceptions = logging.raiseExceptions, False
     try:
         with naming_faults(cfg.OUTPUT_DIR):
-            default_setup(cfg, args)
+            default_setup(cfg, _with_readable_config(args))
             if kept is not None and comm.is_main_process():
                 write_whole(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), kept)
             setup_logger(
@@ -78,6 +78,13 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if not torch.cuda.is_available():
         logger.info("There is no GPU: running on the CPU.")
     return without_pretrained(cfg) if args.resume and last_checkpoint(cfg) else cfg
+
+
+def _with_readable_config(args: argparse.Namespace) -> argparse.Namespace:
+    """The arguments without a checkpoint as config_file, which Detectron2 would log as text."""
+    if not is_checkpoint(args.config_file):
+        return args
+    return argparse.Namespace(**{**vars(args), "config_file": ""})
 
 
 def last_checkpoint(cfg: CfgNode) -> str:

@@ -35,6 +35,7 @@ from ..utils.errors import ConfigError, DataError, StopTraining, WithoutTracebac
 from .accumulation import AccumulatingModel, accumulate_gradients
 from .best import BestCheckpoint
 from .class_names import dataset_class_names
+from .config_loading import config_to_store
 from .ema import EMAHook
 from .evaluators import (
     NMS_OFF,
@@ -143,6 +144,7 @@ class Trainer(DefaultTrainer):
             evaluated,
             cfg.OUTPUT_DIR,
             class_names=dataset_class_names(cfg.DATASETS.TRAIN),
+            config=config_to_store(cfg),
             new_classes=True,
             input_format=cfg.INPUT.FORMAT,
             trainer=weakref.proxy(self),

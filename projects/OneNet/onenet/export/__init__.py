@@ -1,5 +1,6 @@
 """Export of trained detectors to files that need neither this package nor Detectron2."""
 
+from .checked import ExportOptions, check_output, export_checked
 from .formats import FORMATS, open_exported, write_exported
 from .metadata import Metadata
 from .network import ExportableOneNet
@@ -8,11 +9,14 @@ from .parity import Difference, ExportedDetector, compare_detections, compare_on
 __all__ = [
     "FORMATS",
     "Difference",
+    "ExportOptions",
     "ExportableOneNet",
     "ExportedDetector",
     "Metadata",
+    "check_output",
     "compare_detections",
     "compare_on_images",
+    "export_checked",
     "open_exported",
     "write_exported",
 ]

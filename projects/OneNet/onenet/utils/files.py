@@ -15,7 +15,15 @@ import yaml
 
 from .errors import ConfigError, DataError, TrainingError
 
-__all__ = ["cannot_write", "read_json", "read_yaml", "whole_file", "write_json", "write_whole"]
+__all__ = [
+    "cannot_write",
+    "parse_yaml",
+    "read_json",
+    "read_yaml",
+    "whole_file",
+    "write_json",
+    "write_whole",
+]
 
 MAX_JSON_BYTES = 2**33  # COCO's own annotations have 0.5 GB, those of Objects365 about 3
 MAX_YAML_BYTES = 2**20
@@ -165,6 +173,26 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
     try:
         with open(path, "rb") as file:
             text = bytes(_read_bounded(file, path, MAX_YAML_BYTES, "shorten it"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); check the path.") from error
+    except DataError as error:
+        raise ConfigError(f"{error}.") from error
+    return parse_yaml(text, path)
+
+
+def parse_yaml(text: bytes | str, path: str | os.PathLike[str]) -> Any:
+    """Parses yaml text with yaml's safe loader, which creates no Python objects.
+
+    Args:
+        text: of at most ``MAX_YAML_BYTES``.
+        path: what messages call the text.
+
+    Raises:
+        ConfigError: see :func:`read_yaml`.
+    """
+    try:
+        if len(text) > MAX_YAML_BYTES:
+            raise ConfigError(f"{path} is larger than {MAX_YAML_BYTES:,} bytes")
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
         if root is not None and _expanded_size(root, {}) > MAX_YAML_NODES:
@@ -173,11 +201,9 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
                 " themselves: write out what they stand for"
             )
         return None if root is None else loader.construct_document(root)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}); check the path.") from error
     except RecursionError as error:
         raise ConfigError(f"{path} is nested too deeply to be read.") from error
-    except (ConfigError, DataError) as error:
+    except ConfigError as error:
         raise ConfigError(f"{error}.") from error
     except Exception as error:  # constructors of tagged values may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,5 @@
+"""The console command ``onenet``."""
+
+from .main import main
+
+__all__ = ["main"]

@@ -1,0 +1,34 @@
+"""``onenet eval``: evaluates a checkpoint on a folder of photos.
+
+The folder's validation images are used; without any, those that a training would hold back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from ..engine import path_value, run_arguments, train_or_evaluate
+
+__all__ = ["add_arguments", "run"]
+
+_JSON = ("TRAIN_JSON", "TRAIN_IMAGE_ROOT", "TEST_JSON", "TEST_IMAGE_ROOT")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments but for the checkpoint."""
+    parser.add_argument("folder", metavar="FOLDER", help="of images and annotations")
+    parser.add_argument("--output", help="folder of the results (default: the checkpoint's)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Evaluates ``args.weights`` on ``args.folder``.
+
+    Raises:
+        ConfigError, DataError: see :func:`onenet.engine.train_or_evaluate`.
+    """
+    output = args.output or os.path.dirname(args.weights)
+    opts = ["DATASETS.FOLDER", path_value(args.folder), "OUTPUT_DIR", path_value(output)]
+    for key in _JSON:  # of the training
+        opts += [f"DATASETS.{key}", ""]
+    train_or_evaluate(run_arguments(args.weights, [*opts, *args.opts], eval_only=True))

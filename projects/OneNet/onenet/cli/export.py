@@ -1,0 +1,59 @@
+"""``onenet export``: writes a trained OneNet as ONNX, torch.export or TorchScript."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from ..export import FORMATS, ExportOptions, check_output, export_checked
+from ..predictor import load_predictor_config
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options, which tools/export.py has too."""
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        help="file that ends in " + ", ".join(f"{k} ({v})" for k, v in FORMATS.items()),
+    )
+    parser.add_argument("--half", action="store_true", help="float16 in backbone and head")
+    parser.add_argument(
+        "--images", help="folder with images for the check (default: the first of DATASETS.TEST)"
+    )
+    parser.add_argument(
+        "--evaluate", action="store_true", help="compare the AP on DATASETS.TEST as well"
+    )
+    parser.add_argument(
+        "--thresholds",
+        default="auto",
+        help="file with calibrated thresholds, 'none', or 'auto': the ones that an evaluation of"
+        " these weights left beside them (default)",
+    )
+    parser.add_argument(
+        "--box-tolerance",
+        type=float,
+        help="share of an image's longer side (default: 0.001; in float16 0.005)",
+    )
+    parser.add_argument("--score-tolerance", type=float, help="(default: 0.0001; in float16 0.01)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Exports ``args.weights``; see :func:`onenet.export.export_checked`."""
+    check_output(args.output)
+    config_file, opts = args.config_file or args.weights, [*args.opts, "MODEL.DEVICE", "cpu"]
+    cfg = load_predictor_config(config_file, opts)
+    options = ExportOptions(
+        half=args.half,
+        images=args.images,
+        evaluate=args.evaluate,
+        thresholds=args.thresholds,
+        box_tolerance=args.box_tolerance,
+        score_tolerance=args.score_tolerance,
+    )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # runs `finally`, as Ctrl-C does
+    export_checked(cfg, args.weights, args.output, options)

@@ -1,0 +1,42 @@
+"""``onenet train|eval|predict|export``; each command has a file of its own."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from .. import __version__
+from ..utils.errors import exit_with_one_sentence
+from . import eval as evaluate
+from . import export, predict, train
+
+__all__ = ["main"]
+
+_COMMANDS = {
+    "train": (train, "train on a folder of photos, evaluate, and draw"),
+    "eval": (evaluate, "evaluate a checkpoint on a folder of photos"),
+    "predict": (predict, "draw detections on images"),
+    "export": (export, "write an ONNX file for use without PyTorch"),
+}
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Runs the command line; errors are one sentence and exit code 1."""
+    parser = argparse.ArgumentParser(
+        prog="onenet",
+        description="An object detector without NMS, from a folder of photos.",
+        epilog="Config overrides follow as KEY value ..., such as SOLVER.IMS_PER_BATCH 4.",
+    )
+    parser.add_argument("--version", action="version", version=f"onenet {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, (module, text) in _COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=module.__doc__)
+        if module is not train:
+            command.add_argument("weights", metavar="WEIGHTS", help="a checkpoint, model_best.pth")
+        module.add_arguments(command)
+        command.set_defaults(run=module.run, config_file="")
+    args, args.opts = parser.parse_known_args(words)
+    if unknown := [word for word in args.opts if word.startswith("--")]:
+        parser.error(f"there is no option {unknown[0]}")
+    with exit_with_one_sentence():
+        args.run(args)

@@ -1,0 +1,63 @@
+"""A run from its command line: training with evaluation, or evaluation alone."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+
+from .evaluators import check_limits
+from .startup import load_for_evaluation, setup
+from .trainer import Trainer
+
+__all__ = ["path_value", "run_arguments", "train_or_evaluate"]
+
+
+def path_value(path: str) -> str:
+    """A path as the value of a config key; yacs would read the path "2024" as a number."""
+    return os.path.join(os.curdir, path)
+
+
+def run_arguments(config_file: str, opts: Sequence[str], **flags: bool | int) -> argparse.Namespace:
+    """The arguments of :func:`train_or_evaluate`, with Detectron2's defaults.
+
+    Args:
+        config_file: see :func:`onenet.engine.load_config`.
+        opts: overrides, ``["KEY", "value", ...]``.
+        **flags: such as ``eval_only=True``.
+    """
+    args = default_argument_parser().parse_args(["--config-file", config_file])
+    return argparse.Namespace(**{**vars(args), "opts": list(opts), **flags})
+
+
+def train_or_evaluate(args: argparse.Namespace) -> CfgNode:
+    """Trains, or with ``args.eval_only`` evaluates; every worker calls this.
+
+    Args:
+        args: from ``detectron2.engine.default_argument_parser``.
+
+    Returns:
+        The run's config.
+
+    Raises:
+        ConfigError, DataError: see :func:`onenet.engine.setup`.
+        LimitError, TrainingError: see :meth:`onenet.engine.Trainer.train`.
+    """
+    cfg = setup(args)
+    if not args.eval_only:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        trainer.train()
+        return cfg
+    model = Trainer.build_model(cfg)
+    load_for_evaluation(cfg, model, args.resume)
+    results = Trainer.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    check_limits(cfg, results)
+    return cfg
