@@ -368,7 +368,8 @@ def test_two_workers_train_evaluate_and_report_errors(data_opts, tmp_path: Path)
     assert "copypaste" in done.stdout
     report = json.loads((tmp_path / "out" / "inference" / "end_to_end.json").read_text())
     assert report["num_images"] == report["num_objects"] == 4
-    broken = run(*common, "TEST.LIMITS", "[['bbox', 'AP', 'min', 101]]", **env)
+    again = [*common, "OUTPUT_DIR", str(tmp_path / "again")]
+    broken = run(*again, "TEST.LIMITS", "[['bbox', 'AP', 'min', 101]]", **env)
     assert broken.returncode == 1 and "Traceback" not in broken.stderr
     assert "error: TEST.LIMITS: bbox/AP" in broken.stderr
     failed = run(*common, "MODEL.ONENET.HEAD.NAME", "Best", **env)
