@@ -57,6 +57,29 @@ def test_killed_in_training(runs, undisturbed, tmp_path: Path, iteration: int, g
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("patience", ["0", "1"])
+def test_killed_with_a_best_checkpoint(runs, tmp_path: Path, patience: str) -> None:
+    """Epochs, average and best checkpoint; with patience the run ends early."""
+    words = (
+        *("SOLVER.EPOCHS", "4", "TEST.EVAL_EPOCHS", "1", "SOLVER.PATIENCE", patience),
+        *("TEST.BEST_METRIC", "end_to_end/recall", "SOLVER.EMA_DECAY", "0.9"),
+    )
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert runs.finish(whole, *words) == 0
+    names = sorted(path.name for path in whole.glob("*.pth"))
+    assert {"model_best.pth", "model_final.pth"} <= set(names)
+    assert ("the training ends here" in terminal(whole)) == (patience == "1")
+    dies = fault_injection.die_in_training
+    for iteration in (5, 7):
+        finished = runs.finish(killed, *words, resume=True, before=dies, given=(iteration,))
+        assert finished in (KILLED, 0)
+    assert runs.finish(killed, *words, resume=True) == 0
+    assert sorted(path.name for path in killed.glob("*.pth")) == names
+    for name in ("model_best.pth", "model_final.pth"):
+        assert not differences(tensors(killed, name), tensors(whole, name)), name
+
+
+@pytest.mark.slow
 def test_killed_in_training_without_a_seed(runs, tmp_path: Path) -> None:
     """The seed that was drawn is in the checkpoint; so are the weights it began with."""
     words = ("SEED", "-1")
