@@ -29,17 +29,25 @@ class BestCheckpoint(HookBase):
     """
 
     def __init__(
-        self, metric: str, patience: int, checkpointer: OneNetCheckpointer, metrics_file: str
+        self,
+        metric: str,
+        *,
+        period: int,
+        patience: int,
+        checkpointer: OneNetCheckpointer,
+        metrics_file: str,
     ) -> None:
         """
         Args:
             metric: as in ``metrics.json``, "task/metric", such as "bbox/AP".
+            period: iterations between evaluations; 0 for only one at the end.
             patience: number of evaluations without a new maximum after which the training ends; 0
                 for none.
             checkpointer: of the evaluated model.
             metrics_file: ``metrics.json``, after :func:`onenet.engine.resume.cut_metrics`.
         """
         self._metric = metric
+        self._period = period
         self._patience = patience
         self._checkpointer = checkpointer
         self._metrics_file = metrics_file
@@ -62,20 +70,21 @@ class BestCheckpoint(HookBase):
             StopTraining: the run had ended for want of progress.
         """
         last = self.trainer.start_iter - 1
-        if last > self._last and last not in self._evaluated().values():
+        if comm.is_main_process() and last > self._last and last not in self._evaluated().values():
             value = result_at(self._metrics_file, self._metric, last)
             if value is not None:
                 self._save_if_best(value, last)
         self._look()
 
     def after_step(self) -> None:
-        """Looks at the results of an evaluation.
+        """Looks at the results after an evaluation.
 
         Raises:
             ConfigError: the results do not have the metric.
             StopTraining: see ``patience``.
         """
-        self._look()
+        if self._period > 0 and (self.trainer.iter + 1) % self._period == 0:
+            self._look()
 
     def after_train(self) -> None:
         """See :meth:`after_step`; the last evaluation is made there."""

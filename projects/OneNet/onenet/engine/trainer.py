@@ -162,9 +162,10 @@ class Trainer(DefaultTrainer):
                 if cfg.TEST.BEST_METRIC and cfg.DATASETS.TEST:
                     best = BestCheckpoint(
                         cfg.TEST.BEST_METRIC,
-                        cfg.SOLVER.PATIENCE,
-                        self.checkpointer,
-                        self._metrics_file,
+                        period=cfg.TEST.EVAL_PERIOD,
+                        patience=cfg.SOLVER.PATIENCE,
+                        checkpointer=self.checkpointer,
+                        metrics_file=self._metrics_file,
                     )
                     built.insert(i + 1, best)
                 break
@@ -210,10 +211,8 @@ class Trainer(DefaultTrainer):
             self.ema.model.load_state_dict(self.ema.average.state_dict())
 
     def _check_same_classes(self, checkpoint: str) -> None:
-        before, now = (
-            self.checkpointer.loaded_class_names,
-            dataset_class_names(self.cfg.DATASETS.TRAIN),
-        )
+        before = self.checkpointer.loaded_class_names
+        now = dataset_class_names(self.cfg.DATASETS.TRAIN)
         if before is None:
             logging.getLogger(__name__).warning(
                 f"{checkpoint} does not have the names of its classes: that the training data has"
