@@ -331,7 +331,7 @@ def test_an_empty_file_is_named(folder: Path) -> None:
 def test_missing_and_broken_images_are_named(folder: Path, registered: str) -> None:
     path = folder / "Images" / "28,1a.jpg"
     path.write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"size of the image \S+28,1a\.jpg cannot be read"):
+    with pytest.raises(DataError, match=r"The image \S+28,1a\.jpg cannot be read"):
         make_crowdhuman(*paths(folder))
     path.unlink()
     missing = r"1 of the images that \S+annotation_train\.odgt names are not in .*28,1a\.jpg"

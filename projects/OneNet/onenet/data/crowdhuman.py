@@ -17,13 +17,13 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.coco import load_coco_json
 from iopath.common.file_io import file_lock
-from PIL import Image
 from tqdm import tqdm
 
 from ..utils.errors import DataError
 from ..utils.files import write_whole
 from .box_checks import LARGEST, is_box, is_number
 from .image_names import check_images_exist
+from .images import read_size
 
 __all__ = ["convert_odgt", "make_crowdhuman", "register_all_crowdhuman", "register_crowdhuman"]
 
@@ -39,8 +39,6 @@ _HOW_TO_GET = (
     " images from CrowdHuman's website, put all images into one folder Images beside the two files,"
     f" and set DETECTRON2_DATASETS to the folder that holds their folder '{_FOLDER}'"
 )
-_EXIF_ORIENTATION = 0x0112
-_EXIF_QUARTER_TURNS = (5, 6, 7, 8)
 
 
 def _json_file(odgt_file: str) -> str:
@@ -99,21 +97,6 @@ def _read_odgt(odgt_file: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             yield record["ID"], record["gtboxes"]
 
 
-def _image_size(path: str) -> tuple[int, int]:
-    """Width and height of the image after EXIF rotation, from its header."""
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            orientation = image.getexif().get(_EXIF_ORIENTATION)
-    except Exception as error:  # Pillow raises many types of errors
-        raise DataError(
-            f"the size of the image {path} cannot be read ({error}): get the image again"
-        ) from error
-    if orientation in _EXIF_QUARTER_TURNS:  # Detectron2 rotates it
-        return height, width
-    return width, height
-
-
 def _annotation(gtbox: dict[str, Any]) -> dict[str, Any]:
     """COCO annotation of a box, without ids."""
     is_ignore = gtbox["tag"] != "person" or gtbox.get("extra", {}).get("ignore", 0) != 0
@@ -157,7 +140,7 @@ def convert_odgt(odgt_file: str, image_dir: str) -> dict[str, Any]:
     annotations: list[dict[str, Any]] = []
     described = f"reading image sizes for {os.path.basename(odgt_file)}"
     for file_name, (_, gtboxes) in zip(tqdm(file_names, desc=described), lines, strict=True):
-        width, height = _image_size(os.path.join(image_dir, file_name))
+        width, height = read_size(os.path.join(image_dir, file_name))
         image_id = len(images) + 1
         images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
         for gtbox in gtboxes:
