@@ -22,6 +22,7 @@ from detectron2.structures import Instances
 from torch import nn
 
 from .checkpoint import load_weights
+from .config.defaults import JSON_KEYS
 from .data.images import augment, check_array, read_image
 from .engine import load_config
 from .engine.class_names import dataset_class_names, trained_class_names
@@ -41,9 +42,8 @@ __all__ = ["Predictor", "keep", "load_predictor_config"]
 # Overrides of training and evaluation settings that do not matter for prediction
 _WITHOUT_TRAINING = ["SOLVER.AMP.ENABLED", "False", "TEST.LIMITS", "[]"]
 _WITHOUT_DATA = [
-    *("DATASETS.TRAIN", "()", "DATASETS.TRAIN_JSON", "", "DATASETS.TRAIN_IMAGE_ROOT", ""),
-    *("DATASETS.TEST", "()", "DATASETS.TEST_JSON", "", "DATASETS.TEST_IMAGE_ROOT", ""),
-    *("DATASETS.FOLDER", ""),
+    *("DATASETS.TRAIN", "()", "DATASETS.TEST", "()", "DATASETS.FOLDER", ""),
+    *(word for key in JSON_KEYS for word in (f"DATASETS.{key}", "")),
 ]
 
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 import argparse
 import os
 
+from ..config.defaults import JSON_KEYS
 from ..engine import path_value, run_arguments, train_or_evaluate
 
 __all__ = ["add_arguments", "run"]
-
-_JSON = ("TRAIN_JSON", "TRAIN_IMAGE_ROOT", "TEST_JSON", "TEST_IMAGE_ROOT")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +28,6 @@ def run(args: argparse.Namespace) -> None:
     """
     output = args.output or os.path.dirname(args.weights)
     opts = ["DATASETS.FOLDER", path_value(args.folder), "OUTPUT_DIR", path_value(output)]
-    for key in _JSON:  # of the training
+    for key in JSON_KEYS:  # of the training
         opts += [f"DATASETS.{key}", ""]
     train_or_evaluate(run_arguments(args.weights, [*opts, *args.opts], eval_only=True))

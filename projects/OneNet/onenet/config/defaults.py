@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
-__all__ = ["add_onenet_config"]
+__all__ = ["JSON_KEYS", "add_onenet_config"]
+
+JSON_KEYS = ("TRAIN_JSON", "TRAIN_IMAGE_ROOT", "TEST_JSON", "TEST_IMAGE_ROOT")
+"""The keys of DATASETS that name datasets in COCO format."""
 
 
 def add_onenet_config(cfg: CfgNode) -> None:
@@ -203,10 +206,8 @@ def _add_data_and_evaluation(cfg: CfgNode) -> None:
 
     # Datasets in COCO format: an annotation file, and the folder that its file names are relative
     # to. They replace DATASETS.TRAIN and DATASETS.TEST.
-    cfg.DATASETS.TRAIN_JSON = ""
-    cfg.DATASETS.TRAIN_IMAGE_ROOT = ""
-    cfg.DATASETS.TEST_JSON = ""
-    cfg.DATASETS.TEST_IMAGE_ROOT = ""
+    for key in JSON_KEYS:
+        cfg.DATASETS[key] = ""
     # Or a folder of images and annotations in COCO's, YOLO's or Pascal VOC's format
     # (docs/own_data.md). It replaces DATASETS.TRAIN, and DATASETS.TEST by its validation split.
     cfg.DATASETS.FOLDER = ""

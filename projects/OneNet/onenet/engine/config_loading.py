@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from ..checkpoint import stored_config
+from ..config.defaults import JSON_KEYS
 from ..config.load import check_keys, read_config
 from ..data.coco_json import check_same_classes, register_coco_json
 from ..data.formats import register_folder
@@ -183,7 +184,7 @@ def _register_folder(cfg: CfgNode) -> None:
     datasets = cfg.DATASETS
     if not datasets.FOLDER:
         return
-    for key in ("TRAIN_JSON", "TRAIN_IMAGE_ROOT", "TEST_JSON", "TEST_IMAGE_ROOT"):
+    for key in JSON_KEYS:
         if datasets[key]:
             raise ConfigError(
                 f"DATASETS.FOLDER is '{datasets.FOLDER}' and DATASETS.{key} is '{datasets[key]}';"
