@@ -20,6 +20,7 @@ from written_sets import (
 )
 
 from onenet.engine import load_config
+from onenet.engine.evaluators import dataset_identity
 from onenet.predictor import load_predictor_config
 from onenet.utils.errors import ConfigError
 
@@ -88,3 +89,13 @@ def test_formats_train_to_the_same_weights(train_net, tmp_path: Path):
     assert results[0] and str(results[0]) == str(results[1]) == str(results[2])
     for state in states[1:]:
         assert all(torch.equal(state[key], value) for key, value in states[0].items())
+
+
+def test_a_folder_is_the_same_by_another_path(tmp_path, monkeypatch):
+    coco_roboflow(tmp_path / "photos", SPLIT)
+    monkeypatch.chdir(tmp_path)
+    found = set()
+    for path in ("photos", "./photos/", str(tmp_path / "photos")):
+        cfg = load_config(CONFIG, ["DATASETS.FOLDER", path])
+        found.add(dataset_identity(cfg, cfg.DATASETS.TEST[0]))
+    assert found == {f"{tmp_path / 'photos'} (coco, val)"}

@@ -116,9 +116,13 @@ def results_folder(cfg: CfgNode, dataset_name: str, folder: str = "inference") -
 
 
 def dataset_identity(cfg: CfgNode, dataset_name: str) -> str:
-    """What tells a test dataset from others: real paths of DATASETS.TEST_JSON, else its name."""
-    paths = (cfg.DATASETS.TEST_JSON, cfg.DATASETS.TEST_IMAGE_ROOT)
-    return " ".join(map(os.path.realpath, paths)) if paths[0] else dataset_name
+    """What tells a test dataset from others: its name, with the real paths of its files."""
+    folder, json_file = cfg.DATASETS.FOLDER, cfg.DATASETS.TEST_JSON
+    if json_file:
+        return " ".join(map(os.path.realpath, (json_file, cfg.DATASETS.TEST_IMAGE_ROOT)))
+    if folder:
+        return os.path.realpath(folder) + dataset_name.removeprefix(os.path.normpath(folder))
+    return dataset_name
 
 
 def note_dataset(cfg: CfgNode, dataset_name: str) -> None:
