@@ -282,6 +282,20 @@ def test_test_images_that_are_trained_on_are_counted(cfg, tmp_path: Path, caplog
     assert not told(caplog, "are trained on, too")
 
 
+@pytest.fixture
+def of_a_program(cfg):
+    """Makes records the dataset that is trained on."""
+
+    def register(records: list[dict]) -> None:
+        if "of_a_program" in DatasetCatalog:
+            DatasetCatalog.remove("of_a_program")
+        DatasetCatalog.register("of_a_program", lambda: records)
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("of_a_program",), ()
+
+    yield register
+    DatasetCatalog.remove("of_a_program")
+
+
 @pytest.mark.parametrize(
     ("annotation", "what"),
     [
@@ -294,41 +308,31 @@ def test_test_images_that_are_trained_on_are_counted(cfg, tmp_path: Path, caplog
         ({"category_id": None}, "of class None"),
     ],
 )
-def test_records_of_a_program(cfg, annotation: dict, what: str) -> None:
+def test_records_of_a_program(cfg, of_a_program, annotation: dict, what: str) -> None:
     cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ONENET.NUM_CLASSES = "OneNet", 1
     record = {"file_name": "a.png", "image_id": 1, "height": 24, "width": 32}
     whole = {"bbox": [1, 2, 3, 4], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
-    DatasetCatalog.register("of_a_program", lambda: [{**record, "annotations": [content]}])
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("of_a_program",), ()
-    try:
-        content = whole
+    of_a_program([{**record, "annotations": [whole]}])
+    TrainLoader(cfg)
+    of_a_program([{**record, "annotations": [{**whole, **annotation}]}])
+    for load in (TrainLoader, lambda cfg: build_test_loader(cfg, "of_a_program")):
+        with pytest.raises(DataError, match=rf"^a\.png has an object .*{what}"):
+            load(cfg)
+
+
+@pytest.mark.parametrize("records", [[], [{"file_name": "a.png", "annotations": None}]])
+def test_training_sets_of_a_program_without_objects(cfg, of_a_program, records) -> None:
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+    of_a_program(records)
+    with pytest.raises(DataError, match="No image of of_a_program has an object"):
         TrainLoader(cfg)
-        content = {**whole, **annotation}
-        with pytest.raises(DataError, match=rf"^a\.png has an object .*{what}"):
-            TrainLoader(cfg)
-        with pytest.raises(DataError, match=rf"^a\.png has an object .*{what}"):
-            build_test_loader(cfg, "of_a_program")
-    finally:
-        DatasetCatalog.remove("of_a_program")
 
 
 @pytest.mark.parametrize(
     ("records", "what"),
-    [
-        ([], "has no images|No image of"),
-        ([{"image_id": 1, "height": 2, "width": 2, "annotations": []}], "no 'file_name'|No image"),
-        ([{"file_name": "a.png", "image_id": 1, "annotations": None}], "No image of"),
-    ],
+    [([], "'of_a_program' has no images"), ([{"annotations": []}], "A record has no 'file_name'")],
 )
-def test_sets_of_a_program(cfg, records: list[dict], what: str) -> None:
-    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
-    DatasetCatalog.register("of_a_program", lambda: records)
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("of_a_program",), ()
-    try:
-        with pytest.raises(DataError, match=what):
-            TrainLoader(cfg)
-        if "file_name" not in "".join(key for record in records for key in record):
-            with pytest.raises(DataError, match=what):
-                build_test_loader(cfg, "of_a_program")
-    finally:
-        DatasetCatalog.remove("of_a_program")
+def test_test_sets_of_a_program(cfg, of_a_program, records: list[dict], what: str) -> None:
+    of_a_program(records)
+    with pytest.raises(DataError, match=what):
+        build_test_loader(cfg, "of_a_program")

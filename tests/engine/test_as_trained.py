@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import shutil
 import urllib.error
 from collections.abc import Callable
@@ -351,55 +350,7 @@ def no_data() -> list[str]:
     return ["DATASETS.TRAIN", "()", "DATASETS.TEST", "()"]
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("SOLVER.MAX_ITER", "0"),
-        ("SOLVER.CHECKPOINT_PERIOD", "0"),
-        ("TEST.EVAL_PERIOD", "-1"),
-        ("TEST.DETECTIONS_PER_IMAGE", "0"),
-        ("DATALOADER.NUM_WORKERS", "-1"),
-        ("INPUT.MIN_SIZE_TRAIN", "()"),
-        ("INPUT.MIN_SIZE_TRAIN", "(0,)"),
-        ("INPUT.MIN_SIZE_TRAIN", "('a',)"),
-        ("SOLVER.WEIGHT_DECAY", "-1.0"),
-        ("DATALOADER.SAMPLER_TRAIN", "WeightedTrainingSampler"),
-        ("TEST.AUG.ENABLED", "True"),
-        ("INPUT.MAX_SIZE_TEST", "0"),
-        ("MODEL.RESNETS.DEPTH", "19"),
-        ("MODEL.DEVICE", "gpu"),
-        ("MODEL.PIXEL_STD", "[1.0, 0.0, 1.0]"),
-        ("MODEL.PIXEL_MEAN", "[1.0]"),
-        ("SOLVER.BASE_LR", "-1.0"),
-        ("SOLVER.STEPS", "(200, 100)"),
-        ("SOLVER.LR_SCHEDULER_NAME", "Cosine"),
-        ("INPUT.RANDOM_FLIP", "both"),
-        ("MODEL.RESNETS.RES2_OUT_CHANNELS", "256"),
-    ],
-)
-def test_values_that_no_run_can_have(key: str, value: str) -> None:
-    value_seen = re.escape(value.strip("()[]"))
-    with pytest.raises(ConfigError, match=rf"{key} is \W*{value_seen}.*(give|set|choose)"):
-        load_config(CONFIG, ["MODEL.ONENET.NUM_CLASSES", "2", *no_data(), key, value])
-
-
-def test_a_range_of_sizes_has_two_ends() -> None:
-    opts = ["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "INPUT.MIN_SIZE_TRAIN", "(64, 80, 96)"]
-    with pytest.raises(ConfigError, match="give two sizes"):
-        load_config(CONFIG, ["MODEL.ONENET.NUM_CLASSES", "2", *no_data(), *opts])
-
-
 def test_frozen_layers_without_weights_are_told(start, data_opts, tmp_path) -> None:
     words = [*data_opts[:4], "SOLVER.MAX_ITER", "1", "MODEL.BACKBONE.FREEZE_AT", "2"]
     start(*words, "OUTPUT_DIR", str(tmp_path / "out"))
     assert "they stay random" in (tmp_path / "out" / "log.txt").read_text()
-
-
-def test_a_warm_up_longer_than_the_training_is_told(caplog) -> None:
-    opts = ["MODEL.ONENET.NUM_CLASSES", "2", *no_data(), "SOLVER.WARMUP_ITERS", "50"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logging.getLogger("onenet"), "propagate", True)
-        load_config(CONFIG, [*opts, "SOLVER.MAX_ITER", "51"])
-        assert not caplog.text
-        load_config(CONFIG, [*opts, "SOLVER.MAX_ITER", "50"])
-    assert "before the learning rate reaches SOLVER.BASE_LR" in caplog.text
