@@ -153,7 +153,9 @@ def _add_baseline(cfg: CfgNode) -> None:
 def _add_solver(cfg: CfgNode) -> None:
     # The batch size that BASE_LR is meant for; 0 for no scaling. load_config multiplies BASE_LR by
     # the square root of IMS_PER_BATCH / REFERENCE_BATCH (for Adam: arXiv 2205.10287) and sets this
-    # to IMS_PER_BATCH.
+    # to IMS_PER_BATCH. With IMS_PER_BATCH 0, setup takes the largest of this batch, half of it, a
+    # quarter, ... that fits into memory, and scales MAX_ITER, STEPS, WARMUP_ITERS, EVAL_PERIOD and
+    # CHECKPOINT_PERIOD, so that as many images are seen.
     cfg.SOLVER.REFERENCE_BATCH = 0
     # Factor of the learning rate of the backbone without its FPN or neck.
     cfg.SOLVER.BACKBONE_LR_FACTOR = 1.0
