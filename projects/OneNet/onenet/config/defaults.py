@@ -18,6 +18,9 @@ def add_onenet_config(cfg: CfgNode) -> None:
     _add_baseline(cfg)
     _add_solver(cfg)
     _add_data_and_evaluation(cfg)
+    # Writers of the metrics beside the terminal, metrics.json and TensorBoard: "wandb" (Weights &
+    # Biases) and "mlflow", if installed. Their own environment variables set project and server.
+    cfg.WRITERS = ()
 
 
 def _add_model(cfg: CfgNode) -> None:

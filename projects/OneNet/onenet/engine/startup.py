@@ -25,6 +25,7 @@ from .class_names import check_class_names, trained_class_names
 from .config_loading import is_checkpoint, load_config, with_batch
 from .evaluators import check_evaluator, dataset_identity, noted_dataset, results_folder
 from .faults import naming_faults, tell_once_of_lost_logs
+from .tracking import tracker_classes
 
 __all__ = ["last_checkpoint", "load_for_evaluation", "setup"]
 
@@ -53,6 +54,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     _check_output_dir(cfg, args.resume, args.eval_only)
     for name in cfg.DATASETS.TEST:
         check_evaluator(name)
+    if not args.eval_only:
+        tracker_classes(cfg)  # raises if one is not installed
     try:
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     except OSError as error:

@@ -54,6 +54,7 @@ from .solver import (
     set_group_settings,
 )
 from .startup import last_checkpoint
+from .tracking import Tracker, tracker_classes
 from .training_pictures import TrainingPictures
 
 __all__ = ["Trainer"]
@@ -92,6 +93,7 @@ class Trainer(DefaultTrainer):
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self._is_resumed = False
         self.ema: EMAHook | None = None  # build_hooks sets it
+        self._trackers: list[Tracker] = []  # and these, in the main process
 
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -123,8 +125,10 @@ class Trainer(DefaultTrainer):
             self._trainer.model = model
 
     def build_writers(self) -> list[EventWriter]:
-        """Detectron2's metrics writers, with errors that name the file."""
-        return [NamedWriter(writer, self.cfg.OUTPUT_DIR) for writer in super().build_writers()]
+        """Detectron2's metrics writers, with errors that name the file, and those of WRITERS."""
+        self._trackers = [tracker(self.cfg) for tracker in tracker_classes(self.cfg)]
+        named = [NamedWriter(writer, self.cfg.OUTPUT_DIR) for writer in super().build_writers()]
+        return [*named, *self._trackers]
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks; with SOLVER.EMA_DECAY they evaluate and save the average.
@@ -331,6 +335,8 @@ class Trainer(DefaultTrainer):
         if self.start_iter >= self.max_iter and last != "model_final.pth":
             # Interrupted between the last iteration's checkpoint and the equal model_final
             self.checkpointer.save("model_final", iteration=self.iter)
+        for tracker in self._trackers:
+            tracker.start(self._is_resumed)
         results = None
         with naming_faults(self.cfg.OUTPUT_DIR):
             try:
