@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -46,6 +47,7 @@ from .evaluators import (
     results_folder,
 )
 from .faults import LossGuard, NamedWriter, naming_faults
+from .progress import ProgressBar
 from .resume import ResumableData, ResumableEvalHook, cut_metrics, share_buffers
 from .solver import (
     build_optimizer,
@@ -131,9 +133,10 @@ class Trainer(DefaultTrainer):
         return [*named, *self._trackers]
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's hooks; with SOLVER.EMA_DECAY they evaluate and save the average.
+        """Detectron2's hooks, with a progress bar if the output is a terminal.
 
-        A checkpoint's "model" is then the average; the weights to resume from are stored beside it.
+        With SOLVER.EMA_DECAY they evaluate and save the average. A checkpoint's "model" is then the
+        average; the weights to resume from are stored beside it.
         """
         cfg = self.cfg
         evaluated, first = self.model, []
@@ -159,7 +162,7 @@ class Trainer(DefaultTrainer):
             self._last_eval_results = self.test(cfg, evaluated)
             return self._last_eval_results
 
-        built = super().build_hooks()
+        built, best = super().build_hooks(), None
         for i, hook in enumerate(built):
             if isinstance(hook, hooks.EvalHook):
                 built[i] = ResumableEvalHook(cfg.TEST.EVAL_PERIOD, evaluate, self._metrics_file)
@@ -173,6 +176,8 @@ class Trainer(DefaultTrainer):
                     )
                     built.insert(i + 1, best)
                 break
+        if comm.is_main_process() and sys.stdout.isatty():
+            first.insert(0, ProgressBar(best))
         return [*first, *built]
 
     @property
