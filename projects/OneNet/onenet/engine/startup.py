@@ -56,15 +56,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
         check_evaluator(name)
     if not args.eval_only:
         tracker_classes(cfg)  # raises if one is not installed
-    try:
-        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"OUTPUT_DIR: the folder '{cfg.OUTPUT_DIR}' cannot be made ({error.strerror}); name"
-            " another one, or see to what is in its way."
-        ) from error
-    reference = cfg.SOLVER.REFERENCE_BATCH
-    chosen = 0
+    _make_folder(cfg.OUTPUT_DIR)
+    reference, chosen = cfg.SOLVER.REFERENCE_BATCH, 0
     if cfg.SOLVER.IMS_PER_BATCH == 0 and not args.eval_only:
         chosen = (_batch_of_run(cfg) if args.resume else 0) or choose_batch(cfg)
         cfg = with_batch(cfg, chosen)
@@ -94,6 +87,16 @@ def setup(args: argparse.Namespace) -> CfgNode:
             f" {cfg.SOLVER.BASE_LR:.3g}."
         )
     return without_pretrained(cfg) if args.resume and last_checkpoint(cfg) else cfg
+
+
+def _make_folder(path: str) -> None:
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"OUTPUT_DIR: the folder '{path}' cannot be made ({error.strerror}); name another one,"
+            " or see to what is in its way."
+        ) from error
 
 
 def _with_readable_config(args: argparse.Namespace) -> argparse.Namespace:
