@@ -80,6 +80,8 @@ setup(
         "demo": DIGITS,
         "export": EXPORT,
         "fast-eval": FAST_EVAL,
+        "wandb": ["wandb>=0.16"],  # WRITERS
+        "mlflow": ["mlflow>=2.9"],
         "web": ["gradio>=6.31"],  # demo/app.py
         "dev": [
             "pytest>=8",

@@ -47,6 +47,13 @@ def test_values_that_no_run_can_have(key: str, value: str) -> None:
         load_config(CONFIG, [*NO_DATA, key, value])
 
 
+@pytest.mark.parametrize("names", ["['res3', 'res6']", "[]"])
+def test_feature_maps_that_the_resnet_does_not_have(names: str) -> None:
+    told = rf"FPN.IN_FEATURES is {re.escape(names)}.*which are .*'res4', 'res5'"
+    with pytest.raises(ConfigError, match=told):
+        load_config(CONFIG, [*NO_DATA, "MODEL.FPN.IN_FEATURES", names])
+
+
 def test_a_range_of_sizes_has_two_ends() -> None:
     opts = ["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "INPUT.MIN_SIZE_TRAIN", "(64, 80, 96)"]
     with pytest.raises(ConfigError, match="give two sizes"):

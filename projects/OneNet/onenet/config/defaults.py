@@ -18,6 +18,9 @@ def add_onenet_config(cfg: CfgNode) -> None:
     _add_baseline(cfg)
     _add_solver(cfg)
     _add_data_and_evaluation(cfg)
+    # Writers of the metrics beside the terminal, metrics.json and TensorBoard: "wandb" (Weights &
+    # Biases) and "mlflow", if installed. Their own environment variables set project and server.
+    cfg.WRITERS = ()
 
 
 def _add_model(cfg: CfgNode) -> None:
@@ -153,7 +156,9 @@ def _add_baseline(cfg: CfgNode) -> None:
 def _add_solver(cfg: CfgNode) -> None:
     # The batch size that BASE_LR is meant for; 0 for no scaling. load_config multiplies BASE_LR by
     # the square root of IMS_PER_BATCH / REFERENCE_BATCH (for Adam: arXiv 2205.10287) and sets this
-    # to IMS_PER_BATCH.
+    # to IMS_PER_BATCH. With IMS_PER_BATCH 0, setup takes the largest of this batch, half of it, a
+    # quarter, ... that fits into memory, and scales MAX_ITER, STEPS, WARMUP_ITERS, EVAL_PERIOD and
+    # CHECKPOINT_PERIOD, so that as many images are seen.
     cfg.SOLVER.REFERENCE_BATCH = 0
     # Factor of the learning rate of the backbone without its FPN or neck.
     cfg.SOLVER.BACKBONE_LR_FACTOR = 1.0

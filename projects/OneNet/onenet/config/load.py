@@ -15,7 +15,7 @@ from ..utils.errors import ConfigError
 from ..utils.files import parse_yaml, read_yaml
 from .defaults import add_onenet_config
 
-__all__ = ["check_keys", "read_config"]
+__all__ = ["check_keys", "read_config", "scale_to_batch"]
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ MAX_BASES = 100  # files reached through _BASE_
 
 _LOWEST = {  # values below end in an error later, or in a run without a result
     "SOLVER.MAX_ITER": 1,
-    "SOLVER.IMS_PER_BATCH": 1,
+    "SOLVER.IMS_PER_BATCH": 0,
     "SOLVER.CHECKPOINT_PERIOD": 1,
     "SOLVER.REFERENCE_BATCH": 0,
     "SOLVER.WARMUP_ITERS": 0,
@@ -111,10 +111,7 @@ def _merge_text(cfg: CfgNode, path: str, text: str) -> None:
 
 
 def check_keys(cfg: CfgNode) -> None:
-    """Checks the keys that no constructor checks, and scales BASE_LR to the batch.
-
-    Args:
-        cfg: changed in place: with SOLVER.REFERENCE_BATCH, BASE_LR becomes that for IMS_PER_BATCH.
+    """Checks the keys that no constructor checks.
 
     Raises:
         ConfigError: a value is wrong.
@@ -176,7 +173,7 @@ def _check_pixels(cfg: CfgNode) -> None:
 
 
 def _check_resnet(cfg: CfgNode) -> None:
-    """Checks what Detectron2's ResNets only look up or assert."""
+    """Checks what Detectron2's ResNets and their FPN only look up or assert."""
     depth, channels = cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS
     if depth not in _RESNET_DEPTHS:
         known = ", ".join(map(str, _RESNET_DEPTHS))
@@ -186,11 +183,25 @@ def _check_resnet(cfg: CfgNode) -> None:
             f"MODEL.RESNETS.RES2_OUT_CHANNELS is {channels}; set it to 64 for MODEL.RESNETS.DEPTH"
             f" {depth}."
         )
+    names, known = list(cfg.MODEL.FPN.IN_FEATURES), cfg.MODEL.RESNETS.OUT_FEATURES
+    uses_fpn = "resnet_fpn" in cfg.MODEL.BACKBONE.NAME
+    if uses_fpn and not (names and set(names) <= set(known)):
+        raise ConfigError(
+            f"MODEL.FPN.IN_FEATURES is {names}; name feature maps of MODEL.RESNETS.OUT_FEATURES,"
+            f" which are {known}."
+        )
 
 
 def _check_solver(cfg: CfgNode) -> None:
-    """Checks the solver's keys, and scales BASE_LR if REFERENCE_BATCH is set."""
-    reference, batch = cfg.SOLVER.REFERENCE_BATCH, cfg.SOLVER.IMS_PER_BATCH
+    """Checks the solver's keys."""
+    solver = cfg.SOLVER
+    if solver.IMS_PER_BATCH == 0 and (solver.REFERENCE_BATCH < 1 or solver.REFERENCE_WORLD_SIZE):
+        raise ConfigError(
+            "SOLVER.IMS_PER_BATCH is 0, so it is chosen to fit memory, for which"
+            f" SOLVER.REFERENCE_BATCH ({solver.REFERENCE_BATCH}) must be the batch that BASE_LR and"
+            f" MAX_ITER are meant for, and SOLVER.REFERENCE_WORLD_SIZE"
+            f" ({solver.REFERENCE_WORLD_SIZE}) 0; set them, or give SOLVER.IMS_PER_BATCH."
+        )
     if not 0 <= cfg.SOLVER.EMA_DECAY < 1:
         raise ConfigError(
             f"SOLVER.EMA_DECAY is {cfg.SOLVER.EMA_DECAY}; give a number between 0 and 1, or 0 for"
@@ -201,12 +212,6 @@ def _check_solver(cfg: CfgNode) -> None:
     steps = list(cfg.SOLVER.STEPS)
     if not all(map(_is_finite, steps)) or steps != sorted(steps):
         raise ConfigError(f"SOLVER.STEPS is {steps}; give the iterations in rising order.")
-    if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:
-        logger.warning(
-            f"SOLVER.WARMUP_ITERS is {cfg.SOLVER.WARMUP_ITERS} and SOLVER.MAX_ITER"
-            f" {cfg.SOLVER.MAX_ITER}: the training ends before the learning rate reaches"
-            " SOLVER.BASE_LR."
-        )
     if cfg.SOLVER.PATIENCE > 0 and not cfg.TEST.BEST_METRIC:
         raise ConfigError(
             f"SOLVER.PATIENCE is {cfg.SOLVER.PATIENCE}, but TEST.BEST_METRIC names no metric; set"
@@ -217,9 +222,23 @@ def _check_solver(cfg: CfgNode) -> None:
             "TEST.PRECISE_BN.ENABLED does not reach the average of SOLVER.EMA_DECAY, which is what"
             " is evaluated; set one of the two to False or 0."
         )
-    if reference > 0:
-        cfg.SOLVER.BASE_LR *= math.sqrt(batch / reference)
-        cfg.SOLVER.REFERENCE_BATCH = batch
+
+
+def scale_to_batch(cfg: CfgNode) -> None:
+    """With SOLVER.REFERENCE_BATCH, makes BASE_LR that for IMS_PER_BATCH; warns of a long warm-up.
+
+    Args:
+        cfg: changed in place; IMS_PER_BATCH is not 0.
+    """
+    solver = cfg.SOLVER
+    if solver.REFERENCE_BATCH > 0:
+        solver.BASE_LR *= math.sqrt(solver.IMS_PER_BATCH / solver.REFERENCE_BATCH)
+        solver.REFERENCE_BATCH = solver.IMS_PER_BATCH
+    if solver.WARMUP_ITERS >= solver.MAX_ITER:
+        logger.warning(
+            f"SOLVER.WARMUP_ITERS is {solver.WARMUP_ITERS} and SOLVER.MAX_ITER {solver.MAX_ITER}:"
+            " the training ends before the learning rate reaches SOLVER.BASE_LR."
+        )
 
 
 def _check_limits(cfg: CfgNode) -> None:

@@ -157,7 +157,7 @@ class TrainLoader:
         """
         world_size = comm.get_world_size()
         self._batch_size, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, world_size)
-        if rest:
+        if self._batch_size < 1 or rest:
             raise ConfigError(
                 f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {world_size} workers"
                 f" cannot share; give a multiple of {world_size}."

@@ -91,6 +91,14 @@ class BestCheckpoint(HookBase):
         if self.trainer.iter >= self.trainer.max_iter:
             self._look(may_stop=False)
 
+    def summary(self) -> str:
+        """The last value and the maximum, "bbox/AP 30.1 (best 31.2)"; "" before any evaluation."""
+        if self._last < 0:
+            return ""
+        value, _ = self.trainer.storage.latest().get(self._metric, (None, None))
+        last = "" if value is None else f" {value:.4g}"  # None where a run was just resumed
+        return f"{self._metric}{last} (best {self._best:.4g})"
+
     def _evaluated(self) -> dict[str, int]:
         """The iteration of each result; only their names have a slash."""
         latest = self.trainer.storage.latest()

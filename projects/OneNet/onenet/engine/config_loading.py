@@ -15,7 +15,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from ..checkpoint import stored_config
 from ..config.defaults import JSON_KEYS
-from ..config.load import check_keys, read_config
+from ..config.load import check_keys, read_config, scale_to_batch
 from ..data.coco_json import check_same_classes, register_coco_json
 from ..data.formats import register_folder
 from ..data.loaders import load_records
@@ -27,7 +27,7 @@ from ..utils.errors import ConfigError
 from ..utils.registry import get_registered, num_classes_node
 from .class_names import dataset_class_names
 
-__all__ = ["config_to_store", "is_checkpoint", "load_config"]
+__all__ = ["config_to_store", "is_checkpoint", "load_config", "with_batch"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +38,9 @@ def load_config(
     """Loads a yaml config with yaml's safe loader, applies overrides, and checks it.
 
     Registers the config's folder or COCO-format datasets, replaces a NUM_CLASSES of 0 by that of
-    the data and MAX_ITER and EVAL_PERIOD by what EPOCHS and EVAL_EPOCHS ask for, and uses the CPU
-    if there is no GPU.
+    the data and MAX_ITER and EVAL_PERIOD by what EPOCHS and EVAL_EPOCHS ask for, scales BASE_LR to
+    the batch, and uses the CPU if there is no GPU. What depends on the batch stays as it is where
+    IMS_PER_BATCH is 0 (:func:`with_batch`).
 
     Args:
         config_file: path of a yaml file; or of a checkpoint (.pth, .pt), for the config in it, else
@@ -66,8 +67,6 @@ def load_config(
         _check_registered(cfg, key)
     if eval_only and not cfg.DATASETS.TEST:
         raise ConfigError("--eval-only has nothing to evaluate: DATASETS.TEST is empty.")
-    if not eval_only:
-        _resolve_epochs(cfg)
     check_keys(cfg)
     get_registered(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
     get_registered(BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME, "MODEL.BACKBONE.NAME")
@@ -77,6 +76,39 @@ def load_config(
         cfg.MODEL.DEVICE = "cpu"
     if not cfg.MODEL.DEVICE.startswith("cuda") and cfg.SOLVER.AMP.ENABLED and not eval_only:
         raise ConfigError("SOLVER.AMP.ENABLED needs a GPU in Detectron2; set it to False.")
+    if cfg.SOLVER.IMS_PER_BATCH > 0:
+        if not eval_only:
+            _resolve_epochs(cfg)
+        scale_to_batch(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def with_batch(cfg: CfgNode, batch: int) -> CfgNode:
+    """Sets the batch of a config with SOLVER.IMS_PER_BATCH 0; as many images are seen as before.
+
+    As where Detectron2 scales a config to its workers, iterations and periods are scaled, too.
+
+    Args:
+        cfg: from :func:`load_config`; its iterations are meant for SOLVER.REFERENCE_BATCH.
+        batch: SOLVER.IMS_PER_BATCH.
+
+    Returns:
+        The frozen config.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    solver, scale = cfg.SOLVER, cfg.SOLVER.REFERENCE_BATCH / batch
+    solver.IMS_PER_BATCH = batch
+    for node, keys in (
+        (solver, ("MAX_ITER", "WARMUP_ITERS", "CHECKPOINT_PERIOD")),
+        (cfg.TEST, ("EVAL_PERIOD",)),
+    ):
+        for key in keys:
+            node[key] = round(node[key] * scale)
+    solver.STEPS = tuple(round(step * scale) for step in solver.STEPS)
+    _resolve_epochs(cfg)
+    scale_to_batch(cfg)
     cfg.freeze()
     return cfg
 
@@ -116,7 +148,7 @@ def _read_config(config_file: str, opts: list[str]) -> CfgNode:
 def _resolve_epochs(cfg: CfgNode) -> None:
     """Replaces MAX_ITER, STEPS and EVAL_PERIOD if their number of epochs is given."""
     epochs, eval_epochs, batch = cfg.SOLVER.EPOCHS, cfg.TEST.EVAL_EPOCHS, cfg.SOLVER.IMS_PER_BATCH
-    if (epochs <= 0 and eval_epochs <= 0) or batch < 1 or not cfg.DATASETS.TRAIN:
+    if (epochs <= 0 and eval_epochs <= 0) or not cfg.DATASETS.TRAIN:
         return
     per_epoch = len(load_records(cfg)) / batch
     if epochs > 0:

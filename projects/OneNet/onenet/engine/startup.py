@@ -15,15 +15,17 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from ..checkpoint import OneNetCheckpointer
+from ..checkpoint import OneNetCheckpointer, stored_config
 from ..checkpoint.convert import pip_weights, torchvision_url
 from ..modeling.backbone.features import without_pretrained
 from ..utils.errors import ConfigError
-from ..utils.files import write_whole
+from ..utils.files import parse_yaml, write_whole
+from .batch_size import choose_batch
 from .class_names import check_class_names, trained_class_names
-from .config_loading import is_checkpoint, load_config
+from .config_loading import is_checkpoint, load_config, with_batch
 from .evaluators import check_evaluator, dataset_identity, noted_dataset, results_folder
 from .faults import naming_faults, tell_once_of_lost_logs
+from .tracking import tracker_classes
 
 __all__ = ["last_checkpoint", "load_for_evaluation", "setup"]
 
@@ -37,7 +39,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
         args: from ``detectron2.engine.default_argument_parser``.
 
     Returns:
-        The frozen config; for a resumed run, without pre-trained weights to download.
+        The frozen config, with a batch that fits memory in place of SOLVER.IMS_PER_BATCH 0; for a
+        resumed run with the run's batch, and without pre-trained weights to download.
 
     Raises:
         ConfigError, DataError: see :func:`onenet.engine.load_config`; or MODEL.WEIGHTS or the
@@ -51,13 +54,13 @@ def setup(args: argparse.Namespace) -> CfgNode:
     _check_output_dir(cfg, args.resume, args.eval_only)
     for name in cfg.DATASETS.TEST:
         check_evaluator(name)
-    try:
-        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"OUTPUT_DIR: the folder '{cfg.OUTPUT_DIR}' cannot be made ({error.strerror}); name"
-            " another one, or see to what is in its way."
-        ) from error
+    if not args.eval_only:
+        tracker_classes(cfg)  # raises if one is not installed
+    _make_folder(cfg.OUTPUT_DIR)
+    reference, chosen = cfg.SOLVER.REFERENCE_BATCH, 0
+    if cfg.SOLVER.IMS_PER_BATCH == 0 and not args.eval_only:
+        chosen = (_batch_of_run(cfg) if args.resume else 0) or choose_batch(cfg)
+        cfg = with_batch(cfg, chosen)
     kept = _config_of_training(cfg) if args.eval_only else None
     # tell_once_of_lost_logs reports log files that cannot be written
     before, logging.raiseExceptions = logging.raiseExceptions, False
@@ -77,7 +80,23 @@ def setup(args: argparse.Namespace) -> CfgNode:
     tell_once_of_lost_logs()
     if not torch.cuda.is_available():
         logger.info("There is no GPU: running on the CPU.")
+    if chosen:
+        logger.info(
+            f"SOLVER.IMS_PER_BATCH 0 is replaced by {chosen} (SOLVER.REFERENCE_BATCH is"
+            f" {reference}): SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}, SOLVER.BASE_LR"
+            f" {cfg.SOLVER.BASE_LR:.3g}."
+        )
     return without_pretrained(cfg) if args.resume and last_checkpoint(cfg) else cfg
+
+
+def _make_folder(path: str) -> None:
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"OUTPUT_DIR: the folder '{path}' cannot be made ({error.strerror}); name another one,"
+            " or see to what is in its way."
+        ) from error
 
 
 def _with_readable_config(args: argparse.Namespace) -> argparse.Namespace:
@@ -94,6 +113,13 @@ def last_checkpoint(cfg: CfgNode) -> str:
         return ""
     with open(note, encoding="utf-8", errors="replace") as file:
         return os.path.join(cfg.OUTPUT_DIR, file.read().strip())
+
+
+def _batch_of_run(cfg: CfgNode) -> int:
+    """The batch of the run that --resume continues; 0 if there is none that tells."""
+    last = last_checkpoint(cfg)
+    text = stored_config(last) if last else None
+    return parse_yaml(text, last)["SOLVER"]["IMS_PER_BATCH"] if text else 0
 
 
 def load_for_evaluation(cfg: CfgNode, model: nn.Module, resume: bool = False) -> None:

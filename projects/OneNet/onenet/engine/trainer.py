@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -46,6 +47,7 @@ from .evaluators import (
     results_folder,
 )
 from .faults import LossGuard, NamedWriter, naming_faults
+from .progress import ProgressBar
 from .resume import ResumableData, ResumableEvalHook, cut_metrics, share_buffers
 from .solver import (
     build_optimizer,
@@ -54,6 +56,7 @@ from .solver import (
     set_group_settings,
 )
 from .startup import last_checkpoint
+from .tracking import Tracker, tracker_classes
 from .training_pictures import TrainingPictures
 
 __all__ = ["Trainer"]
@@ -92,6 +95,7 @@ class Trainer(DefaultTrainer):
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self._is_resumed = False
         self.ema: EMAHook | None = None  # build_hooks sets it
+        self._trackers: list[Tracker] = []  # and these, in the main process
 
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -123,13 +127,16 @@ class Trainer(DefaultTrainer):
             self._trainer.model = model
 
     def build_writers(self) -> list[EventWriter]:
-        """Detectron2's metrics writers, with errors that name the file."""
-        return [NamedWriter(writer, self.cfg.OUTPUT_DIR) for writer in super().build_writers()]
+        """Detectron2's metrics writers, with errors that name the file, and those of WRITERS."""
+        self._trackers = [tracker(self.cfg) for tracker in tracker_classes(self.cfg)]
+        named = [NamedWriter(writer, self.cfg.OUTPUT_DIR) for writer in super().build_writers()]
+        return [*named, *self._trackers]
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's hooks; with SOLVER.EMA_DECAY they evaluate and save the average.
+        """Detectron2's hooks, with a progress bar if the output is a terminal.
 
-        A checkpoint's "model" is then the average; the weights to resume from are stored beside it.
+        With SOLVER.EMA_DECAY they evaluate and save the average. A checkpoint's "model" is then the
+        average; the weights to resume from are stored beside it.
         """
         cfg = self.cfg
         evaluated, first = self.model, []
@@ -155,7 +162,7 @@ class Trainer(DefaultTrainer):
             self._last_eval_results = self.test(cfg, evaluated)
             return self._last_eval_results
 
-        built = super().build_hooks()
+        built, best = super().build_hooks(), None
         for i, hook in enumerate(built):
             if isinstance(hook, hooks.EvalHook):
                 built[i] = ResumableEvalHook(cfg.TEST.EVAL_PERIOD, evaluate, self._metrics_file)
@@ -169,6 +176,8 @@ class Trainer(DefaultTrainer):
                     )
                     built.insert(i + 1, best)
                 break
+        if comm.is_main_process() and sys.stdout.isatty():
+            first.insert(0, ProgressBar(best))
         return [*first, *built]
 
     @property
@@ -331,6 +340,8 @@ class Trainer(DefaultTrainer):
         if self.start_iter >= self.max_iter and last != "model_final.pth":
             # Interrupted between the last iteration's checkpoint and the equal model_final
             self.checkpointer.save("model_final", iteration=self.iter)
+        for tracker in self._trackers:
+            tracker.start(self._is_resumed)
         results = None
         with naming_faults(self.cfg.OUTPUT_DIR):
             try:
