@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,7 +65,7 @@ class Predictor:
     ) -> None:
         """Loads a model; see :class:`onenet_runtime.Detector`."""
         # For processes in other folders
-        self._arguments = {"model": os.path.abspath(model), "providers": providers}
+        self._arguments = (os.path.abspath(model), providers)
         self._path = str(model)
         self._session = _load(self._path, providers)
         self.metadata = ModelMetadata.parse(
@@ -77,7 +76,7 @@ class Predictor:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For pickle, so for other processes: loads the model from its file there."""
-        return functools.partial(type(self), **self._arguments), ()
+        return type(self), self._arguments
 
     def thresholds(self, threshold: float | None = None) -> list[float]:
         """K thresholds for :func:`keep`.
