@@ -24,7 +24,7 @@ def parse_arguments() -> argparse.Namespace:
     source.add_argument(
         "input", nargs="*", default=[], help="config files, or folders of finished runs"
     )
-    source.add_argument("--plan", dest="input", nargs=1, help="yaml file: what is compared")
+    source.add_argument("--plan", help="yaml file that says what is compared")
     parser.add_argument(
         "--set",
         dest="opts",
@@ -34,7 +34,9 @@ def parse_arguments() -> argparse.Namespace:
         help="overrides for all configs, after the plan's: KEY value KEY value ...",
     )
     compare.add_options(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.input = args.input or [args.plan]
+    return args
 
 
 def main() -> None:
