@@ -7,19 +7,9 @@ python train_net.py --config-file ... --num-gpus 8 --resume
 python train_net.py --config-file ... DATASETS.TRAIN_JSON a.json DATASETS.TRAIN_IMAGE_ROOT a/
 """
 
-import argparse
-
 from detectron2.engine import default_argument_parser
 
-from onenet.engine import launch_workers, train_or_evaluate
-from onenet.utils.errors import exit_with_one_sentence
-
-
-def main(args: argparse.Namespace) -> None:
-    """What every worker runs."""
-    with exit_with_one_sentence():
-        train_or_evaluate(args)
-
+from onenet.engine import launch_workers, main
 
 if __name__ == "__main__":
     launch_workers(main, default_argument_parser().parse_args())

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """A page in the browser: drop an image, move the threshold, switch NMS on and off.
 
-python demo/app.py --config-file configs/digits/recommended_R18_FPN.yaml \\
-    --weights output/digits/model_final.pth [--port 7860] [--host 127.0.0.1] [KEY value ...]
+python demo/app.py --weights output/photos/model_best.pth [--port 7860] [--host 127.0.0.1] \\
+    [--config-file configs/digits/recommended_R18_FPN.yaml] [KEY value ...]
 
 Needs Gradio: pip install 'gradio>=6'.
 """
@@ -247,7 +247,9 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, help="of the training, a yaml file")
+    parser.add_argument(
+        "--config-file", default="", help="of the training (default: the one in the checkpoint)"
+    )
     parser.add_argument("--weights", default="", help="a checkpoint (default: MODEL.WEIGHTS)")
     parser.add_argument("--host", default="127.0.0.1", help="default: this machine only")
     parser.add_argument("--port", type=int, default=7860)
@@ -255,10 +257,18 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
+def load_demo(args: argparse.Namespace) -> Demo:
+    """The demo of the command line's checkpoint."""
+    if not args.weights and not args.config_file:
+        raise ConfigError("Name a checkpoint with --weights.")
+    config_file, with_data = args.config_file or args.weights, bool(args.config_file)
+    return Demo(load_predictor_config(config_file, args.opts, with_data), args.weights)
+
+
 def main(words: Sequence[str] | None = None) -> None:
     args = parse_arguments(words)
     import_gradio()  # before the model is loaded
-    demo = Demo(load_predictor_config(args.config_file, args.opts), args.weights)
+    demo = load_demo(args)
     print(demo.predictor.calibration_note)
     serve(build_page(demo), args.host, args.port)
 

@@ -165,6 +165,16 @@ def test_gradio_missing_or_old(app, monkeypatch) -> None:
         app.main(words)
 
 
+def test_a_checkpoint_alone(app, weights: Path, photo: str, tmp_path: Path) -> None:
+    content = torch.load(weights, weights_only=True)
+    path = tmp_path / "whole.pth"
+    torch.save({**content, "config": config("onenet_fcos_R18_FPN").dump()}, path)
+    demo = app.load_demo(app.parse_arguments(["--weights", str(path), *OPTS]))
+    assert len(demo.detect(photo).without_nms) == 30
+    with pytest.raises(ConfigError, match="Name a checkpoint with --weights"):
+        app.load_demo(app.parse_arguments([]))
+
+
 def test_only_this_machine_by_default(app) -> None:
     args = app.parse_arguments(["--config-file", "x", "MODEL.DEVICE", "cpu"])
     assert (args.host, args.port, args.opts) == ("127.0.0.1", 7860, ["MODEL.DEVICE", "cpu"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -132,10 +133,49 @@ def test_export(here: Path, capsys) -> None:
     assert (here / "model.onnx").stat().st_size > 2**20
 
 
+def test_inspect(here: Path, capsys) -> None:
+    best = "output/photos/model_best.pth"
+    main(["inspect", best, "photos", "--num-images", "1", "MODEL.DEVICE", "cpu"])
+    report = json.loads((here / "inspected" / "assignments.json").read_text())
+    (image,) = report["images"]
+    assert report["weights"] == [best] and report["class_names"] == ["cat", "dog"]
+    assert len(image["assignments"][0]) == 1 and image["file_name"].startswith("photos/")
+    assert Image.open(here / "inspected" / image["picture"]).size == (576 + 2 * 8, 384 + 2 * 8)
+    assert "mean margin to the runner-up" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_compare(here: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/bin/onenet", "compare", "photos"])
+    words = ["compare", "photos", *TINY[:-2], "SOLVER.MAX_ITER", "2", "--speed-rounds", "0"]
+    main(words)
+    text = (here / "output" / "compare" / "photos" / "comparison.md").read_text()
+    assert "OneNet, recommended | none" in text and "FCOS | NMS off" in text
+    assert "    onenet compare photos\n" in text
+    main(words)
+    assert "Nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_foreign_warnings_are_not_printed(here: Path) -> None:
+    code = (
+        "import torch, warnings; from onenet.cli import main; n = torch.arange(2);"
+        "torch.meshgrid(n, n); torch.cuda.amp.GradScaler(enabled=False); warnings.warn('mine')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "UserWarning: mine" in done.stderr
+    assert "meshgrid" not in done.stderr and "cuda.amp" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["train", "nowhere"], "nowhere"),
+        (["compare", "nowhere"], "there is no config file and no folder"),
+        (["compare", "SOLVER.MAX_ITER", "1"], "before the overrides"),
+        (["compare", "photos", "SEED", "1"], "sets SEED, which a comparison takes from the seeds"),
+        (["inspect", "gone.pth", "photos"], "there is no file 'gone.pth'"),
+        (["inspect", "output/photos/model_best.pth", "nowhere"], "nowhere"),
         (["train", "photos", "NO.SUCH", "1"], "NO.SUCH"),
         (["eval", "gone.pth", "photos"], "there is no file 'gone.pth'"),
         (["predict", "gone.pth", "photos/1.png"], "there is no file 'gone.pth'"),

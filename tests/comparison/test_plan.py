@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from onenet import ConfigError, load_config
-from onenet.comparison import plan_from_paths, read_plan
+from onenet.comparison import find_plan, plan_from_paths, read_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/digits/onenet_fcos_R18_FPN.yaml"
@@ -121,3 +121,21 @@ def test_paths(make_run) -> None:
         plan_from_paths([CONFIG, CONFIG], output="out")
     with pytest.raises(ConfigError, match="no config file and no folder"):
         plan_from_paths(["gone.yaml"], output="out")
+
+
+def test_what_paths_mean(tmp_path: Path, make_run) -> None:
+    path, photos = write(tmp_path), tmp_path / "photos"
+    photos.mkdir()
+    assert find_plan([path]) == read_plan(path)
+    assert find_plan([path], output="x", seeds=[4]) == read_plan(path).changed(
+        output="x", seeds=[4]
+    )
+    folder = make_run("before")
+    for paths in ([CONFIG], [folder], [CONFIG, folder]):
+        assert find_plan(paths) == plan_from_paths(paths, output="output/compare")
+    plan = find_plan([str(photos)], overrides=["SOLVER.MAX_ITER", "2"])
+    assert plan.output == Path("output/compare/photos") and plan.seeds == (1,)
+    configs = [Path(entry.config) for entry in plan.entries]
+    assert [c.name for c in configs] == ["recommended.yaml", "baseline_fcos.yaml"]
+    opts = ("DATASETS.FOLDER", str(photos), "SOLVER.MAX_ITER", "2")
+    assert all(c.is_file() for c in configs) and {e.overrides for e in plan.entries} == {opts}

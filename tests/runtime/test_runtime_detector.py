@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -18,14 +19,14 @@ import torch
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from onenet_runtime import Detections, Detector, ModelError, resize_bilinear, resized_shape
-from onenet_runtime.detector import DEFAULT_THRESHOLD
+from onenet_runtime.predictor import DEFAULT_THRESHOLD
 from onnx import TensorProto, helper
+from PIL import Image
 
 
 def assert_same(a: Detections, b: Detections) -> None:
-    for x, y in zip(a[:3], b[:3], strict=True):
-        np.testing.assert_array_equal(x, y)
-    assert a.names == b.names
+    for key in ("boxes", "scores", "class_ids", "class_names"):
+        np.testing.assert_array_equal(getattr(a, key), getattr(b, key))
 
 
 def test_single_image(make_model, make_image, rows) -> None:
@@ -35,9 +36,9 @@ def test_single_image(make_model, make_image, rows) -> None:
     expected = rows.boxes[:2] * np.array([60, 40, 60, 40], dtype=np.float32)
     np.testing.assert_allclose(found.boxes, expected, rtol=1e-6)
     assert found.boxes.dtype == np.float32 and found.scores.dtype == np.float32
-    assert found.classes.dtype == np.int64
+    assert found.class_ids.dtype == np.int64
     np.testing.assert_array_equal(found.scores, rows.scores[:2])
-    assert found.classes.tolist() == [1, 0] and found.names == ["dog", "cat"]
+    assert found.class_ids.tolist() == [1, 0] and found.class_names == ["dog", "cat"]
 
 
 def test_padding_rows_infinite_and_empty_boxes_are_dropped(make_model, make_image, rows) -> None:
@@ -47,7 +48,7 @@ def test_padding_rows_infinite_and_empty_boxes_are_dropped(make_model, make_imag
 
 def test_nothing_found(make_model, make_image) -> None:
     found = Detector(make_model(), threshold=0.95)(make_image())
-    assert found.boxes.shape == (0, 4) and found.scores.shape == (0,) and found.names == []
+    assert found.boxes.shape == (0, 4) and found.scores.shape == (0,) and found.class_names == []
 
 
 @pytest.mark.parametrize("size", [(40, 60), (61, 37), (333, 97), (7, 9), (64, 100)])
@@ -71,7 +72,7 @@ def test_batch_equals_single(make_model, make_image, tmp_path: Path) -> None:
     images = [make_image(40, 60, 1), make_image(90, 30, 2), make_image(64, 64, 3)]
     detector = Detector(make_model("pixel"), threshold=0)
     path = tmp_path / "image.png"
-    cv2.imwrite(str(path), images[1])
+    Image.fromarray(images[1]).save(path)
     batch = detector([images[0], path, str(path), images[2]])
     assert isinstance(batch, list) and len(batch) == 4
     assert_same(batch[0], detector(images[0]))
@@ -97,14 +98,14 @@ def test_images_of_unlike_sizes_run_apart(make_model, make_image) -> None:
     sizes = [(33, 40), (20, 65), (33, 40), (34, 40), (20, 65)]
     images = [make_image(*size, seed=i) for i, size in enumerate(sizes)]
     alone = [detector(image) for image in images]
-    session, batches = detector._session, []
+    session, batches = detector.predictor._session, []
 
     class Recorder:
         def run(self, names: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
             batches.append((len(inputs["images"]), inputs["image_sizes"].tolist()))
             return session.run(names, inputs)
 
-    detector._session = Recorder()
+    detector.predictor._session = Recorder()
     for found, expected in zip(detector(images), alone, strict=True):
         assert_same(found, expected)
     # (34, 40) is padded to the shape of (33, 40), but is another size
@@ -112,25 +113,21 @@ def test_images_of_unlike_sizes_run_apart(make_model, make_image) -> None:
     assert alone[0].scores.tolist() != alone[1].scores.tolist()
 
 
-@pytest.mark.parametrize("channel_order", ["BGR", "RGB"])
 @pytest.mark.parametrize("input_format", ["BGR", "RGB"])
-def test_channels(channel_order, input_format, make_model, tmp_path: Path) -> None:
+def test_channels(input_format, make_model, tmp_path: Path) -> None:
     # The model's scores are the first pixel's channels as the network sees them.
-    blue_green_red = np.full((64, 64, 3), (51, 102, 204), dtype=np.uint8)
+    pixels = np.full((64, 64, 3), (204, 102, 51), dtype=np.uint8)
     expected = np.array([0.2, 0.4, 0.8] if input_format == "BGR" else [0.8, 0.4, 0.2])
     path = tmp_path / "image.png"
-    cv2.imwrite(str(path), blue_green_red)
-    detector = Detector(
-        make_model("pixel", input_format=input_format), threshold=0, channel_order=channel_order
-    )
-    array = blue_green_red if channel_order == "BGR" else blue_green_red[:, :, ::-1]
-    for found in (detector(path), detector(array)):
+    Image.fromarray(pixels).save(path)
+    detector = Detector(make_model("pixel", input_format=input_format), threshold=0)
+    for found in detector([path, pixels, Image.fromarray(pixels), Image.open(path)]):
         np.testing.assert_allclose(found.scores, expected, rtol=1e-6)
 
 
 def test_network_sees_the_resized_image(make_model, make_image) -> None:
     image = make_image(333, 200)
-    found = Detector(make_model("pixel", input_format="BGR"), threshold=0)(image)
+    found = Detector(make_model("pixel", input_format="RGB"), threshold=0)(image)
     pixel = resize_bilinear(image, *resized_shape(333, 200, 64, 100))[0, 0]
     assert pixel.tolist() != image[0, 0].tolist()
     np.testing.assert_allclose(found.scores, pixel / 255, rtol=1e-6)
@@ -140,35 +137,21 @@ def test_thresholds(make_model, make_image) -> None:
     image = make_image()
     calibrated, plain = make_model(thresholds=[0.6, 0.1]), make_model()
 
-    def scores(model: Path, limit=None, **call) -> list[float]:
-        found = Detector(model, limit)(image, **call)
-        assert len(found.names) == len(found.boxes) == len(found.classes)
+    def scores(model: Path, limit=None) -> list[float]:
+        found = Detector(model, threshold=limit)(image)
+        assert len(found) == len(found.class_names) == len(found.boxes) == len(found.class_ids)
         return [round(float(score), 2) for score in found.scores]
 
     assert DEFAULT_THRESHOLD == 0.3
     assert scores(plain) == [0.9, 0.5]
     assert scores(plain, 0.2) == [0.9, 0.5, 0.2]  # the threshold itself counts
-    assert scores(calibrated) == scores(calibrated, "auto") == [0.9, 0.2]
+    assert scores(plain, 0) == [0.9, 0.5, 0.2]
+    assert scores(calibrated) == [0.9, 0.2]
     assert scores(calibrated, 0.5) == [0.9, 0.5]
-    assert scores(calibrated, 0.5, threshold="auto") == [0.9, 0.2]
-    assert scores(plain, threshold=0.0) == [0.9, 0.5, 0.2]
-    detector = Detector(calibrated)
-    everything = detector(image, threshold=0)
-    assert_same(detector.select(everything), detector(image))
-    assert_same(detector.select(everything, 0.5), detector(image, threshold=0.5))
-
-
-def test_bad_thresholds(make_model, make_image) -> None:
-    with pytest.raises(ValueError, match="has no calibrated thresholds"):
-        Detector(make_model(), threshold="auto")
+    assert Detector(calibrated).thresholds == [0.6, 0.1]
     for wrong in (-0.1, 1.5, float("nan"), "high"):
         with pytest.raises(ValueError, match="from 0 to 1"):
-            Detector(make_model(), threshold=wrong)
-    detector = Detector(make_model())
-    with pytest.raises(ValueError, match="from 0 to 1"):
-        detector(make_image(), threshold=2)
-    with pytest.raises(ValueError, match="channel_order"):
-        Detector(make_model(), channel_order="GRB")
+            Detector(plain, threshold=wrong)
 
 
 def error_of(path: Path | str, **kwargs) -> str:
@@ -244,8 +227,8 @@ def test_class_without_a_name(make_model, make_image) -> None:
 
 def test_unknown_category_ids(make_model, make_image) -> None:
     detector = Detector(make_model(category_ids=None))
-    assert detector.metadata.category_ids is None
-    assert detector(make_image()).names == ["dog", "cat"]
+    assert detector.predictor.metadata.category_ids is None
+    assert detector(make_image()).class_names == ["dog", "cat"]
 
 
 def test_another_models_inputs(make_model) -> None:
@@ -260,9 +243,8 @@ def test_unavailable_provider(make_model) -> None:
     assert "NoSuchExecutionProvider is not available" in error_of(
         make_model(), providers=["NoSuchExecutionProvider", "CPUExecutionProvider"]
     )
-    assert Detector(make_model(), providers=["CPUExecutionProvider"]).providers == [
-        "CPUExecutionProvider"
-    ]
+    detector = Detector(make_model(), providers=["CPUExecutionProvider"])
+    assert detector.predictor.providers == ["CPUExecutionProvider"]
 
 
 def test_failing_run(make_model, make_image) -> None:
@@ -277,7 +259,7 @@ def test_failing_run(make_model, make_image) -> None:
 
 
 def test_metadata(make_model) -> None:
-    metadata = Detector(make_model(thresholds=[0.25, 0.5])).metadata
+    metadata = Detector(make_model(thresholds=[0.25, 0.5])).predictor.metadata
     assert metadata.class_names == ("cat", "dog") and metadata.category_ids == (17, 18)
     assert metadata.thresholds == (0.25, 0.5) and metadata.input_format == "RGB"
     assert metadata.precision == "float32" and metadata.max_detections == 6
@@ -285,11 +267,12 @@ def test_metadata(make_model) -> None:
 
 def test_other_processes_take_a_detector(make_model, make_image) -> None:
     model = make_model("pixel", input_format="RGB")
-    detector = Detector(model, 0.2, ["CPUExecutionProvider"], channel_order="RGB")
+    detector = Detector(model, threshold=0.2, providers=["CPUExecutionProvider"])
     copy = pickle.loads(pickle.dumps(detector))
     image = make_image()
     assert_same(copy(image), detector(image))
-    assert copy.providers == detector.providers and copy.metadata == detector.metadata
+    assert copy.predictor.providers == detector.predictor.providers
+    assert copy.predictor.metadata == detector.predictor.metadata
     with concurrent.futures.ProcessPoolExecutor(
         1, mp_context=multiprocessing.get_context("spawn")
     ) as pool:
@@ -317,3 +300,38 @@ def test_imports_neither_torch_nor_detectron2_nor_opencv(
     count, modules = json.loads(result.stdout)
     assert count == 2 and {"PIL", "numpy", "onnxruntime"} <= set(modules)
     assert not {"torch", "detectron2", "cv2", "onenet", "scipy"} & set(modules)
+
+
+def test_pictures(make_model, make_image, tmp_path: Path) -> None:
+    image = make_image(40, 60)
+    found = Detector(make_model(), threshold=0.4)(image)
+    assert repr(found) == "Detections(dog 0.90, cat 0.50)"
+    drawn = found.draw(400)
+    x0, y0, x1, y1 = (found.boxes[0] * 10).round().astype(int)
+    plain = np.asarray(Image.fromarray(image).resize((600, 400), Image.Resampling.BICUBIC))
+    assert (drawn[y1, x0 + 2 : x1 - 2] != plain[y1, x0 + 2 : x1 - 2]).any(axis=1).all()
+    np.testing.assert_array_equal(drawn[:50, -20:], plain[:50, -20:])
+    np.testing.assert_array_equal(image, make_image(40, 60))
+    assert found.draw().shape == (384, 576, 3)
+    found.save(tmp_path / "new" / "found.png")
+    with Image.open(tmp_path / "new" / "found.png") as picture:
+        np.testing.assert_array_equal(np.asarray(picture), found.draw())
+
+
+def test_pictures_that_cannot_be_written(make_model, tmp_path: Path) -> None:
+    found = Detector(make_model(min_size=9, max_size=20000))(np.zeros((2, 20000, 3), np.uint8))
+    found.save(tmp_path / "a.png")
+    for name, reason in (("a.webp", "encoding error 5"), ("a.doc", "unknown file extension")):
+        with pytest.raises(OSError, match=rf"{name} cannot be written \({reason}.* as \.png"):
+            found.save(tmp_path / name)
+
+
+def test_for_supervision(make_model, make_image, monkeypatch) -> None:
+    found = Detector(make_model())(make_image())
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(ImportError, match="pip install supervision"):
+        found.to_supervision()
+    monkeypatch.setitem(sys.modules, "supervision", SimpleNamespace(Detections=SimpleNamespace))
+    given = found.to_supervision()
+    assert given.xyxy is found.boxes and given.confidence is found.scores
+    assert given.class_id is found.class_ids and list(given.data["class_name"]) == ["dog", "cat"]

@@ -73,8 +73,8 @@ def test_too_many_pixels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("image", "expected"),
     [
-        (np.zeros((40, 60), np.uint8), "cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)"),
-        (np.zeros((40, 60, 1), np.uint8), "cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)"),
+        (np.zeros((40, 60), np.uint8), "cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)"),
+        (np.zeros((40, 60, 1), np.uint8), "cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)"),
         (np.zeros((40, 60, 4), np.uint8), "image[:, :, :3]"),
         (np.zeros((3, 40, 60), np.uint8), "transpose(1, 2, 0)"),
         (np.zeros((2, 40, 60, 3), np.uint8), "as a list of images"),
@@ -84,9 +84,10 @@ def test_too_many_pixels(tmp_path: Path) -> None:
         (np.zeros((40, 60, 3), np.float32), "pass uint8"),
         (np.zeros((40, 60, 3), np.uint16), "array of uint16"),
         (None, "is None"),
-        (b"\xff\xd8\xff", "is of type bytes: pass a path, or a NumPy array"),
+        (b"\xff\xd8\xff", "is of type bytes: pass a path, a Pillow image, or a NumPy array"),
         (bytearray(9), "is of type bytearray"),
-        (Image.new("RGB", (60, 40)), "is of type Image"),
+        ((), "is of type tuple"),
+        (Image.new("F", (60, 40)), "has pixels of 32-bit floats"),
     ],
 )
 def test_bad_arrays(image, expected: str, make_model, make_image) -> None:

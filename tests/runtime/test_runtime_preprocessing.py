@@ -38,8 +38,8 @@ def check(make_model) -> Callable[..., None]:
     def compare(path: Path, min_size: int = 64, max_size: int = 100) -> None:
         for order in ("RGB", "BGR"):
             model = make_model(input_format=order, min_size=min_size, max_size=max_size)
-            detector = Detector(model)
-            detector._session = Recorder()
+            detector, session = Detector(model), Recorder()
+            detector.predictor._session = session
             detector(path)
             inputs = T.AugInput(training_read_image(str(path), order))
             T.AugmentationList([T.ResizeShortestEdge(min_size, max_size)])(inputs)
@@ -48,7 +48,7 @@ def check(make_model) -> Callable[..., None]:
                 (-(-height // DIVISOR) * DIVISOR, -(-width // DIVISOR) * DIVISOR, 3)
             )
             expected[:height, :width] = inputs.image
-            images, sizes = (detector._session.inputs[k] for k in ("images", "image_sizes"))
+            images, sizes = (session.inputs[k] for k in ("images", "image_sizes"))
             assert images.dtype == np.uint8 and sizes.tolist() == [[height, width]]
             np.testing.assert_array_equal(images, expected[None])
 
@@ -99,7 +99,7 @@ def test_animation_gives_its_first_picture(suffix: str, tmp_path: Path, check) -
     first, *others = (Image.new("RGB", (20, 20), color) for color in ("red", "lime", "blue"))
     first.save(path, save_all=True, append_images=others)
     check(path)
-    np.testing.assert_allclose(read_image(path)[10, 10], (0, 0, 255), atol=5)
+    np.testing.assert_allclose(read_image(path)[10, 10], (255, 0, 0), atol=5)
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_missing_metadata_is_refused(make_model) -> None:
 def test_large_numbers_that_are_right_are_taken(make_model, make_image) -> None:
     path = make_model(category_ids=[10**400, -1], max_size=sys.maxsize, max_detections=sys.maxsize)
     detector = Detector(path)
-    assert detector.metadata.category_ids == (10**400, -1)
+    assert detector.predictor.metadata.category_ids == (10**400, -1)
     assert len(detector(make_image()).scores) == 2
 
 
@@ -143,7 +143,7 @@ NAMES = ["evil\x1b]0;title\x07\x1b[2J\n\r\u202ename\ud800", "ü 日本"]
 def test_names_cannot_steer_the_terminal(make_model, tmp_path: Path, make_image, capsys) -> None:
     """Nor end the run: names that are no UTF-8, lone surrogates to Python, cannot be printed."""
     model = make_model(class_names=NAMES)
-    assert Detector(model).metadata.class_names == tuple(NAMES)
+    assert Detector(model).predictor.metadata.class_names == tuple(NAMES)
     image = tmp_path / os.fsdecode(b"\xff\x1b[31m\n.png")
     image.write_bytes(cv2.imencode(".png", make_image())[1].tobytes())
     broken = tmp_path / "\x1b[31m.jpg"

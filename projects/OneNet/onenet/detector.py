@@ -142,7 +142,7 @@ class Detections:
         picture = Image.fromarray(self.draw())
         try:
             Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
-            picture.save(path)
+            picture.save(path, quality=95)
         except (OSError, ValueError) as error:  # ValueError: of an unknown ending
             reason = getattr(error, "strerror", None) or error
             raise ConfigError(f"Cannot write the picture {path} ({reason}).") from error

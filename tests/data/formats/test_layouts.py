@@ -17,6 +17,7 @@ from written_sets import (
     WITHOUT_SPLITS,
     WRITERS,
     Set,
+    Split,
     coco_json_beside_images_folder,
     coco_roboflow,
     records_of,
@@ -108,6 +109,37 @@ def test_held_back_images_hardly_change_with_the_set(tmp_path):
     yolo_labelimg(tmp_path, Set({"": {"new.png": images["000.png"]}}))
     more = [r["file_name"] for r in records_of(register_folder(str(tmp_path)))["val"]]
     assert len(set(val) ^ set(more)) <= 2
+
+
+def copies(*names: str) -> Split:
+    """Roboflow's names of three copies of each photo."""
+    return {f"{name}_jpg.rf.{i}f0{i}.jpg": [(0, 1, 1, 9, 9)] for name in names for i in range(3)}
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.99])
+def test_copies_of_a_photo_are_held_back_together(tmp_path, share):
+    yolo_labelimg(tmp_path, Set({"": copies("a", "b", "c")}))
+    records = records_of(register_folder(str(tmp_path), val_share=share))
+    photos = {s: [r["file_name"][0] for r in records[s]] for s in ("train", "val")}
+    assert not set(photos["train"]) & set(photos["val"])
+    assert len(photos["val"]) == (6 if share == 0.99 else 3) and len(photos["train"]) % 3 == 0
+
+
+def test_copies_of_one_photo_cannot_be_split(tmp_path):
+    yolo_labelimg(tmp_path, Set({"": copies("a")}))
+    with pytest.raises(DataError, match="has 3 copies of one photo, of which none can be held"):
+        register_folder(str(tmp_path))
+
+
+def test_copies_in_train_and_valid_are_told(tmp_path, caplog):
+    yolo_roboflow(tmp_path, Set({"train": copies("a", "b"), "valid": copies("b", "c")}))
+    register_folder(str(tmp_path))
+    assert "3 of 6 val images in " in caplog.text and "first is b_jpg.rf.0f00.jpg" in caplog.text
+    caplog.clear()
+    plain = {"a.png": [(0, 1, 1, 9, 9)]}
+    yolo_roboflow(tmp_path / "2", Set({"train": plain, "valid": {**plain, **copies("b")}}))
+    register_folder(str(tmp_path / "2"))
+    assert "are copies of" not in caplog.text
 
 
 def test_nested_folders_and_links(tmp_path):

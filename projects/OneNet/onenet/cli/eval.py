@@ -11,7 +11,7 @@ import os
 from ..config.defaults import JSON_KEYS
 from ..engine import path_value, run_arguments, train_or_evaluate
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "on_folder", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,11 @@ def run(args: argparse.Namespace) -> None:
         ConfigError, DataError: see :func:`onenet.engine.train_or_evaluate`.
     """
     output = args.output or os.path.dirname(args.weights)
-    opts = ["DATASETS.FOLDER", path_value(args.folder), "OUTPUT_DIR", path_value(output)]
-    for key in JSON_KEYS:  # of the training
-        opts += [f"DATASETS.{key}", ""]
-    train_or_evaluate(run_arguments(args.weights, [*opts, *args.opts], eval_only=True))
+    opts = [*on_folder(args.folder), "OUTPUT_DIR", path_value(output), *args.opts]
+    train_or_evaluate(run_arguments(args.weights, opts, eval_only=True))
+
+
+def on_folder(folder: str) -> list[str]:
+    """Config overrides that replace the datasets of a training by a folder."""
+    without = [word for key in JSON_KEYS for word in (f"DATASETS.{key}", "")]
+    return ["DATASETS.FOLDER", path_value(folder), *without]

@@ -1,14 +1,15 @@
-"""``onenet train|eval|predict|export``; each command has a file of its own."""
+"""``onenet train|eval|predict|export|compare|inspect``; each command has a file of its own."""
 
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Sequence
 
 from .. import __version__
 from ..utils.errors import exit_with_one_sentence
+from . import compare, export, inspect, predict, train
 from . import eval as evaluate
-from . import export, predict, train
 
 __all__ = ["main"]
 
@@ -17,7 +18,17 @@ _COMMANDS = {
     "eval": (evaluate, "evaluate a checkpoint on a folder of photos"),
     "predict": (predict, "draw detections on images"),
     "export": (export, "write an ONNX file for use without PyTorch"),
+    "compare": (compare, "train and evaluate detectors alike, on a folder of photos or by a plan"),
+    "inspect": (inspect, "draw the location that each object of a folder is assigned to"),
 }
+
+# Of Detectron2's own code, which users cannot change. Here, so that spawned workers have it, too.
+for _text, _category in {
+    "torch.meshgrid: in an upcoming release": UserWarning,
+    r"`torch\.cuda\.amp\.": FutureWarning,
+    "`torch.jit.script` is deprecated": FutureWarning,
+}.items():
+    warnings.filterwarnings("ignore", _text, _category)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -30,8 +41,13 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--version", action="version", version=f"onenet {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, (module, text) in _COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=module.__doc__)
-        if module is not train:
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if module not in (train, compare):
             command.add_argument("weights", metavar="WEIGHTS", help="a checkpoint, model_best.pth")
         module.add_arguments(command)
         command.set_defaults(run=module.run, config_file="")

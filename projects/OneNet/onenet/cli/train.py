@@ -10,15 +10,15 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
-from ..config.load import read_config
+from ..config import OWN_DATA, read_config
 from ..detector import Detector
-from ..engine import launch_workers, path_value, run_arguments, train_or_evaluate
-from ..utils.errors import ConfigError, exit_with_one_sentence
+from ..engine import launch_workers, main, path_value, run_arguments, train_or_evaluate
+from ..utils.errors import ConfigError
 from ..utils.visualizer import tile
 
 __all__ = ["add_arguments", "run"]
 
-_CONFIG = str(Path(__file__).resolve().parents[1] / "configs" / "own_data" / "recommended.yaml")
+_CONFIG = str(OWN_DATA / "recommended.yaml")
 _NUM_PICTURES, _NUM_COLUMNS, _HEIGHT = 8, 4, 320  # height in pixels
 
 
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
         opts += ["SOLVER.EPOCHS", str(args.epochs)]
     opts += args.opts
     output = Path(read_config(_CONFIG, opts).OUTPUT_DIR)
-    launch_workers(_train, run_arguments(_CONFIG, opts, resume=args.resume, num_gpus=args.num_gpus))
+    launch_workers(main, run_arguments(_CONFIG, opts, resume=args.resume, num_gpus=args.num_gpus))
     weights = output / "model_best.pth"
     if weights.is_file():
         # Again, so that the thresholds beside it are of these weights
@@ -60,12 +60,6 @@ def run(args: argparse.Namespace) -> None:
     else:  # there are no validation images
         weights = output / "model_final.pth"
     print(f"Next: onenet predict {weights} photo.jpg")
-
-
-def _train(args: argparse.Namespace) -> None:
-    """What every worker runs."""
-    with exit_with_one_sentence():
-        train_or_evaluate(args)
 
 
 def draw_predictions(cfg: CfgNode, weights: Path, path: Path) -> None:

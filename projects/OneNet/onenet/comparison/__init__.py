@@ -7,7 +7,7 @@ and ``page`` build the report, and ``compare`` does all of this.
 
 from .compare import ReportOptions, compare
 from .completion import RunFailed
-from .plan import Entry, Plan, plan_from_paths, read_plan
+from .plan import Entry, Plan, find_plan, plan_from_paths, read_plan
 
 __all__ = [
     "Entry",
@@ -15,6 +15,7 @@ __all__ = [
     "ReportOptions",
     "RunFailed",
     "compare",
+    "find_plan",
     "plan_from_paths",
     "read_plan",
 ]

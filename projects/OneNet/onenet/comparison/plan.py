@@ -9,11 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..config import OWN_DATA
+from ..engine import path_value
 from ..utils.errors import ConfigError
 from ..utils.files import read_yaml
 
-__all__ = ["Entry", "Plan", "plan_from_paths", "read_plan"]
+__all__ = ["Entry", "Plan", "find_plan", "plan_from_paths", "read_plan"]
 
+_OUTPUT = "output/compare"
 _PLAN_KEYS = ("title", "output", "seeds", "overrides", "runs")
 _ENTRY_KEYS = ("name", "config", "folder", "overrides", "note")
 # Set for each run by the comparison
@@ -69,6 +72,53 @@ class Plan:
                 replace(e, overrides=e.overrides + more) if e.config else e for e in self.entries
             ),
         )
+
+
+def find_plan(
+    paths: Sequence[str],
+    *,
+    title: str | None = None,
+    output: str | None = None,
+    seeds: Sequence[int] | None = None,
+    overrides: Sequence[str] = (),
+) -> Plan:
+    """The plan that paths mean: a plan's yaml file, a folder of photos, or a list of configs and
+    finished runs.
+
+    Args:
+        paths: one or more.
+        title: of the page.
+        output: folder of the comparison; None for the plan's, else ``output/compare`` or the
+            folder of the photos' name in it.
+        seeds: for each config; None for the plan's, else 1.
+        overrides: ``KEY, value, ...`` for all configs.
+
+    Raises:
+        ConfigError: see :func:`read_plan` and :func:`plan_from_paths`.
+    """
+    first, given = paths[0], {"title": title, "seeds": seeds, "overrides": overrides}
+    if len(paths) == 1 and Path(first).is_dir() and not (Path(first) / "config.yaml").is_file():
+        return _plan_of_photos(first, output).changed(**given)
+    if len(paths) == 1 and Path(first).is_file():
+        content = read_yaml(first)
+        if isinstance(content, dict) and "runs" in content:
+            return _plan(content, first).changed(output=output, **given)
+    return plan_from_paths(paths, output=output or _OUTPUT, **{**given, "seeds": seeds or [1]})
+
+
+def _plan_of_photos(folder: str, output: str | None) -> Plan:
+    """The recommended config, and FCOS with the same backbone, trained on a folder of photos."""
+    name = Path(folder).resolve().name
+    content = {
+        "title": f"OneNet and FCOS on {name}",
+        "output": output or str(Path(_OUTPUT) / name),
+        "overrides": ["DATASETS.FOLDER", path_value(folder)],
+        "runs": [
+            {"name": "OneNet, recommended", "config": str(OWN_DATA / "recommended.yaml")},
+            {"name": "FCOS", "config": str(OWN_DATA / "baseline_fcos.yaml")},
+        ],
+    }
+    return _plan(content, folder)
 
 
 def plan_from_paths(

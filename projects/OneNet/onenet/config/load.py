@@ -6,6 +6,7 @@ import functools
 import logging
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +16,11 @@ from ..utils.errors import ConfigError
 from ..utils.files import parse_yaml, read_yaml
 from .defaults import add_onenet_config
 
-__all__ = ["check_keys", "read_config", "scale_to_batch"]
+__all__ = ["OWN_DATA", "check_keys", "read_config", "scale_to_batch"]
 
 logger = logging.getLogger(__name__)
+
+OWN_DATA = Path(__file__).resolve().parents[1] / "configs" / "own_data"
 
 MAX_BASES = 100  # files reached through _BASE_
 

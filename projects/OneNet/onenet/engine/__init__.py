@@ -3,7 +3,7 @@
 from .config_loading import load_config
 from .evaluators import build_evaluator, check_limits
 from .launch import launch_workers
-from .run import path_value, run_arguments, train_or_evaluate
+from .run import main, path_value, run_arguments, train_or_evaluate
 from .startup import load_for_evaluation, setup
 from .trainer import Trainer
 
@@ -14,6 +14,7 @@ __all__ = [
     "launch_workers",
     "load_config",
     "load_for_evaluation",
+    "main",
     "path_value",
     "run_arguments",
     "setup",

@@ -11,11 +11,12 @@ from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
+from ..utils.errors import exit_with_one_sentence
 from .evaluators import check_limits
 from .startup import load_for_evaluation, setup
 from .trainer import Trainer
 
-__all__ = ["path_value", "run_arguments", "train_or_evaluate"]
+__all__ = ["main", "path_value", "run_arguments", "train_or_evaluate"]
 
 
 def path_value(path: str) -> str:
@@ -61,3 +62,9 @@ def train_or_evaluate(args: argparse.Namespace) -> CfgNode:
         verify_results(cfg, results)
     check_limits(cfg, results)
     return cfg
+
+
+def main(args: argparse.Namespace) -> None:
+    """What every worker of train_net.py runs; ends with one sentence on an error."""
+    with exit_with_one_sentence():
+        train_or_evaluate(args)

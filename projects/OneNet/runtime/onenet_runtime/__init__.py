@@ -3,11 +3,12 @@
 Needs NumPy, ONNX Runtime and Pillow only, neither PyTorch nor Detectron2; OpenCV for videos.
 
     detector = Detector("model.onnx")
-    boxes, scores, classes, names = detector("street.jpg")
+    found = detector("street.jpg")
+    print(found.boxes, found.scores, found.class_names)
+    found.save("found.jpg")
 """
 
 from .detector import Detections, Detector
-from .draw import draw_detections
 from .errors import AnnotationsError, ImageError, ModelError
 from .images import read_image
 from .metadata import ModelMetadata
@@ -22,7 +23,6 @@ __all__ = [
     "ImageError",
     "ModelError",
     "ModelMetadata",
-    "draw_detections",
     "read_image",
     "resize_bilinear",
     "resized_shape",

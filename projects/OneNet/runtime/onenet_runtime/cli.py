@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
 
-import numpy as np
-from PIL import Image
-
-from .coco import Annotations, image_ids_of_names, to_results, write_json
-from .detector import Detections, Detector, Threshold
-from .draw import draw_detections
-from .errors import AnnotationsError, ImageError, ModelError, first_line, printable
-from .images import read_image
+from .coco import Annotations, image_ids_of_names, write_json
+from .detector import Detector
+from .errors import AnnotationsError, printable
+from .jobs import WINDOW, Job, Quit, Run, plural, run_jobs
 from .metadata import ModelMetadata
 from .sources import Source, UsageError, expand, output_names
 
@@ -34,8 +26,6 @@ except ImportError:  # only videos, webcams and --show need it
     cv2 = None  # type: ignore[assignment]
 
 __all__ = ["main"]
-
-T = TypeVar("T")
 
 _EPILOG = """\
 inputs:
@@ -53,53 +43,7 @@ _DEVICES = {
     "cpu": ["CPUExecutionProvider"],
     "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
 }
-_WINDOW = "onenet-detect"
-_DEFAULT_FPS = 30.0  # of a video that does not tell
 _INTERRUPTED, _BROKEN_PIPE = 130, 141  # 128 and the number of the signal, as in a shell
-
-
-class _Quit(Exception):
-    """The user closed the window."""
-
-
-@dataclass
-class _Job:
-    """An input, and where its results go."""
-
-    source: Source
-    image_id: int | str  # of a video: its name, which those of its frames begin with
-    output: Path | None
-
-
-@dataclass
-class _Run:
-    """What is to be done with each image or frame, and what has been."""
-
-    detector: Detector
-    batch: int
-    show: bool
-    category_ids: Sequence[int] | None  # for the results; None for no results
-    results: list[dict[str, Any]] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-    frames: int = 0
-    objects: int = 0
-    seconds: float = 0.0  # of detection
-
-    def detect(self, images: list[np.ndarray], image_ids: list[int | str]) -> list[Detections]:
-        """Detects on a batch, keeps all detections for the results, returns those to show."""
-        start = time.perf_counter()
-        found = self.detector(images, threshold=0.0)
-        self.seconds += time.perf_counter() - start
-        if self.category_ids is not None:
-            for detections, image_id in zip(found, image_ids, strict=True):
-                self.results += to_results(detections, image_id, self.category_ids)
-        shown = [self.detector.select(detections) for detections in found]
-        self.frames += len(shown)
-        self.objects += sum(len(detections.scores) for detections in shown)
-        return shown
-
-    def fail(self, error: Exception) -> None:
-        self.failures.append(str(error))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     _silence()
     try:
-        detector = Detector(args.model, args.threshold, _providers(args.device))
+        detector = _detector(args)
         run, jobs = _plan(args, detector)
     except ValueError as error:  # all errors of this package are
         print(f"error: {printable(str(error))}", file=sys.stderr)
@@ -125,6 +69,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         return _BROKEN_PIPE
     return _INTERRUPTED if interrupted else int(bool(run.failures))
+
+
+def _detector(args: argparse.Namespace) -> Detector:
+    is_auto = args.threshold == "auto"
+    threshold = None if is_auto else args.threshold
+    detector = Detector(args.model, threshold=threshold, providers=_providers(args.device))
+    if is_auto and detector.predictor.metadata.thresholds is None:
+        raise UsageError(
+            f"--threshold is auto, but {args.model} has no calibrated thresholds: calibrate them"
+            " when exporting, or give a number from 0 to 1."
+        )
+    return detector
 
 
 def _silence() -> None:
@@ -183,7 +139,7 @@ def _file(text: str) -> Path:
     return Path(text)
 
 
-def _threshold(text: str) -> Threshold:
+def _threshold(text: str) -> float | str:
     if text == "auto":
         return "auto"
     with _argument_error(text, "a number from 0 to 1, or auto"):
@@ -213,7 +169,7 @@ def _providers(device: str) -> list[str] | None:
     return _DEVICES[device] if device in _DEVICES else [device]
 
 
-def _plan(args: argparse.Namespace, detector: Detector) -> tuple[_Run, list[_Job]]:
+def _plan(args: argparse.Namespace, detector: Detector) -> tuple[Run, list[Job]]:
     """The jobs, and the run with the failures of inputs that are none; makes the folders.
 
     Raises:
@@ -230,17 +186,19 @@ def _plan(args: argparse.Namespace, detector: Detector) -> tuple[_Run, list[_Job
         )
     outputs = [args.output / n if args.output else None for n in output_names(sources)]
     annotations = Annotations.read(args.annotations) if args.annotations else None
-    category_ids = _category_ids(detector.metadata, annotations, args) if args.json else None
+    category_ids = (
+        _category_ids(detector.predictor.metadata, annotations, args) if args.json else None
+    )
     image_ids, failures = _image_ids(sources, annotations)
     jobs = [
-        _Job(source, image_ids[source], output)
+        Job(source, image_ids[source], output)
         for source, output in zip(sources, outputs, strict=True)
         if source in image_ids
     ]
     _check_outputs(args, sources, jobs)
     if args.show:
         _open_window()
-    return _Run(detector, args.batch, args.show, category_ids, failures=failures), jobs
+    return Run(detector, args.batch, args.show, category_ids, failures=failures), jobs
 
 
 def _category_ids(
@@ -280,7 +238,7 @@ def _image_ids(
     return ids, failures
 
 
-def _check_outputs(args: argparse.Namespace, sources: list[Source], jobs: list[_Job]) -> None:
+def _check_outputs(args: argparse.Namespace, sources: list[Source], jobs: list[Job]) -> None:
     """Makes the folders; raises UsageError where a result would overwrite an input or cannot be."""
     read = [Path(args.model), *([args.annotations] if args.annotations else [])]
     read += [source.location for source in sources if isinstance(source.location, Path)]
@@ -317,7 +275,7 @@ def _make_folder(folder: Path) -> None:
 
 def _open_window() -> None:
     try:
-        cv2.namedWindow(_WINDOW, cv2.WINDOW_NORMAL)
+        cv2.namedWindow(WINDOW, cv2.WINDOW_NORMAL)
     except cv2.error:
         raise UsageError(
             "--show needs an OpenCV with windows: replace opencv-python-headless by opencv-python,"
@@ -325,177 +283,7 @@ def _open_window() -> None:
         ) from None
 
 
-def _run_jobs(run: _Run, jobs: list[_Job]) -> None:
-    """Images in batches, then the videos."""
-    for batch in _batches((job for job in jobs if job.source.is_image), run.batch):
-        _run_images(run, batch)
-    for job in jobs:
-        if not job.source.is_image:
-            try:
-                _run_video(run, job)
-            except BrokenPipeError:  # an OSError, but of stdout
-                raise
-            except (ImageError, ModelError, OSError) as error:
-                run.fail(error)
-
-
-def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
-
-
-def _run_images(run: _Run, jobs: list[_Job]) -> None:
-    images, readable = [], []
-    for job in jobs:
-        try:
-            image = read_image(str(job.source))
-            run.detector.check(image, str(job.source))
-        except ImageError as error:
-            run.fail(error)
-        else:
-            images.append(image)
-            readable.append(job)
-    try:
-        found = run.detect(images, [job.image_id for job in readable])
-    except ModelError as error:
-        run.fail(ModelError(f"{', '.join(str(job.source) for job in readable)}: {error}"))
-        return
-    for job, image, detections in zip(readable, images, found, strict=True):
-        print(printable(f"{job.source}: {_summary(detections.names)}"), flush=True)
-        if job.output or run.show:
-            picture = draw_detections(image, detections)
-            try:
-                _write_image(job.output, picture)
-            except OSError as error:
-                run.fail(error)
-            _show(run, picture, wait=0)
-
-
-def _summary(names: list[str]) -> str:
-    counts = ", ".join(f"{count} {name}" for name, count in Counter(names).most_common())
-    return f"{_plural(len(names), 'detection')}{f' ({counts})' if counts else ''}"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def _write_image(path: Path | None, picture: np.ndarray) -> None:
-    if path is None:
-        return
-    try:
-        Image.fromarray(picture[:, :, ::-1]).save(path, quality=95)
-    except (OSError, ValueError) as error:  # ValueError: the format has no images that large
-        why = getattr(error, "strerror", None) or first_line(error)
-        raise OSError(
-            f"{path} cannot be written ({why}): free space, choose another folder, or rename the"
-            " input to .png."
-        ) from None
-
-
-def _show(run: _Run, picture: np.ndarray, wait: int) -> None:
-    """Shows a picture for some milliseconds, 0 for until a key is pressed."""
-    if run.show:
-        cv2.imshow(_WINDOW, picture)
-        if cv2.waitKey(wait) & 0xFF in (ord("q"), 27):
-            raise _Quit
-
-
-def _run_video(run: _Run, job: _Job) -> None:
-    location = job.source.location
-    if isinstance(location, Path) and not location.is_file():
-        raise ImageError(f"{location} does not exist: check the path.")
-    for path in (location, job.output):
-        if isinstance(path, Path) and not _is_utf8(path):
-            raise ImageError(f"{path} has a name that is not UTF-8, which OpenCV needs: rename it.")
-    capture = cv2.VideoCapture(location if isinstance(location, int) else str(location))
-    before, objects = run.frames, run.objects
-    try:
-        if not capture.isOpened():
-            raise ImageError(
-                f"{job.source} cannot be opened: check that it is a video, or a webcam in reach,"
-                " and convert it to .mp4 with H.264 if this OpenCV lacks its codec."
-            )
-        with closing(_VideoWriter(job.output, _fps(capture))) as writer:
-            for batch in _batches(enumerate(_frames(capture)), run.batch):
-                _run_frames(run, job, batch, writer)
-    finally:
-        capture.release()
-        frames = _plural(run.frames - before, "frame")
-        if run.frames > before:
-            detections = _plural(run.objects - objects, "detection")
-            print(printable(f"{job.source}: {frames}, {detections}"), flush=True)
-    if run.frames == before:
-        raise ImageError(f"{job.source} has no frame that can be decoded: copy or convert it.")
-
-
-def _is_utf8(path: Path) -> bool:
-    """Whether OpenCV may be given the name: any other one ends the process in OpenCV 5."""
-    try:
-        str(path).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _fps(capture: cv2.VideoCapture) -> float:
-    fps = capture.get(cv2.CAP_PROP_FPS)
-    return fps if math.isfinite(fps) and 0 < fps <= 1000 else _DEFAULT_FPS
-
-
-def _frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
-    while True:
-        decoded, frame = capture.read()
-        if not decoded:
-            return
-        yield frame
-
-
-def _run_frames(
-    run: _Run, job: _Job, batch: list[tuple[int, np.ndarray]], writer: _VideoWriter
-) -> None:
-    ids: list[int | str] = [f"{job.image_id}:{index}" for index, _ in batch]
-    frames = [frame for _, frame in batch]
-    run.detector.check(frames[0], f"A frame of {job.source}")
-    for frame, detections in zip(frames, run.detect(frames, ids), strict=True):
-        if job.output or run.show:
-            picture = draw_detections(frame, detections)
-            writer.write(picture)
-            _show(run, picture, wait=1)
-
-
-class _VideoWriter:
-    """An .mp4 that is begun with its first frame; without a path, none."""
-
-    def __init__(self, path: Path | None, fps: float) -> None:
-        self._path = path
-        self._fps = fps
-        self._writer: cv2.VideoWriter | None = None
-        self._size = (0, 0)
-
-    def write(self, picture: np.ndarray) -> None:
-        if self._path is None:
-            return
-        if self._writer is None:
-            self._size = (picture.shape[1], picture.shape[0])
-            codec = cv2.VideoWriter.fourcc(*"mp4v")
-            self._writer = cv2.VideoWriter(str(self._path), codec, self._fps, self._size)
-            if not self._writer.isOpened():
-                raise OSError(
-                    f"{self._path} cannot be written: choose another folder, or an OpenCV with"
-                    " FFmpeg."
-                )
-        if picture.shape[1::-1] != self._size:  # OpenCV would leave the frame out
-            picture = cv2.resize(picture, self._size)
-        self._writer.write(picture)
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.release()
-
-
-def _execute(run: _Run, jobs: list[_Job], json_path: Path | None) -> bool:
+def _execute(run: Run, jobs: list[Job], json_path: Path | None) -> bool:
     """Runs the jobs, writes the results however that ends, prints the speed.
 
     Returns:
@@ -504,8 +292,8 @@ def _execute(run: _Run, jobs: list[_Job], json_path: Path | None) -> bool:
     start = time.perf_counter()
     interrupted = False
     try:
-        _run_jobs(run, jobs)
-    except _Quit:
+        run_jobs(run, jobs)
+    except Quit:
         pass
     except KeyboardInterrupt:
         interrupted = True
@@ -516,7 +304,7 @@ def _execute(run: _Run, jobs: list[_Job], json_path: Path | None) -> bool:
     return interrupted
 
 
-def _write_results(run: _Run, path: Path | None) -> None:
+def _write_results(run: Run, path: Path | None) -> None:
     if path is None:
         return
     try:
@@ -525,19 +313,19 @@ def _write_results(run: _Run, path: Path | None) -> None:
         run.fail(OSError(f"{path} cannot be written ({error.strerror}): choose another file."))
 
 
-def _report_speed(run: _Run, elapsed: float) -> None:
+def _report_speed(run: Run, elapsed: float) -> None:
     if run.frames:
         print(
-            f"{_plural(run.frames, 'image')}, {_plural(run.objects, 'detection')};"
+            f"{plural(run.frames, 'image')}, {plural(run.objects, 'detection')};"
             f" {run.frames / run.seconds:.1f} images a second in detection,"
             f" {run.frames / elapsed:.1f} overall",
             flush=True,
         )
 
 
-def _report_failures(run: _Run) -> None:
+def _report_failures(run: Run) -> None:
     if run.failures:
-        print(f"{_plural(len(run.failures), 'input')} failed:", file=sys.stderr)
+        print(f"{plural(len(run.failures), 'input')} failed:", file=sys.stderr)
         for failure in run.failures:
             print(f"  {printable(failure)}", file=sys.stderr)
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .detector import Detections
 from .errors import AnnotationsError
+from .predictor import Found
 
 __all__ = [
     "Annotations",
@@ -23,22 +23,22 @@ _MAX_BYTES = 2**33  # COCO's own annotations have 0.5 GB, those of Objects365 ab
 
 
 def to_results(
-    detections: Detections, image_id: int | str, category_ids: Sequence[int]
+    found: Found, image_id: int | str, category_ids: Sequence[int]
 ) -> list[dict[str, Any]]:
     """Detections of one image in COCO's results format.
 
     Args:
-        detections: of the image.
+        found: in the image.
         image_id: of the image.
         category_ids: of the K classes.
     """
     results = []
-    for box, score, class_index, _ in zip(*detections, strict=True):
+    for box, score, class_id in zip(*found, strict=True):
         x0, y0, x1, y1 = box.tolist()
         results.append(
             {
                 "image_id": image_id,
-                "category_id": category_ids[class_index],
+                "category_id": category_ids[class_id],
                 "bbox": [x0, y0, x1 - x0, y1 - y0],
                 "score": float(score),
             }

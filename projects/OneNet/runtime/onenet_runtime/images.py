@@ -7,8 +7,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from .errors import ImageError, first_line, printable
 
-__all__ = ["check_array", "read_image"]
+__all__ = ["check_array", "read_image", "upright_pixels"]
 
 _EXIF_ORIENTATION = 274
 _TURNS = {
@@ -42,19 +44,44 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         path: of a file in a format of Pillow: JPEG, PNG, BMP, WebP, TIFF and others.
 
     Returns:
-        (H, W, 3) uint8, BGR.
+        (H, W, 3) uint8, RGB.
 
     Raises:
         ImageError: the file is missing, empty, cut off, damaged, too large or no image; or of a
             depth or mode that is refused.
     """
+    name = str(path)
+    with _image_errors(name), open(path, "rb") as file, Image.open(file) as image:
+        if image.format == "TIFF" and image.n_frames > 1:
+            pages = f"{printable(name)} has {image.n_frames} pages: the first is used"
+            _warn_once("pages", pages)
+        return upright_pixels(image, name)
+
+
+def upright_pixels(image: Image.Image, name: str) -> np.ndarray:
+    """Pixels of a Pillow image, as :func:`read_image` reads them from a file.
+
+    Args:
+        image: an opened image.
+        name: what messages call it.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+
+    Raises:
+        ImageError: the image is damaged, or of a depth or mode that is refused.
+    """
+    with _image_errors(name):
+        image.load()  # before its orientation is read: a TIFF turns itself in this
+        return np.array(_upright(_to_rgb(image, name), image))
+
+
+@contextlib.contextmanager
+def _image_errors(name: str) -> Iterator[None]:
+    """Turns what is raised in reading an image into an ImageError."""
     try:
-        with open(path, "rb") as file, Image.open(file) as image:
-            if image.format == "TIFF" and image.n_frames > 1:
-                pages = f"{printable(str(path))} has {image.n_frames} pages: the first is used"
-                _warn_once("pages", pages)
-            image.load()  # before its orientation is read: a TIFF turns itself in this
-            return np.asarray(_upright(_to_rgb(image, path), image))[:, :, ::-1].copy()
+        yield
+        return
     except ImageError:
         raise
     except FileNotFoundError:
@@ -70,12 +97,12 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
             "is not an image that Pillow can read, or is cut off: copy it again, or convert it to"
             " JPEG or PNG"
         )
-        if os.path.getsize(path) == 0:
+        if os.path.isfile(name) and os.path.getsize(name) == 0:
             reason = "is empty, it has 0 bytes: copy or download it again"
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, its own: anything
         why = getattr(error, "strerror", None) or first_line(error)
         reason = f"is damaged or cut off ({why}): copy or download it again"
-    raise ImageError(f"{path} {reason}.") from None
+    raise ImageError(f"{name} {reason}.") from None
 
 
 def _warn_once(kind: str, sentence: str) -> None:
@@ -84,25 +111,25 @@ def _warn_once(kind: str, sentence: str) -> None:
         logging.getLogger(__name__).warning(f"{sentence} (told once).")
 
 
-def _to_rgb(image: Image.Image, path: str | os.PathLike[str]) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     mode, cure = image.mode, "convert it to 8 or 16 bits a channel, grey or RGB"
     if mode.startswith("I;16") or (mode == "I" and image.format in _FORMATS_OF_16_BITS):
         values = np.asarray(image)
         if values.max() < _DARK:
             _warn_once(
                 "dark",
-                f"The 16-bit image {printable(str(path))} is nearly black: its brightest value is"
+                f"The 16-bit image {printable(name)} is nearly black: its brightest value is"
                 f" {values.max()} of 65535; scale such images to the full range",
             )
         return Image.fromarray((values // 256).astype(np.uint8)).convert("RGB")
     if mode in ("I", "F"):
         kind = "integers" if mode == "I" else "floats"
-        raise ImageError(f"{path} has pixels of 32-bit {kind}: {cure}.")
+        raise ImageError(f"{name} has pixels of 32-bit {kind}: {cure}.")
     try:
         return image.convert("RGB")
     except (ImportError, ValueError):  # ImportError: LAB needs a Pillow with LittleCMS
         raise ImageError(
-            f"{path} has the mode {mode}, which Pillow cannot convert to RGB: {cure}."
+            f"{name} has the mode {mode}, which Pillow cannot convert to RGB: {cure}."
         ) from None
 
 
@@ -135,8 +162,8 @@ def check_array(image: Any, name: str) -> np.ndarray:
         )
     if not isinstance(image, np.ndarray):
         raise ImageError(
-            f"{name} is of type {type(image).__name__}: pass a path, or a NumPy array (height,"
-            " width, 3) of uint8."
+            f"{name} is of type {type(image).__name__}: pass a path, a Pillow image, or a"
+            " NumPy array (height, width, 3) of uint8."
         )
     _check_shape(image.shape, name)
     if image.dtype != np.uint8:
@@ -151,7 +178,7 @@ def _check_shape(shape: tuple[int, ...], name: str) -> None:
     if len(shape) == 2 or (len(shape) == 3 and shape[2] == 1):
         raise ImageError(
             f"{name} is grey, of shape {shape}: give it three channels with"
-            " cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)."
+            " cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)."
         )
     if len(shape) == 3 and shape[2] == 4:
         raise ImageError(

@@ -13,7 +13,7 @@ from ...utils.errors import ConfigError, DataError
 from ..box_checks import tell
 from .coco import find_coco, read_coco
 from .layout import Layout, look_at
-from .records import LabelledImage, hold_back, in_order, make_records
+from .records import LabelledImage, hold_back, in_order, make_records, warn_of_copies
 from .voc import find_voc, read_voc
 from .yolo import find_yolo, read_yolo
 
@@ -66,6 +66,7 @@ def register_folder(folder: str, format: str = "", val_share: float = 0.2) -> di
             " add a folder or list named train"
         )
     splits = {split: in_order(splits[split], layout.folder) for split in sorted(splits)}
+    warn_of_copies(splits, layout.folder)
     share = ""
     if "val" not in splits and val_share:
         share = f" {val_share:g}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,8 +26,10 @@ __all__ = [
     "hold_back",
     "in_order",
     "make_records",
+    "warn_of_copies",
 ]
 
+_COPY = re.compile(r"\.rf\.[0-9A-Za-z]+(?=\.\w+$)")  # Roboflow's: photo_jpg.rf.<hash>.jpg
 _DECIMALS = 2  # of pixels: finer than any annotation, coarser than the rounding of YOLO's fractions
 
 
@@ -158,6 +161,8 @@ def hold_back(
 ) -> tuple[list[LabelledImage], list[LabelledImage]]:
     """Splits images by a hash of their names, whatever their order and format.
 
+    Roboflow's copies of a photo stay together.
+
     Args:
         images: all images.
         share: of the images that are held back, above 0 and below 1.
@@ -167,18 +172,40 @@ def hold_back(
         The images to train on, and those held back; at least one of each.
 
     Raises:
-        DataError: there are fewer than two images.
+        DataError: there are fewer than two different images.
     """
-    if len(images) < 2:
+    photos = [_COPY.sub("", name) for name in _names(images)]
+    digests = [hashlib.sha256(os.fsencode(photo)).hexdigest() for photo in photos]
+    ordered = sorted(digests)
+    counts = [i for i in range(1, len(ordered)) if ordered[i - 1] != ordered[i]]
+    if not counts:
+        number = "1 image" if len(images) == 1 else f"{len(images)} copies of one photo"
         raise DataError(
-            f"{source} has {len(images)} image, of which none can be held back for validation: add"
-            " images, or set DATASETS.VAL_SHARE to 0 for a training without validation"
+            f"{source} has {number}, of which none can be held back for validation: add images, or"
+            " set DATASETS.VAL_SHARE to 0 for a training without validation"
         )
-    count = min(max(round(share * len(images)), 1), len(images) - 1)
-    digests = [hashlib.sha256(os.fsencode(name)).hexdigest() for name in _names(images)]
-    limit = sorted(digests)[count]
+    limit = ordered[min(counts, key=lambda count: abs(count - round(share * len(images))))]
     train = [image for image, digest in zip(images, digests, strict=True) if digest >= limit]
     return train, [image for image, digest in zip(images, digests, strict=True) if digest < limit]
+
+
+def warn_of_copies(splits: Mapping[str, Sequence[LabelledImage]], source: str) -> None:
+    """Warns if Roboflow's copies of a photo are in the training images and in another split.
+
+    Args:
+        splits: images by split, with "train".
+        source: the folder, for messages.
+    """
+    names = {split: [os.path.basename(i.path) for i in splits[split]] for split in splits}
+    trained = {_COPY.sub("", name) for name in names["train"] if _COPY.search(name)}
+    for split in set(names) - {"train"}:
+        copies = [n for n in names[split] if _COPY.search(n) and _COPY.sub("", n) in trained]
+        if copies:
+            warn(
+                f"{len(copies)} of {len(names[split])} {split} images in {source} are copies of"
+                f" training photos by their names, the first is {copies[0]}; results on them are"
+                " too good: split the photos before they are augmented, and export again"
+            )
 
 
 def make_records(images: Sequence[LabelledImage], source: str, flag: str) -> list[dict[str, Any]]:

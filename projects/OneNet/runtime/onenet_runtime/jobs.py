@@ -1,0 +1,247 @@
+"""The command line's work: detection on images and videos, drawings and results."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from .coco import to_results
+from .detector import Detections, Detector
+from .errors import ImageError, ModelError, printable
+from .images import read_image
+from .predictor import keep
+from .sources import Source
+
+try:
+    import cv2
+except ImportError:  # only videos, webcams and --show need it
+    cv2 = None  # type: ignore[assignment]
+
+__all__ = ["WINDOW", "Job", "Quit", "Run", "plural", "run_jobs"]
+
+T = TypeVar("T")
+
+WINDOW = "onenet-detect"
+_DEFAULT_FPS = 30.0  # of a video that does not tell
+
+
+class Quit(Exception):
+    """The user closed the window."""
+
+
+@dataclass
+class Job:
+    """An input, and where its results go."""
+
+    source: Source
+    image_id: int | str  # of a video: its name, which those of its frames begin with
+    output: Path | None
+
+
+@dataclass
+class Run:
+    """What is to be done with each image or frame, and what has been."""
+
+    detector: Detector
+    batch: int
+    show: bool
+    category_ids: Sequence[int] | None  # for the results; None for no results
+    results: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    frames: int = 0
+    objects: int = 0
+    seconds: float = 0.0  # of detection
+
+    def detect(self, images: list[np.ndarray], image_ids: list[int | str]) -> list[Detections]:
+        """Detects on a batch, keeps all detections for the results, returns those to show."""
+        detector = self.detector
+        start = time.perf_counter()
+        found = detector.predictor(images)
+        self.seconds += time.perf_counter() - start
+        if self.category_ids is not None:
+            for rows, image_id in zip(found, image_ids, strict=True):
+                self.results += to_results(rows, image_id, self.category_ids)
+        shown = [
+            Detections(image, keep(rows, detector.thresholds), detector.class_names)
+            for image, rows in zip(images, found, strict=True)
+        ]
+        self.frames += len(shown)
+        self.objects += sum(map(len, shown))
+        return shown
+
+    def fail(self, error: Exception) -> None:
+        """Notes a failed input."""
+        self.failures.append(str(error))
+
+
+def run_jobs(run: Run, jobs: list[Job]) -> None:
+    """Images in batches, then the videos."""
+    for batch in _batches((job for job in jobs if job.source.is_image), run.batch):
+        _run_images(run, batch)
+    for job in jobs:
+        if not job.source.is_image:
+            try:
+                _run_video(run, job)
+            except BrokenPipeError:  # an OSError, but of stdout
+                raise
+            except (ImageError, ModelError, OSError) as error:
+                run.fail(error)
+
+
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def _run_images(run: Run, jobs: list[Job]) -> None:
+    images, readable = [], []
+    for job in jobs:
+        try:
+            image = read_image(str(job.source))
+            run.detector.predictor.check(image, str(job.source))
+        except ImageError as error:
+            run.fail(error)
+        else:
+            images.append(image)
+            readable.append(job)
+    try:
+        found = run.detect(images, [job.image_id for job in readable])
+    except ModelError as error:
+        run.fail(ModelError(f"{', '.join(str(job.source) for job in readable)}: {error}"))
+        return
+    for job, detections in zip(readable, found, strict=True):
+        print(printable(f"{job.source}: {_summary(detections.class_names)}"), flush=True)
+        if job.output:
+            try:
+                detections.save(job.output)
+            except OSError as error:
+                run.fail(error)
+        if run.show:
+            _show(detections.draw(), wait=0)
+
+
+def _summary(names: list[str]) -> str:
+    counts = ", ".join(f"{count} {name}" for name, count in Counter(names).most_common())
+    return f"{plural(len(names), 'detection')}{f' ({counts})' if counts else ''}"
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _show(picture: np.ndarray, wait: int) -> None:
+    """Shows an RGB picture for some milliseconds, 0 for until a key is pressed."""
+    cv2.imshow(WINDOW, _swapped(picture))
+    if cv2.waitKey(wait) & 0xFF in (ord("q"), 27):
+        raise Quit
+
+
+def _swapped(image: np.ndarray) -> np.ndarray:
+    """RGB as BGR, which is OpenCV's order, or the other way round."""
+    return np.ascontiguousarray(image[:, :, ::-1])
+
+
+def _run_video(run: Run, job: Job) -> None:
+    location = job.source.location
+    if isinstance(location, Path) and not location.is_file():
+        raise ImageError(f"{location} does not exist: check the path.")
+    for path in (location, job.output):
+        if isinstance(path, Path) and not _is_utf8(path):
+            raise ImageError(f"{path} has a name that is not UTF-8, which OpenCV needs: rename it.")
+    capture = cv2.VideoCapture(location if isinstance(location, int) else str(location))
+    before, objects = run.frames, run.objects
+    try:
+        if not capture.isOpened():
+            raise ImageError(
+                f"{job.source} cannot be opened: check that it is a video, or a webcam in reach,"
+                " and convert it to .mp4 with H.264 if this OpenCV lacks its codec."
+            )
+        with closing(_VideoWriter(job.output, _fps(capture))) as writer:
+            for batch in _batches(enumerate(_frames(capture)), run.batch):
+                _run_frames(run, job, batch, writer)
+    finally:
+        capture.release()
+        frames = plural(run.frames - before, "frame")
+        if run.frames > before:
+            detections = plural(run.objects - objects, "detection")
+            print(printable(f"{job.source}: {frames}, {detections}"), flush=True)
+    if run.frames == before:
+        raise ImageError(f"{job.source} has no frame that can be decoded: copy or convert it.")
+
+
+def _is_utf8(path: Path) -> bool:
+    """Whether OpenCV may be given the name: any other one ends the process in OpenCV 5."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _fps(capture: cv2.VideoCapture) -> float:
+    fps = capture.get(cv2.CAP_PROP_FPS)
+    return fps if math.isfinite(fps) and 0 < fps <= 1000 else _DEFAULT_FPS
+
+
+def _frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
+    while True:
+        decoded, frame = capture.read()
+        if not decoded:
+            return
+        yield _swapped(frame)
+
+
+def _run_frames(
+    run: Run, job: Job, batch: list[tuple[int, np.ndarray]], writer: _VideoWriter
+) -> None:
+    ids: list[int | str] = [f"{job.image_id}:{index}" for index, _ in batch]
+    frames = [frame for _, frame in batch]
+    run.detector.predictor.check(frames[0], f"A frame of {job.source}")
+    for frame, detections in zip(frames, run.detect(frames, ids), strict=True):
+        if job.output or run.show:
+            picture = detections.draw(len(frame))
+            writer.write(picture)
+            if run.show:
+                _show(picture, wait=1)
+
+
+class _VideoWriter:
+    """An .mp4 that is begun with its first frame; without a path, none."""
+
+    def __init__(self, path: Path | None, fps: float) -> None:
+        self._path = path
+        self._fps = fps
+        self._writer: cv2.VideoWriter | None = None
+        self._size = (0, 0)
+
+    def write(self, picture: np.ndarray) -> None:
+        """Appends an RGB picture."""
+        if self._path is None:
+            return
+        if self._writer is None:
+            self._size = (picture.shape[1], picture.shape[0])
+            codec = cv2.VideoWriter.fourcc(*"mp4v")
+            self._writer = cv2.VideoWriter(str(self._path), codec, self._fps, self._size)
+            if not self._writer.isOpened():
+                raise OSError(
+                    f"{self._path} cannot be written: choose another folder, or an OpenCV with"
+                    " FFmpeg."
+                )
+        if picture.shape[1::-1] != self._size:  # OpenCV would leave the frame out
+            picture = cv2.resize(picture, self._size)
+        self._writer.write(_swapped(picture))
+
+    def close(self) -> None:
+        """Ends the file."""
+        if self._writer is not None:
+            self._writer.release()
