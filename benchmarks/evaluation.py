@@ -15,10 +15,10 @@ import sys
 from unittest import mock
 
 import numpy as np
+from onenet.evaluation.coco_api import coco_api
 
 from common import make_parser, quartiles, ratios, record, time_in_turn
 from onenet.evaluation.ap import Scene, precision_table
-from onenet.evaluation.coco_api import coco_api
 
 
 def make_scene(rng: np.random.Generator, num_classes: int, num_objects: int) -> Scene:

@@ -1,4 +1,4 @@
-"""``onenet train|eval|predict|export``; each command has a file of its own."""
+"""``onenet train|eval|predict|export|audit``; each command has a file of its own."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..utils.errors import exit_with_one_sentence
+from . import audit, export, predict, train
 from . import eval as evaluate
-from . import export, predict, train
 
 __all__ = ["main"]
 
@@ -17,6 +17,7 @@ _COMMANDS = {
     "eval": (evaluate, "evaluate a checkpoint on a folder of photos"),
     "predict": (predict, "draw detections on images"),
     "export": (export, "write an ONNX file for use without PyTorch"),
+    "audit": (audit, "measure how much any detectors need NMS, from COCO results files"),
 }
 
 
@@ -31,7 +32,7 @@ def main(words: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, (module, text) in _COMMANDS.items():
         command = commands.add_parser(name, help=text, description=module.__doc__)
-        if module is not train:
+        if module not in (train, audit):
             command.add_argument("weights", metavar="WEIGHTS", help="a checkpoint, model_best.pth")
         module.add_arguments(command)
         command.set_defaults(run=module.run, config_file="")
