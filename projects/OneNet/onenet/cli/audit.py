@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--nms", type=float, default=0.6, metavar="IOU", help="threshold of NMS (default: 0.6)"
     )
     parser.add_argument(
-        "--min-score", type=float, default=0.3, help="of pictured boxes (default: 0.3)"
+        "--min-score",
+        type=float,
+        help="of pictured boxes (default: an image's best ones, as many as it has objects)",
     )
     parser.add_argument(
         "--max-detections",

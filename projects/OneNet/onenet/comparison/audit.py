@@ -36,7 +36,7 @@ def audit(
     nms_thresh: float = 0.6,
     iou_thresh: float = 0.5,
     max_dets_per_image: int = 100,
-    min_score: float = 0.3,
+    min_score: float | None = None,
     command: str = "onenet.comparison.audit",
 ) -> dict[str, Any]:
     """Measures how much detectors need NMS, from their detections.
@@ -54,7 +54,7 @@ def audit(
         nms_thresh: IoU threshold of the NMS for the NMS gap.
         iou_thresh: least IoU at which a detection lies on an object.
         max_dets_per_image: COCOeval's limit per class and image.
-        min_score: of pictured boxes.
+        min_score: of pictured boxes; None for as many of an image's best boxes as it has objects.
         command: the command line, for the page.
 
     Returns:
@@ -75,7 +75,8 @@ def audit(
     truth = read_annotations(annotations)
     records = _pictured(truth, image_root) if image_root is not None else []
     columns = [[draw_truth(record) for record in records]]
-    detectors, notes = [], []
+    detectors = []
+    notes: dict[str, list[str]] = {}  # the files by note
     for name, variants in _by_detector(detections).items():
         detector = {
             "name": name,
@@ -86,7 +87,8 @@ def audit(
         evaluations: dict[str, Any] = {}
         for variant, file_name in variants.items():
             results = read_results(detections[file_name], truth)
-            notes += [f"{file_name}: {note}." for note in results.notes]
+            for note in results.notes:
+                notes.setdefault(note, []).append(file_name)
             report, thresholds = measure(
                 truth.scenes(results), truth.path, list(truth.class_names.values()), **settings
             )
@@ -105,7 +107,7 @@ def audit(
         "machine": describe_machine(),
         "options": {"min_score": min_score},
         "not_equal": [],
-        "notes": notes,
+        "notes": [f"{', '.join(files)}: {note}." for note, files in notes.items()],
         "detectors": detectors,
     }
     if output is not None:
@@ -116,7 +118,9 @@ def audit(
     return audited
 
 
-def _check(detections: Mapping[str, Any], settings: dict[str, Any], min_score: float) -> None:
+def _check(
+    detections: Mapping[str, Any], settings: dict[str, Any], min_score: float | None
+) -> None:
     if not detections:
         raise ConfigError("There are no detections to audit; give a results file.")
     for name in detections:
@@ -128,7 +132,8 @@ def _check(detections: Mapping[str, Any], settings: dict[str, Any], min_score: f
             )
     if not 0 < settings["iou_thresh"] <= 1:
         raise ConfigError(f"The least IoU is {settings['iou_thresh']}; give one above 0, up to 1.")
-    for what, value in (("NMS threshold", settings["nms_thresh"]), ("least score", min_score)):
+    in_range = {"NMS threshold": settings["nms_thresh"], "least score": min_score or 0.0}
+    for what, value in in_range.items():
         if not 0 <= value <= 1:
             raise ConfigError(f"The {what} is {value}; give one from 0 to 1.")
     if settings["max_dets_per_image"] < 1:
@@ -176,7 +181,7 @@ def _pictures(
     truth: Annotations,
     results: Results,
     label: str,
-    min_score: float,
+    min_score: float | None,
     iou_thresh: float,
 ) -> list[Picture]:
     indices = {image_id: index for index, image_id in enumerate(truth.images)}
