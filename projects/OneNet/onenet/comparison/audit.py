@@ -78,28 +78,19 @@ def audit(
     detectors = []
     notes: dict[str, list[str]] = {}  # the files by note
     for name, variants in _by_detector(detections).items():
+        found = {v: read_results(detections[file], truth) for v, file in variants.items()}
         detector = {
             "name": name,
-            "has_nms": AS_CONFIGURED in variants if len(variants) > 1 else None,
-            "files": {v: os.fspath(detections[file_name]) for v, file_name in variants.items()},
-            "thresholds": {},
+            "has_nms": True if len(variants) > 1 else None,
+            "files": {v: os.fspath(detections[file]) for v, file in variants.items()},
+            **_evaluated(found, truth, settings),
         }
-        evaluations: dict[str, Any] = {}
-        for variant, file_name in variants.items():
-            results = read_results(detections[file_name], truth)
-            for note in results.notes:
-                notes.setdefault(note, []).append(file_name)
-            report, thresholds = measure(
-                truth.scenes(results), truth.path, list(truth.class_names.values()), **settings
-            )
-            evaluations[variant], detector["thresholds"][variant] = report, thresholds["classes"]
+        detectors.append(detector)
+        for variant, results in found.items():
             label = variant_name(detector, variant)
             columns.append(_pictures(records, truth, results, label, min_score, iou_thresh))
-            if output is not None:
-                write_json(os.path.join(output, file_name, "end_to_end.json"), report)
-                write_json(os.path.join(output, file_name, FILE_NAME), thresholds)
-        detector["seeds"] = [{"seed": None, "evaluations": evaluations}]
-        detectors.append(detector | over_seeds([evaluations]))
+            for note in results.notes:
+                notes.setdefault(note, []).append(variants[variant])
     audited = {
         "title": f"Audit on {Path(truth.path).name}",
         "date": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
@@ -111,11 +102,37 @@ def audit(
         "detectors": detectors,
     }
     if output is not None:
+        _write(Path(output), audited, _by_detector(detections))
         note = "" if records else "None: the folder of the images was not given."
         page = html_page(audited, list(zip(*columns, strict=True)), note)
         write_whole(os.path.join(output, "audit.html"), page.encode())
-        write_json(os.path.join(output, "audit.json"), audited)
     return audited
+
+
+def _evaluated(
+    found: Mapping[str, Results], truth: Annotations, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A detector's evaluations and thresholds, by variant."""
+    evaluations, thresholds = {}, {}
+    for variant, results in found.items():
+        evaluations[variant], thresholds[variant] = measure(
+            truth.scenes(results), truth.path, list(truth.class_names.values()), **settings
+        )
+    return {
+        "thresholds": thresholds,
+        "seeds": [{"seed": None, "evaluations": evaluations}],
+        **over_seeds([evaluations]),
+    }
+
+
+def _write(folder: Path, audited: dict[str, Any], files: Mapping[str, Mapping[str, str]]) -> None:
+    """Writes all but the page."""
+    for detector in audited["detectors"]:
+        (seed,) = detector["seeds"]
+        for variant, name in files[detector["name"]].items():
+            write_json(str(folder / name / "end_to_end.json"), seed["evaluations"][variant])
+            write_json(str(folder / name / FILE_NAME), detector["thresholds"][variant])
+    write_json(str(folder / "audit.json"), audited)
 
 
 def _check(

@@ -139,9 +139,9 @@ def files_table(audited: dict[str, Any]) -> Table:
 def thresholds_table(audited: dict[str, Any]) -> Table:
     """The score threshold of best F1 of each class, and that F1, of the files of an audit."""
     columns = {
-        variant_name(detector, variant): entries
+        variant_name(detector, variant): thresholds["classes"]
         for detector in audited["detectors"]
-        for variant, entries in detector["thresholds"].items()
+        for variant, thresholds in detector["thresholds"].items()
     }
     rows = []
     for entries in zip(*columns.values(), strict=True):

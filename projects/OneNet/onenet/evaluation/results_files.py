@@ -253,14 +253,15 @@ def _notes(images: np.ndarray, scores: np.ndarray, num_images: int) -> list[str]
     notes = []
     counts = np.bincount(images, minlength=num_images)
     most = counts.max()
-    at_limit = int((counts == most).sum())
-    if most >= _FEWEST_CAPPED and at_limit > num_images / 2:
+    at_limit = counts == most
+    if most >= _FEWEST_CAPPED and at_limit.sum() > num_images / 2:
         notes.append(
-            f"{at_limit} of {num_images} images have exactly {most} detections, the most of any"
-            " image: the detector seems to stop there, so duplicates and objects of lower scores"
-            " are not seen"
+            f"{at_limit.sum()} of {num_images} images have exactly {most} detections, the most of"
+            " any image: the detector seems to stop there, so duplicates and objects of lower"
+            " scores are not seen"
         )
-    lowest = scores[(counts < most)[images]].min(initial=1)  # not cut by that limit
+        scores = scores[~at_limit[images]]
+    lowest = scores.min(initial=1)
     if _LOW_SCORE < lowest < 1:
         notes.append(
             f"the lowest score is {lowest:.3g}: if the detector leaves out lower ones, AP and"
