@@ -5,10 +5,10 @@ python benchmarks/evaluation.py [--images 5000] [--classes 80] [--objects 7] [--
     [--rounds 3]
 
 By default a set of the size of COCO's val2017: each image has that many objects on average, and
-detections, most of them near an object. pycocotools' AP is of area "all" only, and its structures are
-made before. The evaluation (onenet/evaluation/measure.py) has ten APs, by crowding and after NMS,
-and all else in end_to_end.json. The audit is the evaluation of a json file, reading and checking it
-and its annotations included. Memory is a call's peak above what is in use before. On the CPU.
+detections, most of them near an object. pycocotools' AP is of area "all" only, and its structures
+are made before. The evaluation (onenet/evaluation/measure.py) has ten APs, by crowding and after
+NMS, and all else in end_to_end.json. The audit is that of a json file, reading and checking it and
+its annotations included. Memory is a call's peak above what is in use before. On the CPU.
 """
 
 from __future__ import annotations
