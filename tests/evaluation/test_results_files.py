@@ -92,6 +92,10 @@ MALFORMED = {
         [detection(bbox=[0.6, 0.5, 0.2, 0.3])],
         "all boxes in .*found.json lie between 0 and 1 .* write them in pixels",
     ),
+    "fractions that leave the image": (
+        [detection(bbox=[0.6, -0.02, 0.41, 0.3]), detection(bbox=[0, 0.5, 1.03, 0.5])],
+        "all boxes in .*found.json lie between 0 and 1",
+    ),
     "corners": ([corners(entry) for entry in 3 * GOOD], "9 of 9 boxes .* corners .* subtract x0"),
     "three numbers": ([*GOOD, detection(bbox=[1, 2, 3])], r"detection 3 .* bbox \[1, 2, 3\]"),
     "text in a box": ([detection(bbox=["1", 2, 3, 4])], "must be four finite numbers"),
