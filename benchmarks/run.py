@@ -7,8 +7,7 @@ Each has a process of its own; FOLDER gets benchmark_NAME.json, which is written
 tools/results_tables.py makes the tables of docs/benchmark.md from them. --weights are for
 inference.py, whose post-processing takes other times with random ones. --quick takes few rounds,
 small shapes and the images of BCCD: it shows that all runs, and its numbers say little. For numbers
-to compare the machine has to be idle. It wants BCCD and faster-coco-eval. docs/benchmark.md was
-made by
+to compare the machine has to be idle. It wants BCCD. docs/benchmark.md was made by
 
 python tools/compare.py --plan configs/compare/digits.yaml    # the weights: seed 1 of FCOS suffices
 python benchmarks/run.py --output docs/results --weights \\

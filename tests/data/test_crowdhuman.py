@@ -496,7 +496,7 @@ def test_crowded_digits_through_the_configs(config: str, tmp_path: Path) -> None
     assert trained["num_images"] == 4
     assert trained["num_ignore_regions"] == ignored
     assert trained["num_objects"] == len(truth["annotations"]) - ignored
-    weights = ["MODEL.WEIGHTS", str(out / "model_final.pth"), "TEST.END_TO_END.ENABLED", "True"]
+    weights = ["MODEL.WEIGHTS", str(out / "model_final.pth")]
     evaluated = run("1", "--eval-only", *opts, *weights)
     assert evaluated["results"] == pytest.approx(trained["results"], abs=0.5)
     assert (out / "inference" / "end_to_end.json").is_file()

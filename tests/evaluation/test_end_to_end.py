@@ -24,9 +24,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from onenet.evaluation import EndToEndEvaluator, Status, match_detections
-from onenet.evaluation.ap import Scene, nms_survivors
-from onenet.evaluation.end_to_end import crowding_bins
-from onenet.evaluation.matching import crowding
+from onenet.evaluation.measure import crowding_bins
+from onenet.evaluation.scenes import Scenes, crowding, nms_survivors
 
 SIZE = 400
 # An object (box, class) or (box, class, iscrowd), a detection (box, class, score); corners.
@@ -190,10 +189,13 @@ def test_bins_of_crowding(overlap: float, expected: int) -> None:
 
 
 def test_crowding_of_boxes() -> None:
+    def crowding_of(boxes: list, groups: list) -> list[float]:
+        return crowding(np.array(groups), np.array([xywh(box) for box in boxes], float)).tolist()
+
     def pair(height: float) -> list[int]:
         """The bins of a box and its upper part: IoU height/10."""
         boxes = [(0, 0, 10, 10), (0, 0, 10, height)]
-        return crowding_bins(crowding(boxes, [0, 0])).tolist()
+        return crowding_bins(np.array(crowding_of(boxes, [0, 0]))).tolist()
 
     assert pair(2.9) == [1, 1]
     assert pair(3) == [2, 2]  # exactly 0.3
@@ -201,11 +203,11 @@ def test_crowding_of_boxes() -> None:
     assert pair(5.1) == [3, 3]
     # Touching, another class, alone: none. The largest counts: 0.2 and 0.6 with the first.
     boxes = [(0, 0, 10, 10), (10, 0, 20, 10), (0, 0, 10, 10), (50, 0, 60, 10)]
-    assert crowding(boxes, [0, 0, 1, 0]).tolist() == [0, 0, 0, 0]
+    assert crowding_of(boxes, [0, 0, 1, 0]) == [0, 0, 0, 0]
     boxes = [(0, 0, 10, 10), (0, 0, 10, 2), (0, 4, 10, 10)]
-    assert crowding(boxes, [0, 0, 0]).tolist() == [0.6, 0.2, 0.6]
+    assert crowding_of(boxes, [0, 0, 0]) == [0.6, 0.2, 0.6]
     # Two that coincide and have no area: 0/0, which is none
-    assert crowding([(5, 5, 5, 9), (5, 5, 5, 9)], [0, 0]).tolist() == [0, 0]
+    assert crowding_of([(5, 5, 5, 9), (5, 5, 5, 9)], [0, 0]) == [0, 0]
 
 
 def test_metrics_by_crowding(measure: Measure) -> None:
@@ -440,19 +442,21 @@ def test_ap_equals_detectron2s(register, tmp_path: Path, seed: int, max_dets: in
     assert found["NMS_gap"] == pytest.approx(found["AP_after_NMS"] - found["AP"])
 
 
-def test_nms_keeps_classes_apart_and_minds_no_negative_coordinates() -> None:
-    # torchvision shifts class 1 by 51 (largest coordinate + 1): the second box onto the first
-    boxes = np.array([[0, 0, 50, 50], [-51, -51, -1, -1], [1, 0, 51, 50]], dtype=np.float32)
-    scene = Scene(boxes[:2], np.array([0.9, 0.8], np.float32), np.array([0, 1]), *[np.zeros(0)] * 3)
-    assert nms_survivors(scene, 0.6).tolist() == [True, True]
-    scene = Scene(
-        boxes[[0, 2, 2]],
-        np.array([0.8, 0.9, 0.7], np.float32),
-        np.array([0, 0, 1]),
-        *[np.zeros(0)] * 3,
-    )
-    assert pairwise_iou(Boxes(boxes[:1]), Boxes(boxes[2:])).item() > 0.6
-    assert nms_survivors(scene, 0.6).tolist() == [False, True, True]
+def test_nms_keeps_images_and_classes_apart_and_minds_no_negative_coordinates() -> None:
+    def survivors(images: list, boxes: list, scores: list, classes: list) -> list[bool]:
+        found = [np.array(values) for values in (images, boxes, scores, classes)]
+        nothing = (np.zeros(0, int), np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, bool))
+        found[1] = found[1].astype(float)
+        return nms_survivors(Scenes(3, *found, *nothing), 0.6).tolist()
+
+    # Shifting class 1 by 51 (largest coordinate + 1) would move the second box onto the first
+    boxes = [(0, 0, 50, 50), (-51, -51, 50, 50), (1, 0, 50, 50)]
+    assert survivors([0, 0], boxes[:2], [0.9, 0.8], [0, 1]) == [True, True]
+    box = Boxes(torch.tensor([[0.0, 0, 50, 50], [1, 0, 51, 50]]))
+    assert pairwise_iou(box, box)[0, 1].item() > 0.6
+    boxes = [boxes[0], boxes[2], boxes[2], boxes[2]]
+    scores, classes = [0.8, 0.9, 0.7, 0.6], [0, 0, 1, 0]
+    assert survivors([0, 0, 0, 2], boxes, scores, classes) == [False, True, True, True]
 
 
 def test_crowd_regions_are_no_objects(measure: Measure) -> None:

@@ -1,4 +1,4 @@
-"""``onenet train|eval|predict|export|compare|inspect``; each command has a file of its own."""
+"""``onenet train|eval|predict|export|compare|inspect|audit``; each command has a file of its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..utils.errors import exit_with_one_sentence
-from . import compare, export, inspect, predict, train
+from . import audit, compare, export, inspect, predict, train
 from . import eval as evaluate
 
 __all__ = ["main"]
@@ -20,6 +20,7 @@ _COMMANDS = {
     "export": (export, "write an ONNX file for use without PyTorch"),
     "compare": (compare, "train and evaluate detectors alike, on a folder of photos or by a plan"),
     "inspect": (inspect, "draw the location that each object of a folder is assigned to"),
+    "audit": (audit, "measure how much any detectors need NMS, from COCO results files"),
 }
 
 # Of Detectron2's own code, which users cannot change. Here, so that spawned workers have it, too.
@@ -47,7 +48,7 @@ def main(words: Sequence[str] | None = None) -> None:
             description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        if module not in (train, compare):
+        if module not in (train, compare, audit):
             command.add_argument("weights", metavar="WEIGHTS", help="a checkpoint, model_best.pth")
         module.add_arguments(command)
         command.set_defaults(run=module.run, config_file="")

@@ -2,9 +2,11 @@
 
 ``plan`` reads what to compare, ``runs`` resolves the runs, ``completion`` trains and evaluates
 them, ``results`` collects metrics, ``speed`` times the models, ``plots``, ``pictures``, ``tables``
-and ``page`` build the report, and ``compare`` does all of this.
+and ``page`` build the report, and ``compare`` does all of this. ``audit`` needs no runs, but only
+detections.
 """
 
+from .audit import audit
 from .compare import ReportOptions, compare
 from .completion import RunFailed
 from .plan import Entry, Plan, find_plan, plan_from_paths, read_plan
@@ -14,6 +16,7 @@ __all__ = [
     "Plan",
     "ReportOptions",
     "RunFailed",
+    "audit",
     "compare",
     "find_plan",
     "plan_from_paths",

@@ -18,7 +18,16 @@ from ..data.images import read_image
 from ..evaluation import Status, match_detections
 from ..utils.files import read_json
 
-__all__ = ["COLORS", "Picture", "draw", "draw_detections", "draw_truth", "pick_records"]
+__all__ = [
+    "COLORS",
+    "Picture",
+    "draw",
+    "draw_detections",
+    "draw_matched",
+    "draw_truth",
+    "most_crowded",
+    "pick_records",
+]
 
 # Colour, line width in pixels, legend. Duplicates are thick, to be told apart without colour
 TRUTH, FOUND, DUPLICATE, OTHER = "ground truth", "found", "duplicate", "other"
@@ -56,11 +65,16 @@ def pick_records(dataset: str, count: int) -> list[dict[str, Any]]:
     Returns:
         At most ``count`` records in Detectron2's format.
     """
-    records = get_detection_dataset_dicts([dataset], filter_empty=False)
+    return most_crowded(get_detection_dataset_dicts([dataset], filter_empty=False), count)
+
+
+def most_crowded(records: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The ``count`` records with the most objects; ties: the first."""
     return sorted(records, key=lambda record: -len(_objects(record)))[:count]
 
 
 def _objects(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Annotations that are no crowd regions."""
     return [a for a in record.get("annotations", []) if not a.get("iscrowd", 0)]
 
 
@@ -101,23 +115,41 @@ def draw_detections(
     for record in records:
         detections = by_image[record["image_id"]]
         boxes = np.array([d["bbox"] for d in detections], dtype=float).reshape(-1, 4)
-        boxes = BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
         scores = np.array([d["score"] for d in detections], dtype=float)
         classes = [d["category_id"] for d in detections]
         classes = np.array([contiguous[c] if contiguous else c for c in classes], dtype=np.int64)
-        status, _ = match_detections(boxes, scores, classes, *_truth(record), iou_thresh)
-        kind_of = {Status.CLAIM: FOUND, Status.DUPLICATE: DUPLICATE}
-        kinds = [kind_of.get(Status(s), OTHER) for s in status]
-        # Boxes of lower scores do not affect the matching of those shown
-        if min_score is None:
-            shown = np.argsort(-scores, kind="stable")[: len(_objects(record))]
-        else:
-            shown = np.flatnonzero(scores >= min_score)
-        picture = draw(
-            record, label, boxes[shown], [kinds[i] for i in shown], [FOUND, DUPLICATE, OTHER]
-        )
-        pictures.append(picture)
+        found = (boxes, scores, classes)
+        pictures.append(draw_matched(record, found, label, min_score, iou_thresh))
     return pictures
+
+
+def draw_matched(
+    record: dict[str, Any],
+    detections: tuple[np.ndarray, np.ndarray, np.ndarray],
+    label: str,
+    min_score: float | None,
+    iou_thresh: float,
+) -> Picture:
+    """Draws an image with a detector's boxes; see :func:`draw_detections`.
+
+    Args:
+        record: of the image, in Detectron2's format.
+        detections: boxes (D, 4) as x, y, width, height in pixels, scores (D,) and classes (D,).
+        label: of the detector.
+        min_score: see :func:`draw_detections`.
+        iou_thresh: see :func:`draw_detections`.
+    """
+    boxes, scores, classes = detections
+    boxes = BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
+    status, _ = match_detections(boxes, scores, classes, *_truth(record), iou_thresh)
+    kind_of = {Status.CLAIM: FOUND, Status.DUPLICATE: DUPLICATE}
+    kinds = [kind_of.get(Status(s), OTHER) for s in status]
+    # Boxes of lower scores do not affect the matching of those shown
+    if min_score is None:
+        shown = np.argsort(-scores, kind="stable")[: len(_objects(record))]
+    else:
+        shown = np.flatnonzero(scores >= min_score)
+    return draw(record, label, boxes[shown], [kinds[i] for i in shown], [FOUND, DUPLICATE, OTHER])
 
 
 def _truth(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -29,6 +29,7 @@ __all__ = [
     "has_nms",
     "mean_curve",
     "nms_words",
+    "over_seeds",
     "read_progress",
     "variant_name",
     "variants",
@@ -47,7 +48,10 @@ def has_nms(settings: dict[str, Any]) -> bool:
 
 
 def nms_words(detector: dict[str, Any], variant: str) -> str:
-    """Says "with NMS" or "NMS off" for a variant; empty for a detector without NMS."""
+    """Says "with NMS" or "NMS off" for a variant; empty for a detector without NMS.
+
+    An audit does not know whether a detector has NMS (None) unless it is given both.
+    """
     if not detector["has_nms"]:
         return ""
     return "NMS off" if variant == NMS_OFF else "with NMS"
@@ -88,12 +92,9 @@ def collect(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def _detector(name: str, runs: Sequence[Run]) -> dict[str, Any]:
     entry, settings = runs[0].entry, runs[0].settings
     seeds = []
-    found: dict[str, list[dict[str, Any]]] = {}  # the evaluations by variant
     for run in runs:
         evaluations = {v: _read_json(path / "end_to_end.json") for v, path in variants(run).items()}
         seeds.append({"seed": run.seed, "folder": str(run.folder), "evaluations": evaluations})
-        for variant, evaluation in evaluations.items():
-            found.setdefault(variant, []).append(evaluation)
     return {
         "name": name,
         "note": entry.note,
@@ -102,12 +103,27 @@ def _detector(name: str, runs: Sequence[Run]) -> dict[str, Any]:
         "settings": settings_that_matter(settings),
         "has_nms": has_nms(settings),
         "seeds": seeds,
+        **over_seeds([seed["evaluations"] for seed in seeds]),
+        "progress": _aggregate_progress([read_progress(run) for run in runs]),
+    }
+
+
+def over_seeds(seeds: Sequence[dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Aggregates a detector's evaluations by variant, given for each seed.
+
+    Returns:
+        ``aggregate`` and ``crowding``, see :func:`collect`.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for evaluations in seeds:
+        for variant, evaluation in evaluations.items():
+            found.setdefault(variant, []).append(evaluation)
+    return {
         "aggregate": {
-            v: _aggregate_keys([e.get("results", {}) for e in evaluations])
-            for v, evaluations in found.items()
+            variant: _aggregate_keys([e.get("results", {}) for e in evaluations])
+            for variant, evaluations in found.items()
         },
         "crowding": {v: _aggregate_crowding(evaluations) for v, evaluations in found.items()},
-        "progress": _aggregate_progress([read_progress(run) for run in runs]),
     }
 
 

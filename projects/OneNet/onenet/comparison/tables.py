@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .results import PROGRESS, nms_words
+from .results import PROGRESS, nms_words, variant_name
 
 __all__ = [
     "BIN_NAMES",
     "Table",
     "crowding_table",
+    "files_table",
     "machine_sentence",
     "markdown_table",
     "plain",
@@ -20,6 +21,7 @@ __all__ = [
     "speed_table",
     "spread",
     "summary_table",
+    "thresholds_table",
 ]
 
 DASH = "–"
@@ -54,13 +56,15 @@ class Table:
 
 
 def summary_table(comparison: dict[str, Any]) -> Table:
-    """One row per detector; a second one with NMS off for those with NMS."""
+    """One row per detector; a second one with NMS off for those with NMS. An audit has no seeds."""
     rows = []
     for detector in comparison["detectors"]:
-        seeds = [str(s["seed"]) if s["seed"] >= 0 else "random" for s in detector["seeds"]]
+        seeds = [s["seed"] for s in detector["seeds"] if s["seed"] is not None]
+        names = ", ".join(str(seed) if seed >= 0 else "random" for seed in seeds)
         for row in _result_rows(detector, detector["aggregate"], _RESULT_COLUMNS):
-            rows.append([*row, ", ".join(seeds)])
-    return Table(["detector", "NMS", *(title for _, title, _ in _RESULT_COLUMNS), "seeds"], rows)
+            rows.append([*row, *([names] if seeds else [])])
+    header = ["detector", "NMS", *(title for _, title, _ in _RESULT_COLUMNS), "seeds"]
+    return Table(header[: len(rows[0])], rows)
 
 
 def crowding_table(comparison: dict[str, Any]) -> Table:
@@ -80,9 +84,10 @@ def _result_rows(
     detector: dict[str, Any], results: dict[str, Any], columns: Sequence[tuple[str, str, int]]
 ) -> list[list[str]]:
     """A row for each variant of a detector."""
+    without = "none" if detector["has_nms"] is False else "as in the file"
     return [
         [
-            *(detector["name"], nms_words(detector, variant) or "none"),
+            *(detector["name"], nms_words(detector, variant) or without),
             *(spread(values.get(key), decimals, key) for key, _, decimals in columns),
         ]
         for variant, values in results.items()
@@ -119,6 +124,33 @@ def settings_table(comparison: dict[str, Any]) -> Table:
         source = " ".join([detector["source"], *detector["overrides"]])
         rows.append([detector["name"], source, schedule, detector["note"] or DASH])
     return Table(["detector", "made from", "iterations x batch", "note"], rows)
+
+
+def files_table(audited: dict[str, Any]) -> Table:
+    """The results files of an audit."""
+    rows = [
+        [detector["name"], nms_words(detector, variant) or "as in the file", path]
+        for detector in audited["detectors"]
+        for variant, path in detector["files"].items()
+    ]
+    return Table(["detector", "NMS", "file"], rows)
+
+
+def thresholds_table(audited: dict[str, Any]) -> Table:
+    """The score threshold of best F1 of each class, and that F1, of the files of an audit."""
+    columns = {
+        variant_name(detector, variant): thresholds["classes"]
+        for detector in audited["detectors"]
+        for variant, thresholds in detector["thresholds"].items()
+    }
+    rows = []
+    for entries in zip(*columns.values(), strict=True):
+        found = [
+            DASH if e["threshold"] is None else f"{e['threshold']:.2f} ({e['f1']:.2f})"
+            for e in entries
+        ]
+        rows.append([entries[0]["name"], str(entries[0]["num_objects"]), *found])
+    return Table(["class", "objects", *columns], rows)
 
 
 def machine_sentence(machine: Mapping[str, Any]) -> str:

@@ -1,15 +1,16 @@
-"""Matching of detections to objects, duplicates, and crowding."""
+"""Matching of detections to objects, and duplicates."""
 
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
-from torchvision.ops import box_iou
 
-__all__ = ["Status", "class_overlaps", "crowding", "match_detections"]
+from .scenes import Scenes, overlapping_pairs
+
+__all__ = ["Pairs", "Status", "match_detections", "match_scenes"]
 
 
 class Status(enum.IntEnum):
@@ -20,25 +21,108 @@ class Status(enum.IntEnum):
     DUPLICATE = 2  # lies only on objects claimed by better scores
 
 
-def class_overlaps(
-    boxes: ArrayLike, classes: ArrayLike, gt_boxes: ArrayLike, gt_classes: ArrayLike
-) -> np.ndarray:
-    """IoU of each detection with each object of its class; 0 with those of other classes.
+@dataclass(frozen=True)
+class Pairs:
+    """Detections and the objects of their image and class that they overlap, in rounds.
+
+    The n-th round has the n-th detection, in order of score, of each image and class. No two
+    detections of a round compete for an object, so that a round is matched at once.
+
+    Attributes:
+        detections: (P,) in order of rounds.
+        objects: (P,) indices of objects.
+        ious: (P,).
+        rounds: first pair of each round, and P.
+    """
+
+    detections: np.ndarray
+    objects: np.ndarray
+    ious: np.ndarray
+    rounds: np.ndarray
+
+    @classmethod
+    def find(cls, scenes: Scenes, min_iou: float) -> Pairs:
+        """Finds the pairs with an IoU of at least ``min_iou``."""
+        detections, objects, ious = overlapping_pairs(
+            (scenes.groups, scenes.boxes), (scenes.object_groups, scenes.object_boxes), min_iou
+        )
+        paired = detections[np.diff(detections, prepend=-1) != 0]
+        # By score in each group; ties: as given
+        paired = paired[np.lexsort((-scenes.scores[paired], scenes.groups[paired]))]
+        groups = scenes.groups[paired]
+        position = np.arange(len(paired))
+        is_first = np.diff(groups, prepend=-1) != 0
+        turn = np.zeros(len(scenes.scores), dtype=np.int64)
+        turn[paired] = position - np.maximum.accumulate(np.where(is_first, position, 0))
+        order = np.argsort(turn[detections], kind="stable")
+        rounds = np.flatnonzero(np.diff(turn[detections[order]], prepend=-1, append=-1))
+        return cls(detections[order], objects[order], ious[order], rounds)
+
+    def claims(
+        self, iou_thresh: np.ndarray, num_objects: int, takes_part: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Matches greedily, as COCO does; see :func:`match_detections`.
+
+        Args:
+            iou_thresh: (T,) each is matched by itself.
+            num_objects: O.
+            takes_part: (P,) bool, the pairs that count; None for all.
+
+        Returns:
+            (T, O) int64: the detection that claims each object, or -1.
+        """
+        claimed_by = np.full((len(iou_thresh), num_objects), -1)
+        for start, stop in zip(self.rounds, self.rounds[1:], strict=False):
+            pairs = np.arange(start, stop)
+            if takes_part is not None:
+                pairs = pairs[takes_part[start:stop]]
+            if not len(pairs):
+                continue
+            detections, objects = self.detections[pairs], self.objects[pairs]
+            can_claim = (self.ious[pairs] >= iou_thresh[:, None]) & (claimed_by[:, objects] < 0)
+            ious = np.where(can_claim, self.ious[pairs], -1.0)
+            chosen = _last_maximum(ious, np.flatnonzero(np.diff(detections, prepend=-1)))
+            rows, columns = np.nonzero(np.take_along_axis(can_claim, chosen, axis=1))
+            claimed = chosen[rows, columns]
+            claimed_by[rows, objects[claimed]] = detections[claimed]
+        return claimed_by
+
+
+def _last_maximum(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """(T, S) index of the last maximum of each of the S segments of (T, P)."""
+    counts = np.diff(starts, append=values.shape[1])
+    largest = np.repeat(np.maximum.reduceat(values, starts, axis=1), counts, axis=1)
+    indices = np.where(values == largest, np.arange(values.shape[1]), -1)
+    return np.maximum.reduceat(indices, starts, axis=1)
+
+
+def match_scenes(scenes: Scenes, pairs: Pairs, iou_thresh: float) -> tuple[np.ndarray, np.ndarray]:
+    """Classifies all detections; see :func:`match_detections`.
 
     Args:
-        boxes: (D, 4) corners in pixels.
-        classes: (D,).
-        gt_boxes: (G, 4) corners in pixels.
-        gt_classes: (G,).
+        scenes: detections and objects.
+        pairs: theirs, of an IoU of at most ``iou_thresh`` and above.
+        iou_thresh: in (0, 1].
 
     Returns:
-        (D, G), float64, so that an IoU of 3/10 equals 0.3.
+        (D,) :class:`Status` values, and (D,) indices of the claimed or duplicated objects, -1 for
+        neither; both int64.
     """
-    first = torch.as_tensor(boxes, dtype=torch.float64).reshape(-1, 4)
-    second = torch.as_tensor(gt_boxes, dtype=torch.float64).reshape(-1, 4)
-    ious = box_iou(first, second).nan_to_num(nan=0.0)  # 0/0 between two boxes without area
-    same_class = np.asarray(classes)[:, None] == np.asarray(gt_classes)[None, :]
-    return np.where(same_class, ious.numpy(), 0.0)
+    status = np.full(len(scenes.scores), Status.NEITHER, dtype=np.int64)
+    objects = np.full(len(status), -1, dtype=np.int64)
+    lies_on = np.flatnonzero(pairs.ious >= iou_thresh)
+    if not len(lies_on):
+        return status, objects
+    detections = pairs.detections[lies_on]
+    starts = np.flatnonzero(np.diff(detections, prepend=-1))
+    (largest,) = _last_maximum(pairs.ious[None, lies_on], starts)
+    status[detections] = Status.DUPLICATE
+    objects[detections[starts]] = pairs.objects[lies_on[largest]]
+    (claimed_by,) = pairs.claims(np.array([iou_thresh]), len(scenes.object_groups))
+    claimed = np.flatnonzero(claimed_by >= 0)
+    status[claimed_by[claimed]] = Status.CLAIM
+    objects[claimed_by[claimed]] = claimed
+    return status, objects
 
 
 def match_detections(
@@ -71,34 +155,21 @@ def match_detections(
         (D,) :class:`Status` values, and (D,) indices of the claimed or duplicated objects, -1 for
         neither; both int64.
     """
-    ious = class_overlaps(boxes, classes, gt_boxes, gt_classes)
-    status = np.full(len(ious), Status.NEITHER, dtype=np.int64)
-    objects = np.full(len(ious), -1, dtype=np.int64)
-    free = np.ones(ious.shape[1], dtype=bool)
-    for detection in np.argsort(-np.asarray(scores), kind="stable"):
-        lies_on = ious[detection] >= iou_thresh
-        if not lies_on.any():
-            continue
-        claims = bool((lies_on & free).any())
-        candidates = np.flatnonzero(lies_on & free if claims else lies_on)
-        overlap = ious[detection, candidates]
-        best = candidates[overlap == overlap.max()][-1]
-        status[detection] = Status.CLAIM if claims else Status.DUPLICATE
-        objects[detection] = best
-        free[best] = False
-    return status, objects
+    scenes = Scenes(
+        1,
+        np.zeros(len(scores), dtype=np.int64),
+        _from_corners(boxes),
+        np.asarray(scores, dtype=float),
+        np.asarray(classes, dtype=np.int64),
+        np.zeros(len(gt_classes), dtype=np.int64),
+        _from_corners(gt_boxes),
+        np.asarray(gt_classes, dtype=np.int64),
+        np.zeros(len(gt_classes), dtype=bool),
+    )
+    return match_scenes(scenes, Pairs.find(scenes, iou_thresh), iou_thresh)
 
 
-def crowding(gt_boxes: ArrayLike, gt_classes: ArrayLike) -> np.ndarray:
-    """Crowding of each object of an image: its largest IoU with another object of its class.
-
-    Args:
-        gt_boxes: (G, 4) corners in pixels, without crowd regions.
-        gt_classes: (G,).
-
-    Returns:
-        (G,) float64; 0 if it overlaps none.
-    """
-    ious = class_overlaps(gt_boxes, gt_classes, gt_boxes, gt_classes)
-    np.fill_diagonal(ious, 0.0)
-    return ious.max(axis=1, initial=0.0)
+def _from_corners(boxes: ArrayLike) -> np.ndarray:
+    """(n, 4) x, y, width, height."""
+    corners = np.asarray(boxes, dtype=float).reshape(-1, 4)
+    return np.concatenate((corners[:, :2], corners[:, 2:] - corners[:, :2]), axis=1)

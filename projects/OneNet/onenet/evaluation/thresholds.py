@@ -15,14 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.structures import BoxMode
-from pycocotools import mask as coco_mask
 from torch import nn
 
 from ..utils.errors import ConfigError, DataError
 from ..utils.files import read_json
-from .ap import Scene
-from .matching import Status, match_detections
+from .scenes import Scenes
 
 __all__ = [
     "DEFAULT_THRESHOLD",
@@ -81,27 +78,17 @@ def best_threshold(
     }
 
 
-def _on_crowd(scene: Scene, iou_thresh: float) -> np.ndarray:
-    """(D,) bool: detections on a crowd region of their class, by the share of their own area."""
-    if not len(scene.scores) or not scene.is_crowd.any():
-        return np.zeros(len(scene.scores), dtype=bool)
-    boxes = BoxMode.convert(scene.boxes.astype(float), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
-    regions = scene.gt_boxes[scene.is_crowd]
-    overlaps = coco_mask.iou(boxes, regions, [1] * len(regions))
-    same_class = scene.classes[:, None] == scene.gt_classes[scene.is_crowd][None, :]
-    return ((overlaps >= iou_thresh) & same_class).any(axis=1)
-
-
 def calibrate(
-    scenes: Sequence[Scene], class_names: Sequence[str], iou_thresh: float
+    scenes: Scenes, claims: np.ndarray, class_names: Sequence[str], iou_thresh: float
 ) -> list[dict[str, Any]]:
     """The threshold of best F1 of every class.
 
-    True positives are the claims of :func:`onenet.evaluation.match_detections`. As in COCO,
-    detections on crowd regions that claim nothing are ignored.
+    True positives are the claims. As in COCO, detections on crowd regions that claim nothing are
+    ignored.
 
     Args:
         scenes: all images.
+        claims: (D,) bool, see :func:`onenet.evaluation.match_detections`.
         class_names: of the K classes.
         iou_thresh: least IoU at which a detection lies on an object.
 
@@ -110,19 +97,11 @@ def calibrate(
         :func:`best_threshold`) and "num_objects". The four numbers are None for a class without
         objects or true positives.
     """
-    parts = []
-    for scene in scenes:
-        gt_boxes, gt_classes = scene.objects()
-        status, _ = match_detections(
-            scene.boxes, scene.scores, scene.classes, gt_boxes, gt_classes, iou_thresh
-        )
-        claims = status == Status.CLAIM
-        counts = claims | ~_on_crowd(scene, iou_thresh)
-        parts.append((scene.scores[counts], scene.classes[counts], claims[counts], gt_classes))
-    scores, classes, correct, objects = map(np.concatenate, zip(*parts, strict=True))
+    counts = claims | (scenes.crowd_overlaps < iou_thresh)
+    scores, classes, correct = scenes.scores[counts], scenes.classes[counts], claims[counts]
     entries = []
     for index, name in enumerate(class_names):
-        own, num_objects = classes == index, int((objects == index).sum())
+        own, num_objects = classes == index, int((scenes.object_classes == index).sum())
         found = best_threshold(scores[own], correct[own], num_objects)
         nothing = dict.fromkeys(("threshold", "f1", "precision", "recall"))
         entries.append({"name": name, **(found or nothing), "num_objects": num_objects})
