@@ -1,4 +1,4 @@
-"""``onenet train|eval|predict|export|compare|inspect|audit``; each command has a file of its own."""
+"""The subcommands of ``onenet``; each has a file of its own."""
 
 from __future__ import annotations
 
