@@ -8,13 +8,10 @@ import sys
 from pathlib import Path
 
 from detectron2.utils import comm
-from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from ..utils.files import write_whole
 
 __all__ = ["cannot_start", "goes_on", "note_job", "refuse_restarts"]
-
-_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # <folder of the job>/attempt_<n>/<local rank>/error.json
 
 
 def goes_on(output_dir: str) -> bool:
@@ -40,19 +37,24 @@ def note_job(output_dir: str) -> None:
 def _job() -> str:
     """The job's id and command; "" without torchrun."""
     name = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    if name == "none" and _ERROR_FILE in os.environ:  # no --rdzv-id, so one machine starts the job
-        name = Path(os.environ[_ERROR_FILE]).parents[2].name
+    if name == "none":  # no --rdzv-id was given, so each start is another job
+        name = str(_folder() or "")
     return f"{name}\n{shlex.join(sys.argv)}\n" if name else ""
 
 
-def refuse_restarts(error: BaseException) -> None:
-    """Makes torchrun tell a user's error at its end, and :func:`cannot_start` True."""
-    if _ERROR_FILE in os.environ:
-        get_error_handler().record_exception(error)
+def refuse_restarts() -> None:
+    """Makes :func:`cannot_start` True for the workers of this job and machine: a user's error."""
+    if folder := _folder():
+        (folder / "user_error").touch()
 
 
 def cannot_start() -> bool:
     """Whether a worker of this job and machine has ended by a user's error before a restart."""
-    if _ERROR_FILE not in os.environ:
-        return False
-    return any(Path(os.environ[_ERROR_FILE]).parents[2].glob("attempt_*/*/error.json"))
+    folder = _folder()
+    return folder is not None and (folder / "user_error").exists()
+
+
+def _folder() -> Path | None:
+    """The folder of the job's logs on this machine; torchrun's own, and another for each job."""
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # attempt_<n>/<local rank>/error.json
+    return Path(error_file).parents[2] if error_file else None

@@ -54,7 +54,7 @@ def launch_workers(main: Callable[[argparse.Namespace], None], args: argparse.Na
                 _check_options(worker, args)
                 _join(main, args, worker)
     except SystemExit as error:
-        refuse_restarts(error)
+        refuse_restarts()
         is_first = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
         sys.exit(error.code if is_first else 1)
     given = {name: getattr(args, name) for name in _OPTIONS}
@@ -167,7 +167,7 @@ def _run_worker(
         if isinstance(error.code, str) and _is_first_to_tell(error.code, store):
             print(error.code, file=sys.stderr)
         if isinstance(error.__cause__, (ConfigError, DataError, LimitError)):
-            refuse_restarts(error)
+            refuse_restarts()
         _end_process(error.code if isinstance(error.code, int) else int(error.code is not None))
     except Exception:
         if store is None:
