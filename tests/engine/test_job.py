@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from torch import distributed
 
 from onenet.engine import argument_parser, elastic, launch_workers
-from onenet.engine.job import Worker, find_worker
+from onenet.engine.job import Worker, find_worker, meet
 from onenet.utils.errors import ConfigError
 
 TORCHRUN = {
@@ -94,6 +96,21 @@ def test_no_launcher(env: dict[str, str]) -> None:
 def test_errors_name_the_cure(env: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         find_worker(env)
+
+
+def test_workers_meet_in_a_store_with_an_earlier_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In which its workers met, and from which they were lost."""
+    store = distributed.HashStore()
+    monkeypatch.setattr(distributed, "rendezvous", lambda *_, **__: iter([(store, 0, 0)]))
+    workers = [Worker("torchrun", rank, 3, rank, 3, "localhost:1") for rank in range(3)]
+    names = []
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(3):
+            met = list(pool.map(meet, reversed(workers), timeout=30))  # the first worker at last
+            name = met[0].add("name", 1)
+            assert name == 1 and [other.add("name", 1) for other in met[1:]] == [2, 3]
+            names.append(store.get("start"))
+    assert len(set(names)) == 3
 
 
 def start(monkeypatch: pytest.MonkeyPatch, env: dict[str, str], *words: str) -> list[str]:

@@ -1,14 +1,19 @@
-"""A job of workers that torchrun, Kubernetes or srun has started: this worker's place in it."""
+"""A job of workers that torchrun, Kubernetes or srun has started: places, and how they meet."""
 
 from __future__ import annotations
 
 import re
+import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from detectron2.engine import DEFAULT_TIMEOUT
+from torch import distributed
+
 from ..utils.errors import ConfigError
 
-__all__ = ["Worker", "find_worker"]
+__all__ = ["Worker", "find_worker", "meet"]
 
 _STEPS = 1 << 31  # SLURM numbers batch scripts and interactive shells from the end of 32 bits
 
@@ -134,3 +139,27 @@ def _number(env: Mapping[str, str], name: str) -> int:
     if not value.isdigit():
         raise ConfigError(f"The environment variable {name} is '{value}'; it has to be a number.")
     return int(value)
+
+
+def meet(worker: Worker) -> distributed.Store:
+    """Waits for all workers of this start; returns a store that is empty.
+
+    torchrun's store outlives the workers, and still has the addresses of those before a restart. So
+    the first worker names the start, and the others try that name until it answers them.
+    """
+    url = f"tcp://{worker.master}"
+    meeting = distributed.rendezvous(url, worker.rank, worker.world_size, timeout=DEFAULT_TIMEOUT)
+    store, *_ = next(meeting)
+    own = uuid.uuid4().hex
+    if worker.rank == 0:
+        store.set("start", own)
+        for rank in range(1, worker.world_size):
+            other = store.get(f"{own}/{rank}").decode()  # waits
+            store.set(f"{own}/{other}", "")
+        return distributed.PrefixStore(own, store)
+    while True:
+        start = store.get("start").decode()
+        store.set(f"{start}/{worker.rank}", own)
+        if store.check([f"{start}/{own}"]):
+            return distributed.PrefixStore(start, store)
+        time.sleep(0.05)

@@ -18,7 +18,7 @@ from torch import distributed, multiprocessing
 
 from ..utils.errors import ConfigError, DataError, LimitError, exit_with_one_sentence
 from .elastic import cannot_start, refuse_restarts
-from .job import Worker, find_worker
+from .job import Worker, find_worker, meet
 
 __all__ = ["argument_parser", "launch_workers"]
 
@@ -105,11 +105,7 @@ def _join(
     if has_gpu:
         torch.cuda.set_device(_device(worker))
     try:
-        store, *_ = next(
-            distributed.rendezvous(
-                f"tcp://{worker.master}", worker.rank, worker.world_size, timeout=DEFAULT_TIMEOUT
-            )
-        )
+        store = meet(worker)
         distributed.init_process_group(
             "NCCL" if has_gpu else "GLOO",
             store=store,
