@@ -8,7 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -164,3 +166,26 @@ def test_another_number_of_workers(data: list[str], spawned, tmp_path: Path) -> 
     (text,) = finished(started(*words, "SOLVER.ELASTIC", "True"))
     assert "Starting training from iteration 4" in text
     assert [row["iteration"] for row in rows(tmp_path)][-1] == 8
+
+
+@pytest.mark.slow
+def test_a_machine_that_joins(data: list[str], tmp_path: Path) -> None:
+    """The workers start again, twice as many, and go on; TORCHELASTIC_RESTART_COUNT stays 0."""
+    options = ["--nnodes", "1:2", "--rdzv-backend", "c10d", "--rdzv-id", "job", "--max-restarts"]
+    options += ["0", "--rdzv-endpoint", f"127.0.0.1:{free_port()}"]
+    options += ["--rdzv-conf", "last_call_timeout=2"]  # seconds that it waits for the second
+    words = [*TORCHRUN[:3], "1", *options, TRAIN_NET, *training(data, tmp_path / "out")]
+    words += ["SOLVER.ELASTIC", "True", "SOLVER.MAX_ITER", "200", "TEST.EVAL_PERIOD", "0"]
+    words += ["TEST.BEST_METRIC", "", "SOLVER.CHECKPOINT_PERIOD", "10"]
+    env = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # docs/cluster.md
+    with ThreadPoolExecutor() as pool:  # reads what the first prints
+        here = pool.submit(finished, started(*words, **env))
+        while not (tmp_path / "out" / "model_0000009.pth").exists():
+            assert not here.done(), here.result()
+            time.sleep(0.1)
+        finished(started(*words, **env))
+        (text,) = here.result()
+    assert "torchrun has started this job before" in text
+    assert "World size: 1" in text and "World size: 2" in text
+    iterations = [row["iteration"] for row in rows(tmp_path / "out")]
+    assert iterations == sorted(set(iterations)) and iterations[-1] == 200
