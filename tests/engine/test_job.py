@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from torch import distributed
 
 from onenet.engine import argument_parser, elastic, launch_workers
@@ -157,6 +159,19 @@ def test_what_is_joined_and_what_is_spawned(monkeypatch: pytest.MonkeyPatch) -> 
     assert start(monkeypatch, {**SRUN, **of_machine}, *words) == ["launch 8"]
     with pytest.raises(SystemExit, match="--num-gpus is 8, but srun"):
         start(monkeypatch, {**SRUN, **of_machine}, *words[:2])
+
+
+def test_a_worker_takes_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    launcher = sys.modules["onenet.engine.launch"]
+    worker = find_worker(TORCHRUN)
+    for count, device in ((2, 1), (8, 1), (1, 0)):  # srun --gpus-per-task=1 shows one
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        assert launcher._device(worker) == device
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="3 workers on a machine with 2 GPUs; start 2"):
+        launcher._device(
+            dataclasses.replace(worker, rank=5, world_size=6, local_rank=2, local_size=3)
+        )
 
 
 def restart(monkeypatch: pytest.MonkeyPatch, job: str, folder: Path, attempt: int) -> None:
