@@ -13,8 +13,8 @@ In turn, in one run, on random images and objects:
 * with --half under autocast (float16 on a GPU, bfloat16 on a CPU), and with --set settings like
   MODEL.ONENET.CHANNELS_LAST True; both apply to all rows.
 
-The ratio is that of OneNet's step to the trivial one. With --profile the longest
-operators of matching and losses follow.
+The ratio is that of OneNet's step to the trivial one. On a GPU the steps' peak memory is measured,
+too. With --profile the longest operators of matching and losses follow.
 """
 
 from __future__ import annotations
@@ -116,6 +116,13 @@ def profile_losses(args: argparse.Namespace, model: nn.Module) -> str:
     return result.key_averages().table(sort_by=key, row_limit=12, max_name_column_width=40)
 
 
+def peak(step: Callable[[], object]) -> float:
+    """MiB of the GPU in a step, weights included."""
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    return torch.cuda.max_memory_allocated() / 2**20
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--config", default="configs/digits/recommended_R18_FPN.yaml")
@@ -148,7 +155,11 @@ def main() -> None:
         ],
     )
     model = build_model(args.cfg).train()
-    times = time_in_turn(make_steps(args, model), args.rounds, device=args.device)
+    steps = make_steps(args, model)
+    times = time_in_turn(steps, args.rounds, device=args.device)
+    mib = {}
+    if args.device == "cuda":
+        mib = {"trivial_mib": peak(steps["trivial loss"]), "onenet_mib": peak(steps["OneNet"])}
     switches = [x for x in ("half", "optimizer") if getattr(args, x)]
     step = f"{args.batch} x {args.size} pixels, {args.objects} objects"
     row = {
@@ -157,6 +168,7 @@ def main() -> None:
         "trivial": quartiles(times["trivial loss"]),
         "onenet": quartiles(times["OneNet"]),
         "ratio": ratios(times["OneNet"], times["trivial loss"]),
+        **mib,
     }
     record(args.json, "training_step", [row], rounds=args.rounds)
     if args.profile:

@@ -13,7 +13,6 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.engine import (
     AMPTrainer,
     SimpleTrainer,
-    default_argument_parser,
     default_setup,
     default_writers,
     hooks,
@@ -25,7 +24,8 @@ from omegaconf import DictConfig
 from torch import nn
 
 from onenet.checkpoint import OneNetCheckpointer
-from onenet.engine import launch_workers
+from onenet.engine import argument_parser, launch_workers
+from onenet.engine.elastic import goes_on, note_job
 from onenet.utils.errors import ConfigError, exit_with_one_sentence
 
 
@@ -72,6 +72,9 @@ def main(args: argparse.Namespace) -> None:
         if not torch.cuda.is_available():
             cfg.train.device = "cpu"
             cfg.train.ddp.device_ids = None
+        elif comm.get_world_size() > 1:
+            cfg.train.ddp.device_ids = [torch.cuda.current_device()]
+        resume = args.resume or goes_on(cfg.train.output_dir)
         default_setup(cfg, args)
         model = instantiate(cfg.model).to(cfg.train.device)
         model = create_ddp_model(model, **cfg.train.ddp)
@@ -81,8 +84,9 @@ def main(args: argparse.Namespace) -> None:
             OneNetCheckpointer(model, exact=True).load(cfg.train.init_checkpoint)
             evaluate(cfg, model)
         else:
-            train(cfg, model, args.resume)
+            note_job(cfg.train.output_dir)
+            train(cfg, model, resume)
 
 
 if __name__ == "__main__":
-    launch_workers(main, default_argument_parser().parse_args())
+    launch_workers(main, argument_parser().parse_args())

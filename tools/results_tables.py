@@ -10,6 +10,7 @@ file's path is relative to the report. KIND, or several with commas between them
   each test set of several files, with commas between them: `overview` (FCOS beside the recommended
   OneNet) or `detectors` (all four);
 * of tools/ablate_rescoring.py: `ablation`, of several files, too;
+* of benchmarks/gpu_suite.py: `suite`;
 * of benchmarks: `inference`, `parts`, `assignment`, `training_step`, `settings`, or `commands`.
 """
 
@@ -124,6 +125,16 @@ def ablation(*files: dict[str, Any]) -> str:
     return markdown_table(Table(header, rows))
 
 
+def suite(results: dict[str, Any]) -> str:
+    """How each part ended, and where."""
+    rows = [
+        [part["part"], part["status"], f"{part['seconds']:.0f}", part["commit"] or DASH]
+        + [part["machine"]["gpu"] or "none", part["machine"]["torch"]]
+        for part in results["parts"]
+    ]
+    return markdown_table(Table(["part", "end", "s", "commit", "GPU", "torch"], rows))
+
+
 def crowding(comparison: dict[str, Any]) -> str:
     """AP / recall by crowding."""
     detectors = comparison["detectors"]
@@ -149,7 +160,7 @@ def _mean(value: dict[str, float]) -> dict[str, float]:
 
 GAPS = ("NMS_gap", "NMS_gap50")
 KINDS = {
-    **{table.__name__: table for table in (overview, detectors, crowding, ablation)},
+    **{table.__name__: table for table in (overview, detectors, crowding, ablation, suite)},
     **TABLES,
 }
 

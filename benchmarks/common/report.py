@@ -25,7 +25,7 @@ from .tables import TABLES
 from .timing import Times, quartiles
 from .ways import ratios
 
-__all__ = ["inference_rows", "make_parser", "parts_rows", "record"]
+__all__ = ["describe_run", "inference_rows", "make_parser", "parts_rows", "record"]
 
 _PACKAGES = ("torchvision", "onnxruntime", "openvino")
 
@@ -67,9 +67,7 @@ def record(
     run = {
         "benchmark": benchmark,
         "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
-        "commit": _commit(),
-        "date": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
-        "machine": describe_machine(),
+        **describe_run(),
         "versions": {
             "python": platform.python_version(),
             "detectron2": detectron2.__version__,  # its package's name depends on where it is from
@@ -86,6 +84,15 @@ def record(
         by_command = {old["command"]: old for old in runs}
         by_command[run["command"]] = run
         write_json(str(file), {"runs": list(by_command.values())})
+
+
+def describe_run() -> dict[str, Any]:
+    """The commit, the date and the machine."""
+    return {
+        "commit": _commit(),
+        "date": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
+        "machine": describe_machine(),
+    }
 
 
 def _commit() -> str | None:

@@ -95,17 +95,20 @@ def assignment(*contents: Content) -> str:
 
 def training_step(*contents: Content) -> str:
     """Steps with a trivial loss beside those with matching and losses."""
+    found = [row for run in _runs(contents, "training_step") for row in run["rows"]]
+    header = ["config", "step", "trivial loss, ms", "OneNet, ms", "ratio"]
     rows = [
         [
             *(Path(row["config"]).stem, row["step"]),
             *(_ms(row["trivial"]), _ms(row["onenet"]), _spread(row["ratio"], 3)),
         ]
-        for run in _runs(contents, "training_step")
-        for row in run["rows"]
+        for row in found
     ]
-    return markdown_table(
-        Table(["config", "step", "trivial loss, ms", "OneNet, ms", "ratio"], rows)
-    )
+    if any("onenet_mib" in row for row in found):  # of a GPU
+        header += ["trivial loss, MiB", "OneNet, MiB"]
+        for cells, row in zip(rows, found, strict=True):
+            cells += [_mib(row.get("trivial_mib")), _mib(row.get("onenet_mib"))]
+    return markdown_table(Table(header, rows))
 
 
 def settings(*contents: Content) -> str:

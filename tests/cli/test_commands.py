@@ -103,6 +103,22 @@ def test_without_validation_images(here: Path, capsys) -> None:
     assert not (here / "all" / "val_predictions.jpg").exists()
 
 
+@pytest.mark.slow
+def test_train_in_the_workers_of_torchrun(here: Path) -> None:
+    """One of them draws, and says what comes next."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    onenet = [sys.executable, "-W", "ignore", "-c", "from onenet.cli import main; main()"]
+    words = ["train", "photos", "--output", "two", *TINY, "SOLVER.MAX_ITER", "3"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*torchrun, "--no-python", *onenet, *words], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Next: onenet predict two/model_best.pth photo.jpg") == 1
+    assert (here / "two" / "val_predictions.jpg").is_file()
+    assert Detector(here / "two" / "model_best.pth").predictor.calibrated is not None
+
+
 def test_eval(here: Path, capsys) -> None:
     write_photos(here / "others" / "train", 2, "cat", "dog")
     write_photos(here / "others" / "val", 2, "cat", "dog")

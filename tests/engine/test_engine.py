@@ -425,7 +425,10 @@ def test_bccd_trains(real_data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_lazy_config_trains(coco_set, tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_lazy_config_trains(coco_set, tmp_path: Path, num_workers: int) -> None:
+    """Alone, or in the workers of torchrun."""
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2"] * (num_workers == 2)
     path, folder = coco_set
     register = tmp_path / "sitecustomize.py"
     register.write_text(
@@ -433,17 +436,20 @@ def test_lazy_config_trains(coco_set, tmp_path: Path) -> None:
         f"register_coco_instances('tiny', {{}}, {str(path)!r}, {str(folder)!r})\n"
     )
     done = run(
+        *torchrun,
         "tools/lazyconfig_train_net.py", "--config-file", "configs/lazy/onenet_fcos_R50_FPN.py",
         "train.max_iter=1", "train.init_checkpoint=''", f"train.output_dir={tmp_path / 'out'}",
         "model.head.num_classes=2", "dataloader.train.dataset.names=tiny",
-        "dataloader.test.dataset.names=tiny", "dataloader.train.total_batch_size=1",
+        "dataloader.test.dataset.names=tiny", f"dataloader.train.total_batch_size={num_workers}",
         "dataloader.train.num_workers=0", "dataloader.test.num_workers=0",
         "dataloader.train.mapper.augmentations.1.short_edge_length=[64]",
         "dataloader.test.mapper.augmentations.0.short_edge_length=64",
         PYTHONPATH=f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        CUDA_VISIBLE_DEVICES="",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "out" / "model_final.pth").is_file()
+    assert (tmp_path / "out" / "elastic_job").is_file() == (num_workers == 2)
 
 
 def test_detectron2s_own_trainer(data_opts, tmp_path: Path) -> None:

@@ -45,6 +45,19 @@ def test_the_seed_goes_with_the_checkpoint() -> None:
     assert loader.seed == 9
 
 
+def test_another_number_of_workers_is_allowed_by_elastic(monkeypatch) -> None:
+    state = ResumableData(SimpleNamespace(seed=9)).state_dict()
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    loader = SimpleNamespace(seed=5)
+    with pytest.raises(ConfigError, match="had 1 workers .* now has 2, .* SOLVER.ELASTIC True"):
+        ResumableData(loader).load_state_dict(state)
+    assert loader.seed == 5
+    ResumableData(loader, any_world_size=True).load_state_dict(state)
+    assert loader.seed == 9
+    ResumableData(loader).load_state_dict({"seed": 7})  # of an earlier version
+    assert loader.seed == 7
+
+
 @pytest.mark.parametrize(
     ("content", "kept"),
     [

@@ -10,9 +10,11 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from onenet.engine import load_config
 from onenet.engine.training_pictures import put_pictures
+from onenet.modeling.postprocess import select_top_k, to_instances
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "digits"
 HEADS = ["onenet_point_R18", "onenet_fcos_R18_FPN", "onenet_retinanet_R18_FPN"]
@@ -266,3 +268,55 @@ def test_gpu_agrees_with_cpu_and_trains_under_amp(name: str, make_gt) -> None:
     with torch.autocast("cuda"):
         losses = model.train()([record((64, 96), make_gt(3, (64, 96), 10))])
     assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in losses.values())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [*HEADS, RECOMMENDED])
+def test_a_step_never_waits_for_the_gpu_and_inference_once(name: str, make_gt) -> None:
+    """Behind the network, with images and objects already there."""
+    model = build(name).cuda().train()
+    batch = [record((64, 96), make_gt(n, (64, 96), 10).to("cuda")) for n in (3, 0)]
+    batch = [{**inputs, "image": inputs["image"].cuda()} for inputs in batch]
+    sum(model(batch).values()).backward()  # warms up
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        sum(model(batch).values()).backward()
+        with torch.no_grad():
+            images = model.eval().preprocess_image(batch)
+            features = model.backbone(images.tensor)
+            predictions = model.head([features[key] for key in model.head_in_features])
+            top = select_top_k(predictions, 100, model.rescoring)
+            with pytest.raises(RuntimeError, match="synchronizing"):
+                to_instances(*top, images.image_sizes)  # looks for NaN, once
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+class CountOperators(TorchDispatchMode):
+    """Counts all that a GPU would have to start: operators but for views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("name", "most"), [("onenet_fcos_R18_FPN", 35), (RECOMMENDED, 110)])
+def test_post_processing_starts_few_operators(name: str, most: int) -> None:
+    """FCOS with NMS starts 250 for one image and 1,800 for eight."""
+    model = build(name).eval()
+    counts = []
+    for num_images in (1, 8):
+        with torch.no_grad():
+            images = model.preprocess_image([record((64, 64)) for _ in range(num_images)])
+            features = model.backbone(images.tensor)
+            features = [features[key] for key in model.head_in_features]
+            predictions = model.head(features)
+            with CountOperators() as operators:
+                model.forward_inference(images, features, predictions)
+        counts.append(operators.count)
+    assert counts[0] <= most and counts[1] <= counts[0] + 8, counts

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
+from detectron2.utils import comm
 from PIL import Image
 
-from ..config import OWN_DATA, read_config
+from ..config import OWN_DATA
 from ..detector import Detector
-from ..engine import launch_workers, main, path_value, run_arguments, train_or_evaluate
-from ..utils.errors import ConfigError
+from ..engine import launch_workers, path_value, run_arguments, train_or_evaluate
+from ..utils.errors import ConfigError, exit_with_one_sentence
 from ..utils.visualizer import tile
 
 __all__ = ["add_arguments", "run"]
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--epochs", type=int, help="passes over the training images (default: 1,000 batches of 8)"
     )
     parser.add_argument("--resume", action="store_true", help="continue an interrupted training")
-    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="(default: 1)")
+    parser.add_argument("--num-gpus", type=int, metavar="N", help="(default: 1)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -44,22 +45,31 @@ def run(args: argparse.Namespace) -> None:
     if args.epochs is not None:
         opts += ["SOLVER.EPOCHS", str(args.epochs)]
     opts += args.opts
-    output = Path(read_config(_CONFIG, opts).OUTPUT_DIR)
-    launch_workers(main, run_arguments(_CONFIG, opts, resume=args.resume, num_gpus=args.num_gpus))
-    weights = output / "model_best.pth"
-    if weights.is_file():
-        # Again, so that the thresholds beside it are of these weights
-        best = ["MODEL.WEIGHTS", path_value(str(weights))]
-        cfg = train_or_evaluate(run_arguments(_CONFIG, [*opts, *best], eval_only=True))
-        picture = output / "val_predictions.jpg"
-        try:
-            draw_predictions(cfg, weights, picture)
-            print(f"\nDetections on validation images: {picture}")
-        except ConfigError as error:  # OpenCV is optional
-            print(f"\nNo picture: {error}")
-    else:  # there are no validation images
-        weights = output / "model_final.pth"
-    print(f"Next: onenet predict {weights} photo.jpg")
+    launch_workers(_train, run_arguments(_CONFIG, opts, resume=args.resume, num_gpus=args.num_gpus))
+
+
+def _train(args: argparse.Namespace) -> None:
+    """What every worker runs."""
+    with exit_with_one_sentence():
+        output = Path(train_or_evaluate(args).OUTPUT_DIR)
+        weights = output / "model_best.pth"
+        has_best = weights.is_file()  # not without validation images
+        if has_best:
+            # Again, so that the thresholds beside it are of these weights
+            opts = [*args.opts, "MODEL.WEIGHTS", path_value(str(weights))]
+            cfg = train_or_evaluate(run_arguments(_CONFIG, opts, eval_only=True))
+        if not comm.is_main_process():
+            return
+        if has_best:
+            picture = output / "val_predictions.jpg"
+            try:
+                draw_predictions(cfg, weights, picture)
+                print(f"\nDetections on validation images: {picture}")
+            except ConfigError as error:  # OpenCV is optional
+                print(f"\nNo picture: {error}")
+        else:
+            weights = output / "model_final.pth"
+        print(f"Next: onenet predict {weights} photo.jpg")
 
 
 def draw_predictions(cfg: CfgNode, weights: Path, path: Path) -> None:

@@ -174,6 +174,9 @@ def _add_solver(cfg: CfgNode) -> None:
     # Number of evaluations without a new maximum of TEST.BEST_METRIC after which the training ends;
     # 0 for none.
     cfg.SOLVER.PATIENCE = 0
+    # Whether a run may go on with another number of workers than it had, in the same batches of
+    # images but with other rounding, random numbers and shares of batch norm.
+    cfg.SOLVER.ELASTIC = False
     # "AdamW" or "SGD".
     cfg.SOLVER.OPTIMIZER = "AdamW"
 

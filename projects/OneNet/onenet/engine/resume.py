@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..data.loaders import TrainLoader, seed_random
+from ..utils.errors import ConfigError
 
 __all__ = ["ResumableData", "ResumableEvalHook", "cut_metrics", "result_at", "share_buffers"]
 
@@ -23,15 +24,18 @@ _OF_STEPS = 1  # distinguishes the seeds of steps from those of samples
 class ResumableData(HookBase):
     """Makes data and random numbers of an iteration depend only on the seed and the iteration.
 
-    The seed is stored in checkpoints, so that a resumed run keeps a seed that was drawn.
+    The seed is stored in checkpoints, so that a resumed run keeps a seed that was drawn, and so is
+    the number of workers, whose shares of a batch depend on it.
     """
 
-    def __init__(self, loader: TrainLoader) -> None:
+    def __init__(self, loader: TrainLoader, any_world_size: bool = False) -> None:
         """
         Args:
             loader: the training loader, before iteration.
+            any_world_size: SOLVER.ELASTIC.
         """
         self._loader = loader
+        self._any_world_size = any_world_size
 
     def before_train(self) -> None:
         """Makes the loader start with the batch of the first iteration."""
@@ -42,11 +46,22 @@ class ResumableData(HookBase):
         seed_random(self._loader.seed, self.trainer.iter, comm.get_rank(), _OF_STEPS)
 
     def state_dict(self) -> dict[str, int]:
-        """The seed."""
-        return {"seed": self._loader.seed}
+        """The seed and the number of workers."""
+        return {"seed": self._loader.seed, "world_size": comm.get_world_size()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Restores the result of :meth:`state_dict`."""
+        """Restores the result of :meth:`state_dict`.
+
+        Raises:
+            ConfigError: the number of workers is another one, without SOLVER.ELASTIC.
+        """
+        now = comm.get_world_size()
+        before = state.get("world_size", now)  # checkpoints of earlier versions lack it
+        if before != now and not self._any_world_size:
+            raise ConfigError(
+                f"--resume: the run had {before} workers (--num-gpus), and now has {now}, which"
+                f" would change its result; start {before}, or allow it by SOLVER.ELASTIC True."
+            )
         self._loader.seed = state["seed"]
 
 

@@ -7,12 +7,12 @@ import os
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from ..utils.errors import exit_with_one_sentence
 from .evaluators import check_limits
+from .launch import argument_parser
 from .startup import load_for_evaluation, setup
 from .trainer import Trainer
 
@@ -25,14 +25,14 @@ def path_value(path: str) -> str:
 
 
 def run_arguments(config_file: str, opts: Sequence[str], **flags: bool | int) -> argparse.Namespace:
-    """The arguments of :func:`train_or_evaluate`, with Detectron2's defaults.
+    """The arguments of :func:`train_or_evaluate`, with their defaults.
 
     Args:
         config_file: see :func:`onenet.engine.load_config`.
         opts: overrides, ``["KEY", "value", ...]``.
         **flags: such as ``eval_only=True``.
     """
-    args = default_argument_parser().parse_args(["--config-file", config_file])
+    args = argument_parser().parse_args(["--config-file", config_file])
     return argparse.Namespace(**{**vars(args), "opts": list(opts), **flags})
 
 
@@ -40,7 +40,8 @@ def train_or_evaluate(args: argparse.Namespace) -> CfgNode:
     """Trains, or with ``args.eval_only`` evaluates; every worker calls this.
 
     Args:
-        args: from ``detectron2.engine.default_argument_parser``.
+        args: from :func:`onenet.engine.argument_parser`; ``resume`` is set where torchrun has
+            restarted the run.
 
     Returns:
         The run's config.

@@ -23,6 +23,7 @@ from ..utils.files import parse_yaml, write_whole
 from .batch_size import choose_batch
 from .class_names import check_class_names, trained_class_names
 from .config_loading import is_checkpoint, load_config, with_batch
+from .elastic import goes_on, note_job
 from .evaluators import check_evaluator, dataset_identity, noted_dataset, results_folder
 from .faults import naming_faults, tell_once_of_lost_logs
 from .tracking import tracker_classes
@@ -36,7 +37,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """Loads the config of the command line, creates OUTPUT_DIR and starts the loggers.
 
     Args:
-        args: from ``detectron2.engine.default_argument_parser``.
+        args: from :func:`onenet.engine.argument_parser`; ``resume`` is set where torchrun has
+            restarted the run.
 
     Returns:
         The frozen config, with a batch that fits memory in place of SOLVER.IMS_PER_BATCH 0; for a
@@ -50,6 +52,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
     # Log to the terminal until the config names the folder of the log file
     setup_logger(distributed_rank=comm.get_rank(), name="onenet")
     cfg = load_config(args.config_file, args.opts, eval_only=args.eval_only)
+    if not (args.resume or args.eval_only) and goes_on(cfg.OUTPUT_DIR):
+        args.resume = True
+        logger.info(f"torchrun has started this job before: goes on in {cfg.OUTPUT_DIR}.")
     _check_weights(cfg, args.resume, args.eval_only)
     _check_output_dir(cfg, args.resume, args.eval_only)
     for name in cfg.DATASETS.TEST:
@@ -66,6 +71,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     before, logging.raiseExceptions = logging.raiseExceptions, False
     try:
         with naming_faults(cfg.OUTPUT_DIR):
+            if not args.eval_only:
+                note_job(cfg.OUTPUT_DIR)
             default_setup(cfg, _with_readable_config(args))
             if kept is not None and comm.is_main_process():
                 write_whole(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), kept)

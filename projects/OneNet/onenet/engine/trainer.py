@@ -100,8 +100,11 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
-        devices = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
-        model = create_ddp_model(model, broadcast_buffers=False, **devices)
+        devices = None
+        if cfg.MODEL.DEVICE != "cpu" and comm.get_world_size() > 1:
+            # Detectron2's default is the local rank; srun may show each worker its own GPU alone
+            devices = [torch.cuda.current_device()]
+        model = create_ddp_model(model, broadcast_buffers=False, device_ids=devices)
         inner = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = inner(model, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
@@ -111,7 +114,7 @@ class Trainer(DefaultTrainer):
             # After EMA, which copies the model with its hooks
             guard = LossGuard(self._trainer.model, loader, cfg.OUTPUT_DIR)
             self._trainer.register_hooks([guard])
-            self.register_hooks([ResumableData(loader)])
+            self.register_hooks([ResumableData(loader, any_world_size=cfg.SOLVER.ELASTIC)])
 
     @property
     def model(self) -> torch.nn.Module:

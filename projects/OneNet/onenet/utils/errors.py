@@ -85,7 +85,7 @@ def exit_with_one_sentence() -> Iterator[None]:
     try:
         yield
     except (ConfigError, DataError, LimitError, TrainingError) as error:
-        sys.exit(f"error: {_sentence(error)}")
+        raise SystemExit(f"error: {_sentence(error)}") from error
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(130)
