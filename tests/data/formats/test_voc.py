@@ -62,6 +62,21 @@ def test_what_is_wrong_is_named(root, file, old, new, message):
     assert not any(name.startswith(str(root)) for name in DatasetCatalog)
 
 
+def test_boxes_of_a_resized_image_are_scaled(root, caplog):
+    """Here to a half, rounded, in both directions."""
+    before = records_of(register_folder(str(root)))["train"][0]
+    path = root / "JPEGImages" / "a.png"
+    with Image.open(path) as image:
+        image.resize((49, 31)).save(path)
+    after = records_of(register_folder(str(root)))["train"][0]
+    assert (after["width"], after["height"]) == (49, 31) and before["width"] == 97
+    for old, new in zip(before["annotations"], after["annotations"], strict=True):
+        x, y, width, height = old["bbox"]
+        expected = [x * 49 / 97, y * 31 / 61, width * 49 / 97, height * 31 / 61]
+        assert new["bbox"] == pytest.approx(expected, abs=0.011)
+    assert "1 of 3 images" in caplog.text and "boxes are scaled" in caplog.text
+
+
 @pytest.mark.parametrize("names_file", ["classes.txt", "labels.txt", "labelmap.txt"])
 def test_files_of_names_give_the_order_of_the_classes(root, names_file):
     (root / names_file).write_text("owl\ncat\nbackground\ndog\n")

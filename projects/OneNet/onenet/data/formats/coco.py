@@ -13,7 +13,7 @@ from ..box_checks import tell
 from ..coco_checks import check_content
 from ..image_names import check_images_exist
 from .layout import SPLITS, Layout, split_of
-from .records import LabelledBox, LabelledImage, check_size
+from .records import LabelledBox, LabelledImage, fitted
 
 __all__ = ["find_coco", "read_coco"]
 
@@ -127,8 +127,8 @@ def _images(
     images = []
     for image in content["images"]:
         path, size = os.path.join(root, image["file_name"]), (image["width"], image["height"])
-        check_size(path, size, f"image {image['id']} in {json_file}")
-        images.append(LabelledImage(path, (int(size[0]), int(size[1])), boxes[image["id"]]))
+        annotated = LabelledImage(path, size, boxes[image["id"]])
+        images.append(fitted(annotated, f"image {image['id']} in {json_file}"))
     return images
 
 

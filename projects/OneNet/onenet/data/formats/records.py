@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,9 @@ __all__ = [
     "LabelledBox",
     "LabelledImage",
     "box_arrays",
-    "check_size",
     "class_number",
     "clipped",
+    "fitted",
     "hold_back",
     "in_order",
     "make_records",
@@ -52,11 +52,12 @@ class LabelledBox:
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """An image file, its width and height, and its objects."""
+    """An image file, its width and height, its objects, and whether they were scaled to it."""
 
     path: str
     size: tuple[int, int]
     boxes: list[LabelledBox] = field(default_factory=list)
+    is_resized: bool = False
 
 
 def class_number(name: str, class_names: Sequence[str], where: str) -> int:
@@ -78,30 +79,41 @@ def class_number(name: str, class_names: Sequence[str], where: str) -> int:
     return class_names.index(name)
 
 
-def check_size(path: str, size: tuple[float, float], source: str) -> None:
-    """Checks that an image has the size that its annotation gives.
+def fitted(image: LabelledImage, source: str) -> LabelledImage:
+    """Scales boxes to the image's size, if it was resized after it was annotated.
 
     Args:
-        path: of the image.
-        size: width and height by the annotation.
+        image: with width and height by its annotation.
         source: the annotation, for the message.
+
+    Returns:
+        The same with the size that the image has.
 
     Raises:
         ImageError: the image cannot be read.
-        DataError: the sizes differ.
+        DataError: the sizes differ in their proportions.
     """
-    actual = read_size(path)
-    if tuple(size) == actual:
-        return
+    size = read_size(image.path)
+    if tuple(image.size) == size:
+        return replace(image, size=size)
+    x_scale, y_scale = size[0] / image.size[0], size[1] / image.size[1]
+    rounding = max(abs(image.size[1] * x_scale - size[1]), abs(image.size[0] * y_scale - size[0]))
+    if x_scale != 1 and y_scale != 1 and rounding < 1:
+        scales = (x_scale, y_scale, x_scale, y_scale)
+        boxes = [
+            replace(b, box=tuple(v * scale for v, scale in zip(b.box, scales, strict=True)))
+            for b in image.boxes
+        ]
+        return LabelledImage(image.path, size, boxes, is_resized=True)
     cause = "annotate the image as it is now, or put the original image back"
-    if tuple(size) == actual[::-1]:
+    if tuple(image.size) == size[::-1]:
         cause = (
             "if the image has an EXIF orientation, annotations must refer to the upright image:"
             " annotate it anew, or save the image and its annotation without orientation"
         )
     raise DataError(
-        f"{source} gives {path} a size of {size[0]:g} x {size[1]:g} pixels, but the image has"
-        f" {actual[0]} x {actual[1]}: {cause}"
+        f"{source} gives {image.path} a size of {image.size[0]:g} x {image.size[1]:g} pixels, but"
+        f" the image has {size[0]} x {size[1]}: {cause}"
     )
 
 
@@ -258,6 +270,11 @@ def _rounded(box: Sequence[float]) -> list[float]:
 
 
 def _warn_of_boxes(images: Sequence[LabelledImage], source: str, flag: str) -> None:
+    if num_resized := sum(image.is_resized for image in images):
+        warn(
+            f"{num_resized} of {len(images)} images in {source} were resized after they were"
+            " annotated, by the sizes in the annotations: their boxes are scaled alike"
+        )
     boxes, limits, names = box_arrays(images)
     flat, outside = without_area(boxes, limits)
     low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]

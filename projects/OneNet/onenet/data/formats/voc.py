@@ -13,7 +13,7 @@ from ...utils.errors import DataError
 from ..box_checks import LARGEST, check_fractions, is_number, tell
 from .class_files import find_names
 from .layout import Layout, by_split, read_lines
-from .records import LabelledBox, LabelledImage, box_arrays, check_size, class_number
+from .records import LabelledBox, LabelledImage, box_arrays, class_number, fitted
 
 __all__ = ["VocObject", "find_voc", "read_voc", "read_xml"]
 
@@ -142,20 +142,14 @@ def read_voc(layout: Layout) -> tuple[list[str], dict[str, list[LabelledImage]]]
         if len(images.get(_key(xml), ())) != 1:
             raise _no_image(layout, xml, images.get(_key(xml), []))
         contents[xml] = read_xml(layout.path(xml))
-        image = images[_key(xml)][0]
-        check_size(layout.path(image), contents[xml][0], layout.path(xml))
     used = {o.name for _, objects in contents.values() for o in objects}
     class_names = _class_names(layout, used)
-    result = {}
-    for split, files in splits.items():
-        result[split] = [
-            LabelledImage(
-                layout.path(images[_key(xml)][0]),
-                contents[xml][0],
-                [_labelled(o, class_names, layout.path(xml)) for o in contents[xml][1]],
-            )
-            for xml in files
-        ]
+    labelled = {}
+    for xml, (size, objects) in contents.items():
+        path, source = layout.path(images[_key(xml)][0]), layout.path(xml)
+        boxes = [_labelled(o, class_names, source) for o in objects]
+        labelled[xml] = fitted(LabelledImage(path, size, boxes), source)
+    result = {split: [labelled[xml] for xml in files] for split, files in splits.items()}
     _check_boxes(layout.folder, [image for of_split in result.values() for image in of_split])
     left = len(layout.images()) - len(contents)
     if left:
