@@ -94,7 +94,7 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
     if not config_file:
         raise ConfigError("Name a config with --config-file; configs/ has many.")
     if not os.path.isfile(config_file):
-        raise ConfigError(f"--config-file: there is no file '{config_file}'.")
+        raise ConfigError(f"Config or checkpoint: there is no file '{config_file}'.")
     _check_yaml(config_file, [])
     try:
         cfg.merge_from_file(config_file, allow_unsafe=False)
@@ -228,7 +228,7 @@ def _check_solver(cfg: CfgNode) -> None:
 
 
 def scale_to_batch(cfg: CfgNode) -> None:
-    """With SOLVER.REFERENCE_BATCH, makes BASE_LR that for IMS_PER_BATCH; warns of a long warm-up.
+    """With SOLVER.REFERENCE_BATCH, makes BASE_LR that for IMS_PER_BATCH.
 
     Args:
         cfg: changed in place; IMS_PER_BATCH is not 0.
@@ -237,11 +237,6 @@ def scale_to_batch(cfg: CfgNode) -> None:
     if solver.REFERENCE_BATCH > 0:
         solver.BASE_LR *= math.sqrt(solver.IMS_PER_BATCH / solver.REFERENCE_BATCH)
         solver.REFERENCE_BATCH = solver.IMS_PER_BATCH
-    if solver.WARMUP_ITERS >= solver.MAX_ITER:
-        logger.warning(
-            f"SOLVER.WARMUP_ITERS is {solver.WARMUP_ITERS} and SOLVER.MAX_ITER {solver.MAX_ITER}:"
-            " the training ends before the learning rate reaches SOLVER.BASE_LR."
-        )
 
 
 def _check_limits(cfg: CfgNode) -> None:
