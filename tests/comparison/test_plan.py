@@ -115,7 +115,7 @@ def test_paths(make_run) -> None:
     config, finished = plan.entries
     assert config.config == CONFIG and config.overrides == ("SOLVER.MAX_ITER", "2")
     assert finished.folder == folder and finished.name == "before" and not finished.overrides
-    with pytest.raises(ConfigError, match="nothing is trained"):
+    with pytest.raises(ConfigError, match="none is trained"):
         plan_from_paths([folder], output="out", overrides=["SOLVER.MAX_ITER", "2"])
     with pytest.raises(ConfigError, match="two runs"):
         plan_from_paths([CONFIG, CONFIG], output="out")
@@ -139,3 +139,12 @@ def test_what_paths_mean(tmp_path: Path, make_run) -> None:
     assert [c.name for c in configs] == ["recommended.yaml", "baseline_fcos.yaml"]
     opts = ("DATASETS.FOLDER", str(photos), "SOLVER.MAX_ITER", "2")
     assert all(c.is_file() for c in configs) and {e.overrides for e in plan.entries} == {opts}
+
+
+def test_paths_that_mean_nothing_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="There is no 'gone'"):
+        find_plan([str(tmp_path), "gone"])
+    path = tmp_path / "plan.yaml"
+    path.write_text("output: x\nrunz: []\n")
+    with pytest.raises(ConfigError, match="unknown key 'runz'"):
+        find_plan([str(path)])

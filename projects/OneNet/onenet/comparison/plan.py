@@ -61,9 +61,9 @@ class Plan:
         Raises:
             ConfigError: see :func:`read_plan`.
         """
-        more = _overrides(list(overrides), "--set")
+        more = _overrides(list(overrides), "The list of overrides")
         if more:
-            _check_some_config(self.entries, "--set")
+            _check_some_config(self.entries, "The list of overrides")
         return Plan(
             title=self.title if title is None else title,
             output=self.output if output is None else Path(output),
@@ -96,12 +96,18 @@ def find_plan(
     Raises:
         ConfigError: see :func:`read_plan` and :func:`plan_from_paths`.
     """
+    for path in paths:
+        if not Path(path).exists():
+            raise ConfigError(
+                f"There is no '{path}' in {Path.cwd()}: it is no config file and no folder, and no"
+                " key of the config."
+            )
     first, given = paths[0], {"title": title, "seeds": seeds, "overrides": overrides}
     if len(paths) == 1 and Path(first).is_dir() and not (Path(first) / "config.yaml").is_file():
         return _plan_of_photos(first, output).changed(**given)
     if len(paths) == 1 and Path(first).is_file():
         content = read_yaml(first)
-        if isinstance(content, dict) and "runs" in content:
+        if isinstance(content, dict) and set(content) & set(_PLAN_KEYS):
             return _plan(content, first).changed(output=output, **given)
     return plan_from_paths(paths, output=output or _OUTPUT, **{**given, "seeds": seeds or [1]})
 
@@ -195,7 +201,7 @@ def _plan(content: Any, where: str) -> Plan:
 def _check_some_config(entries: Sequence[Entry], where: str) -> None:
     if not any(entry.config for entry in entries):
         raise ConfigError(
-            f"{where} gives overrides, but all runs are finished: nothing is trained; remove them."
+            f"{where} changes nothing, since all runs are finished and none is trained; remove it."
         )
 
 
@@ -214,7 +220,7 @@ def _entry(run: Any, common: tuple[str, ...], where: str) -> Entry:
         if not (Path(folder) / needed).is_file():
             raise ConfigError(
                 f"{where} names the folder '{folder}', which has no {needed}; give the OUTPUT_DIR"
-                " of a finished train_net.py."
+                " of a finished training, or one folder of photos alone."
             )
     if folder and run.get("overrides"):
         raise ConfigError(
