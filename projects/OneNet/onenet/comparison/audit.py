@@ -162,7 +162,7 @@ def _check(
             raise ConfigError(f"The {what} is {value}; give one from 0 to 1.")
     if settings["max_dets_per_image"] < 1:
         raise ConfigError(
-            f"The most detections an image are {settings['max_dets_per_image']}; give 1 or more."
+            f"The limit of detections an image is {settings['max_dets_per_image']}; give 1 or more."
         )
 
 

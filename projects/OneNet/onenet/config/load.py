@@ -200,10 +200,10 @@ def _check_solver(cfg: CfgNode) -> None:
     solver = cfg.SOLVER
     if solver.IMS_PER_BATCH == 0 and (solver.REFERENCE_BATCH < 1 or solver.REFERENCE_WORLD_SIZE):
         raise ConfigError(
-            "SOLVER.IMS_PER_BATCH is 0, so it is chosen to fit memory, for which"
-            f" SOLVER.REFERENCE_BATCH ({solver.REFERENCE_BATCH}) must be the batch that BASE_LR and"
+            "SOLVER.IMS_PER_BATCH is 0: for a batch that fits into memory set"
+            f" SOLVER.REFERENCE_BATCH ({solver.REFERENCE_BATCH}) to the batch that BASE_LR and"
             f" MAX_ITER are meant for, and SOLVER.REFERENCE_WORLD_SIZE"
-            f" ({solver.REFERENCE_WORLD_SIZE}) 0; set them, or give SOLVER.IMS_PER_BATCH."
+            f" ({solver.REFERENCE_WORLD_SIZE}) to 0; else give SOLVER.IMS_PER_BATCH."
         )
     if not 0 <= cfg.SOLVER.EMA_DECAY < 1:
         raise ConfigError(

@@ -86,13 +86,18 @@ def setup(args: argparse.Namespace) -> CfgNode:
             f" {reference}): SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}, SOLVER.BASE_LR"
             f" {cfg.SOLVER.BASE_LR:.3g}."
         )
-    if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER and not args.eval_only:
+    if not args.eval_only:
+        _warn_of_warm_up(cfg)
+    return without_pretrained(cfg) if args.resume and last_checkpoint(cfg) else cfg
+
+
+def _warn_of_warm_up(cfg: CfgNode) -> None:
+    if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:
         logger.warning(
             f"SOLVER.WARMUP_ITERS is {cfg.SOLVER.WARMUP_ITERS} and SOLVER.MAX_ITER"
             f" {cfg.SOLVER.MAX_ITER}: the training ends before the learning rate reaches"
             " SOLVER.BASE_LR."
         )
-    return without_pretrained(cfg) if args.resume and last_checkpoint(cfg) else cfg
 
 
 def _make_folder(path: str) -> None:
