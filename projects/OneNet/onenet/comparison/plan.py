@@ -113,8 +113,8 @@ def _content(paths: Sequence[str]) -> tuple[Any, str]:
     for path in paths:
         if not Path(path).exists():
             raise ConfigError(
-                f"There is no '{path}': no file, no folder, no key of the config; paths are relative"
-                f" to {Path.cwd()}."
+                f"There is no '{path}': no file, no folder, no key of the config; paths are"
+                f" relative to {Path.cwd()}."
             )
     first = Path(paths[0])
     if len(paths) == 1 and first.is_dir() and not (first / "config.yaml").is_file():
