@@ -43,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--seeds",
         nargs="+",
         metavar="N",
-        help="seeds to train each config with (default: the plan's, else 1)",
+        help="seeds to train each config with, after INPUT (default: the plan's, else 1)",
     )
     parser.add_argument(
         "--num-gpus", type=int, metavar="N", help="number of GPUs of each training (default: 1)"
