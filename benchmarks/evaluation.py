@@ -93,7 +93,6 @@ def make_pycocotools(*given: Any) -> Callable[[], float]:
     def call() -> float:
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation = COCOeval(coco, detections, "bbox")
-
             evaluation.params.areaRng = evaluation.params.areaRng[:1]
             evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
             evaluation.params.maxDets = [100]

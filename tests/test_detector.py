@@ -85,6 +85,9 @@ def test_thresholds_are_those_beside_the_weights(run: Path) -> None:
     note = Detector(run / "model_final.pth").predictor.calibration_note
     assert note.startswith("Calibrated thresholds, one a class, from ")
     assert Detector(run / "model_final.pth", threshold=0.7).thresholds == [0.7]
+    for wrong in (1.5, float("nan"), "auto"):
+        with pytest.raises(ConfigError, match="give a number from 0 to 1"):
+            Detector(run / "model_final.pth", threshold=wrong)
 
 
 def test_pictures(run: Path, photo: Path, tmp_path: Path) -> None:

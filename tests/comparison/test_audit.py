@@ -153,6 +153,7 @@ def test_page_and_command(place: Path, capsys) -> None:
         (["a.json", "--images", "images"], "--images are for the page; give its folder, --output"),
         (["a.json", "--max-detections", "0"], "give 1 or more"),
         (["a.json", "--min-score", "3"], "least score is 3.0"),
+        (["a="], "--detections has 'a=', which names no file"),
     ],
 )
 def test_wrong_arguments_end_in_one_sentence(place: Path, words: list[str], message: str) -> None:
@@ -166,3 +167,11 @@ def test_missing_images_and_no_files(place: Path) -> None:
         audit(place / "val.json", {"a": place / "FCOS.json"}, image_root=place / "images")
     with pytest.raises(ConfigError, match="give a results file"):
         audit(place / "val.json", {})
+
+
+def test_an_output_that_cannot_be_written(place: Path) -> None:
+    output = place / "FCOS.json"
+    before = output.read_bytes()
+    with pytest.raises(ConfigError, match=r"FCOS.json/a cannot be written \(Not a directory\)"):
+        audit(place / "val.json", {"a": output}, output=output)
+    assert output.read_bytes() == before

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from onenet import ConfigError, load_config
-from onenet.comparison import find_plan, plan_from_paths, read_plan
+from onenet.comparison import find_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/digits/onenet_fcos_R18_FPN.yaml"
@@ -34,7 +34,7 @@ def write(folder: Path, **changes: object) -> str:
 
 
 def test_plan_is_read(tmp_path: Path) -> None:
-    plan = read_plan(write(tmp_path))
+    plan = find_plan([write(tmp_path)])
     assert (plan.title, plan.output, plan.seeds) == ("A & B", Path("out"), (1, 2))
     first, second = plan.entries
     assert first.name == "A" and second.name == "onenet_fcos_R18_FPN"
@@ -48,7 +48,7 @@ def test_plan_is_read(tmp_path: Path) -> None:
 
 
 def test_only_output_and_runs_are_needed(tmp_path: Path) -> None:
-    plan = read_plan(write(tmp_path, title=None, seeds=None, overrides=None))
+    plan = find_plan([write(tmp_path, title=None, seeds=None, overrides=None)])
     assert plan.seeds == (1,) and plan.title
 
 
@@ -56,7 +56,7 @@ def test_plans_of_the_checkout_are_right() -> None:
     paths = sorted((ROOT / "configs" / "compare").glob("*.yaml"))
     assert paths
     for path in paths:
-        for entry in read_plan(str(path)).entries:
+        for entry in find_plan([str(path)]).entries:
             load_config(entry.config, list(entry.overrides))
 
 
@@ -91,51 +91,59 @@ def test_plans_of_the_checkout_are_right() -> None:
 def test_errors_name_file_key_and_cure(tmp_path: Path, changes: dict, words: list[str]) -> None:
     path = write(tmp_path, **changes)
     with pytest.raises(ConfigError) as caught:
-        read_plan(path)
+        find_plan([path])
     for word in [path, *words]:
         assert word in str(caught.value)
 
 
 def test_file_errors(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read"):
-        read_plan(str(tmp_path / "no.yaml"))
+    with pytest.raises(ConfigError, match="There is no .*no.yaml"):
+        find_plan([str(tmp_path / "no.yaml")])
     broken = tmp_path / "broken.yaml"
     for text in ("runs: [", "runs: !!python/object/apply:os.getcwd []"):
         broken.write_text(text)
         with pytest.raises(ConfigError, match="no plain yaml"):
-            read_plan(str(broken))
+            find_plan([str(broken)])
     broken.write_text("- a")
     with pytest.raises(ConfigError, match="list"):
-        read_plan(str(broken))
+        find_plan([str(broken)])
 
 
 def test_paths(make_run) -> None:
     folder = make_run("before")
-    plan = plan_from_paths([CONFIG, folder], output="out", overrides=["SOLVER.MAX_ITER", "2"])
+    plan = find_plan([CONFIG, folder], output="out", overrides=["SOLVER.MAX_ITER", "2"])
     config, finished = plan.entries
     assert config.config == CONFIG and config.overrides == ("SOLVER.MAX_ITER", "2")
     assert finished.folder == folder and finished.name == "before" and not finished.overrides
-    with pytest.raises(ConfigError, match="nothing is trained"):
-        plan_from_paths([folder], output="out", overrides=["SOLVER.MAX_ITER", "2"])
+    with pytest.raises(ConfigError, match="none is trained"):
+        find_plan([folder], output="out", overrides=["SOLVER.MAX_ITER", "2"])
     with pytest.raises(ConfigError, match="two runs"):
-        plan_from_paths([CONFIG, CONFIG], output="out")
-    with pytest.raises(ConfigError, match="no config file and no folder"):
-        plan_from_paths(["gone.yaml"], output="out")
+        find_plan([CONFIG, CONFIG], output="out")
 
 
 def test_what_paths_mean(tmp_path: Path, make_run) -> None:
     path, photos = write(tmp_path), tmp_path / "photos"
     photos.mkdir()
-    assert find_plan([path]) == read_plan(path)
-    assert find_plan([path], output="x", seeds=[4]) == read_plan(path).changed(
+    assert find_plan([path], output="x", seeds=[4]) == find_plan([path]).changed(
         output="x", seeds=[4]
     )
     folder = make_run("before")
     for paths in ([CONFIG], [folder], [CONFIG, folder]):
-        assert find_plan(paths) == plan_from_paths(paths, output="output/compare")
+        plan = find_plan(paths)
+        assert [entry.config or entry.folder for entry in plan.entries] == paths
+        assert plan.output == Path("output/compare") and plan.seeds == (1,)
     plan = find_plan([str(photos)], overrides=["SOLVER.MAX_ITER", "2"])
     assert plan.output == Path("output/compare/photos") and plan.seeds == (1,)
     configs = [Path(entry.config) for entry in plan.entries]
     assert [c.name for c in configs] == ["recommended.yaml", "baseline_fcos.yaml"]
     opts = ("DATASETS.FOLDER", str(photos), "SOLVER.MAX_ITER", "2")
     assert all(c.is_file() for c in configs) and {e.overrides for e in plan.entries} == {opts}
+
+
+def test_paths_that_mean_nothing_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="There is no 'gone'"):
+        find_plan([str(tmp_path), "gone"])
+    path = tmp_path / "plan.yaml"
+    path.write_text("output: x\nrunz: []\n")
+    with pytest.raises(ConfigError, match="unknown key 'runz'"):
+        find_plan([str(path)])

@@ -17,7 +17,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from onenet import ConfigError
-from onenet.comparison import ReportOptions, compare, plan_from_paths
+from onenet.comparison import ReportOptions, compare, find_plan
 from onenet.comparison.differences import differences
 from onenet.comparison.pictures import COLORS, DUPLICATE, OTHER, draw, pick_records
 from onenet.comparison.plots import _lines, plot_ap, style
@@ -60,7 +60,7 @@ class Page(HTMLParser):
 
 def report(tmp_path: Path, folders: list[str], **words) -> tuple[Page, str, dict, list[str]]:
     out = tmp_path / "out"
-    plan = plan_from_paths(folders, output=str(out), title=words.pop("title", "A <b>&</b> B"))
+    plan = find_plan(folders, output=str(out), title=words.pop("title", "A <b>&</b> B"))
     said: list[str] = []
     compare(
         plan,
@@ -101,8 +101,8 @@ def test_mean_curve_by_hand() -> None:
 
 
 def test_seeds_are_gathered(make_run, tmp_path: Path) -> None:
-    (run,) = find_runs(plan_from_paths([make_run("a", ap=60.0)], output=str(tmp_path)))
-    (other,) = find_runs(plan_from_paths([make_run("b", ap=66.0)], output=str(tmp_path)))
+    (run,) = find_runs(find_plan([make_run("a", ap=60.0)], output=str(tmp_path)))
+    (other,) = find_runs(find_plan([make_run("b", ap=66.0)], output=str(tmp_path)))
     from dataclasses import replace
 
     (detector,) = collect([run, replace(other, entry=run.entry, seed=2)])
@@ -178,7 +178,7 @@ def test_pictures_show_duplicates(make_run, tmp_path: Path) -> None:
 
 
 def test_a_duplicate_is_red_and_thick(make_run, tmp_path: Path) -> None:
-    (run,) = find_runs(plan_from_paths([make_run("a")], output=str(tmp_path)))
+    (run,) = find_runs(find_plan([make_run("a")], output=str(tmp_path)))
     (record,) = pick_records(run.cfg.DATASETS.TEST[0], 1)
     assert record["image_id"] == 4
     boxes = np.array([[4.0, 4, 60, 60]])
@@ -272,7 +272,7 @@ def test_plots_have_one_style() -> None:
 
 
 def test_speed_refuses_weights_that_do_not_fit(make_run, tmp_path: Path) -> None:
-    (run,) = find_runs(plan_from_paths([make_run("fcos", "fcos")], output=str(tmp_path)))
+    (run,) = find_runs(find_plan([make_run("fcos", "fcos")], output=str(tmp_path)))
     model = build_model(run.cfg)
     DetectionCheckpointer(model, str(run.weights.parent)).save("model_final")
     assert not build(run).training
@@ -296,7 +296,7 @@ def test_images_that_are_gone(make_run, tmp_path: Path) -> None:
     from detectron2.data import DatasetCatalog
 
     folder = make_run("a")
-    plan = plan_from_paths([folder], output=str(tmp_path / "out"))
+    plan = find_plan([folder], output=str(tmp_path / "out"))
     name = find_runs(plan)[0].cfg.DATASETS.TEST[0]
     assert name in DatasetCatalog
     path = Path(folder) / "inference" / "end_to_end.json"

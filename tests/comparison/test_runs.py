@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from onenet import ConfigError
-from onenet.comparison import Plan, ReportOptions, RunFailed, compare, plan_from_paths
+from onenet.comparison import Plan, ReportOptions, RunFailed, compare, find_plan
 from onenet.comparison.completion import complete_runs, locked
 from onenet.comparison.runs import find_runs, is_done
 
@@ -56,9 +56,7 @@ def calls(tmp_path: Path) -> list[list[str]]:
 
 
 def start(tmp_path: Path, fake: list[str], *overrides: str, seeds: tuple = (1, 2)) -> list[str]:
-    plan = plan_from_paths(
-        CONFIGS, output=str(tmp_path / "out"), seeds=seeds, overrides=[*overrides]
-    )
+    plan = find_plan(CONFIGS, output=str(tmp_path / "out"), seeds=seeds, overrides=[*overrides])
     said: list[str] = []
     complete(plan, fake, said.append)
     return said
@@ -140,7 +138,7 @@ def test_a_failure_shows_the_log_and_keeps_the_others(tmp_path: Path, fake: list
 def test_a_failure_does_not_end_the_others(tmp_path: Path, fake: list[str]) -> None:
     (tmp_path / "fail").touch()
     names = [CONFIGS[0], CONFIGS[1], str(ROOT / "configs" / "digits" / "onenet_point_R18.yaml")]
-    plan = plan_from_paths(names, output=str(tmp_path / "out"))
+    plan = find_plan(names, output=str(tmp_path / "out"))
     said: list[str] = []
     with pytest.raises(RunFailed) as caught:
         complete(plan, fake, said.append)
@@ -170,14 +168,14 @@ def test_several_runs_at_the_same_time(
     if threads:
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(7)), raising=False)
-    plan = plan_from_paths([CONFIGS[0]], output=str(tmp_path / "out"), seeds=(1, 2, 3))
+    plan = find_plan([CONFIGS[0]], output=str(tmp_path / "out"), seeds=(1, 2, 3))
     complete(plan, [sys.executable, str(together), "3"], lambda line: None, jobs=3)
     assert all(map(is_done, find_runs(plan)))
     assert {p.read_text() for p in tmp_path.glob("threads*")} == {threads or "2"}
 
 
 def test_jobs_must_be_positive(tmp_path: Path, fake: list[str]) -> None:
-    plan = plan_from_paths([CONFIGS[0]], output=str(tmp_path / "out"))
+    plan = find_plan([CONFIGS[0]], output=str(tmp_path / "out"))
     with pytest.raises(ConfigError, match="--jobs is 0"):
         compare(plan, fake, command="", jobs=0)
 
@@ -213,7 +211,7 @@ def test_ctrl_c_ends_all(tmp_path: Path) -> None:
     script = tmp_path / "hang.py"
     script.write_text(WITH_CHILD)
     waiter = threading.Thread(target=interrupt_when_started, args=(tmp_path,), daemon=True)
-    plan = plan_from_paths([CONFIGS[0]], output=str(tmp_path / "out"), seeds=(1, 2, 3))
+    plan = find_plan([CONFIGS[0]], output=str(tmp_path / "out"), seeds=(1, 2, 3))
     said: list[str] = []
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -241,7 +239,7 @@ def test_the_log_has_a_command_that_can_be_pasted(tmp_path: Path, fake: list[str
 def test_an_output_that_cannot_be_written(tmp_path: Path, fake: list[str]) -> None:
     (tmp_path / "file").touch()
     for output in ("file", "file/below"):
-        plan = plan_from_paths(CONFIGS, output=str(tmp_path / output))
+        plan = find_plan(CONFIGS, output=str(tmp_path / output))
         with pytest.raises(ConfigError, match=rf"cannot write into .*{output} \(.*give a folder"):
             complete(plan, fake, print)
     if sys.platform == "linux":
@@ -258,7 +256,7 @@ def test_finished_folders_stay_as_they_are(make_run, tmp_path: Path, fake: list[
     whole, bare = make_run("whole"), make_run("bare")
     (Path(bare) / "inference" / "end_to_end.json").unlink()
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "finished").rglob("*")}
-    plan = plan_from_paths([whole, bare], output=str(tmp_path / "out"))
+    plan = find_plan([whole, bare], output=str(tmp_path / "out"))
     for _ in range(2):
         complete(plan, fake, lambda line: None)
         assert all(map(is_done, find_runs(plan)))
@@ -288,10 +286,10 @@ HANGING = """
 import signal, sys
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from onenet.comparison import plan_from_paths
+from onenet.comparison import find_plan
 from onenet.comparison.completion import complete_runs, locked
 from onenet.comparison.runs import find_runs
-plan = plan_from_paths([sys.argv[1]], output=sys.argv[2])
+plan = find_plan([sys.argv[1]], output=sys.argv[2])
 wait = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(99)"
 with locked(plan.output) as lock:
     complete_runs(find_runs(plan), [sys.executable, "-c", wait], lock)
@@ -322,7 +320,7 @@ def test_the_child_ends_with_its_parent(tmp_path: Path, fake: list[str], how: in
         assert time.monotonic() < deadline
         time.sleep(0.1)
     # The folder is free again
-    plan = plan_from_paths([CONFIGS[0]], output=str(out))
+    plan = find_plan([CONFIGS[0]], output=str(out))
     complete(plan, fake, lambda line: None)
 
 
@@ -339,7 +337,7 @@ def test_two_starts_at_once(make_run, tmp_path: Path, fake: list[str]) -> None:
 
     bare = make_run("bare")
     (Path(bare) / "inference" / "end_to_end.json").unlink()
-    plan, options = plan_from_paths([bare], output=str(out)), ReportOptions(speed_rounds=0)
+    plan, options = find_plan([bare], output=str(out)), ReportOptions(speed_rounds=0)
     compare(plan, fake, command="", options=options, say=second_start)
     # While it evaluates, and while it times and writes
     assert "evaluation in" in during[0] and "Measuring speed and writing" in during[2]

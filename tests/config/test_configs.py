@@ -200,7 +200,7 @@ DIGITS = str(CONFIGS / "digits" / "onenet_fcos_R18_FPN.yaml")
 @pytest.mark.parametrize(
     ("config", "opts", "message"),
     [
-        ("no/such.yaml", [], "--config-file: there is no file 'no/such.yaml'"),
+        ("no/such.yaml", [], "Config or checkpoint: there is no file 'no/such.yaml'"),
         (DIGITS, ["MODEL.ONENET.HAED.NAME", "x"], "Override on the command line: .*HAED"),
         (DIGITS, ["MODEL.ONENET.HEAD.NAME"], "Override on the command line: "),
         (DIGITS, ["SOLVER.MAX_ITER", "many"], "Override on the command line: .*MAX_ITER"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from pathlib import Path
 
@@ -58,13 +57,3 @@ def test_a_range_of_sizes_has_two_ends() -> None:
     opts = ["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "INPUT.MIN_SIZE_TRAIN", "(64, 80, 96)"]
     with pytest.raises(ConfigError, match="give two sizes"):
         load_config(CONFIG, [*NO_DATA, *opts])
-
-
-def test_a_warm_up_longer_than_the_training_is_told(caplog) -> None:
-    opts = [*NO_DATA, "SOLVER.WARMUP_ITERS", "50"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logging.getLogger("onenet"), "propagate", True)
-        load_config(CONFIG, [*opts, "SOLVER.MAX_ITER", "51"])
-        assert not caplog.text
-        load_config(CONFIG, [*opts, "SOLVER.MAX_ITER", "50"])
-    assert "before the learning rate reaches SOLVER.BASE_LR" in caplog.text

@@ -80,8 +80,8 @@ def test_workers_share_every_batch(cfg, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("opts", "told"),
     [
-        (("SOLVER.REFERENCE_BATCH", "0"), r"REFERENCE_BATCH \(0\) must be the batch"),
-        (("SOLVER.REFERENCE_WORLD_SIZE", "2"), r"REFERENCE_WORLD_SIZE \(2\) 0; set"),
+        (("SOLVER.REFERENCE_BATCH", "0"), r"REFERENCE_BATCH \(0\) to the batch"),
+        (("SOLVER.REFERENCE_WORLD_SIZE", "2"), r"REFERENCE_WORLD_SIZE \(2\) to 0"),
         (("SOLVER.IMS_PER_BATCH", "-1"), "IMS_PER_BATCH is -1; give 0 or more"),
     ],
 )

@@ -25,11 +25,11 @@ from onenet.engine.progress import ProgressBar
 
 
 class Terminal:
-    """A pseudo-terminal of 120 columns, as ``sys.stdout`` and ``sys.stderr``."""
+    """A pseudo-terminal, as ``sys.stdout`` and ``sys.stderr``."""
 
-    def __init__(self) -> None:
+    def __init__(self, columns: int) -> None:
         self._master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         self.file = os.fdopen(slave, "w")
         self._raw = b""
         self._reader = threading.Thread(target=self._read)
@@ -64,9 +64,9 @@ class Terminal:
 
 
 @contextlib.contextmanager
-def on_terminal() -> Iterator[Terminal]:
+def on_terminal(columns: int = 120) -> Iterator[Terminal]:
     """Writes loggers, output and errors to a pseudo-terminal."""
-    found = Terminal()
+    found = Terminal(columns)
     handler = logging.StreamHandler(found.file)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", found.file)
@@ -141,3 +141,5 @@ def test_no_bar_without_a_terminal(data_opts, tmp_path: Path) -> None:
     words = [*data_opts, *TINY, "SOLVER.MAX_ITER", "1", "OUTPUT_DIR", str(tmp_path)]
     trainer = Trainer(load_config(CONFIG, [*words, "TEST.EVAL_PERIOD", "0"]))
     assert not any(isinstance(hook, ProgressBar) for hook in trainer._hooks)
+    with on_terminal(columns=0):
+        assert not any(isinstance(hook, ProgressBar) for hook in trainer.build_hooks())

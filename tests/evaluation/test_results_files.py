@@ -79,7 +79,7 @@ MALFORMED = {
     ),
     "unknown image": (
         [*GOOD, detection(image_id=5)],
-        r"detection 3 in .* image_id 5, .* 'images' of .*val.json \(4 ids from 4 to 30\)",
+        r"detection 3 in .* image_id 5, .* 'images' of .*val.json \(ids from 4 to 30\)",
     ),
     "image name": ([detection(image_id="9")], "has the image_id '9', .* not names of files"),
     "a list as an id": ([detection(image_id=[9])], r"has the image_id \[9\], which is not"),

@@ -25,8 +25,8 @@ from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_model
 
 from onenet.checkpoint import OneNetCheckpointer, load_weights, unpickler
+from onenet.comparison import find_plan
 from onenet.comparison.pictures import draw_detections
-from onenet.comparison.plan import read_plan
 from onenet.comparison.results import _read_json as read_evaluation
 from onenet.data.bccd import load_voc_boxes
 from onenet.data.coco_json import register_coco_json
@@ -86,6 +86,10 @@ HEAVY_YAML = {
     "bool": ("a: !!bool maybe", "is no plain yaml"),
     "binary": (b"a: \xff\xfe", "is no plain yaml"),
 }
+
+
+def read_plan(path: str) -> None:
+    find_plan([path])
 
 
 @pytest.mark.parametrize("read", [load_config, read_plan, load_predictor_config])

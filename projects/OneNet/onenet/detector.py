@@ -54,7 +54,8 @@ class Detector:
             opts: config overrides, ``["KEY", "value", ...]``.
 
         Raises:
-            ConfigError: the checkpoint is missing, has no config, or does not fit it.
+            ConfigError: the checkpoint is missing, has no config, or does not fit it; or the
+                threshold is no number from 0 to 1.
         """
         weights, config_file = os.fspath(weights), os.fspath(config_file)
         if not weights and not config_file:
@@ -145,7 +146,10 @@ class Detections:
             picture.save(path, quality=95)
         except (OSError, ValueError) as error:  # ValueError: of an unknown ending
             reason = getattr(error, "strerror", None) or error
-            raise ConfigError(f"Cannot write the picture {path} ({reason}).") from error
+            raise ConfigError(
+                f"Cannot write the picture {path} ({reason}); choose another folder, or a format"
+                " such as .png."
+            ) from error
 
     def to_supervision(self) -> Any:
         """The detections as ``supervision.Detections``, with ``class_name`` in its data.

@@ -126,10 +126,15 @@ class Predictor:
 
         Args:
             threshold: for all classes; None for the calibrated ones, or 0.3 if there are none.
+
+        Raises:
+            ConfigError: it is no number from 0 to 1.
         """
         if threshold is None and self.calibrated is not None:
             return self.calibrated
         value = DEFAULT_THRESHOLD if threshold is None else threshold
+        if isinstance(value, str) or not 0 <= value <= 1:
+            raise ConfigError(f"The threshold is {value!r}; give a number from 0 to 1.")
         return [value] * len(self.class_names)
 
     def read(self, path: str) -> np.ndarray:

@@ -87,6 +87,8 @@ def _by_name(words: Sequence[str]) -> dict[str, str]:
         name, equals, path = word.partition("=")
         if not equals or os.path.exists(word):
             name, path = os.path.splitext(os.path.basename(word))[0], word
+        if not path:
+            raise ConfigError(f"--detections has '{word}', which names no file; give NAME=JSON.")
         if name in found:
             raise ConfigError(
                 f"--detections has two files named '{name}', {found[name]} and {path}; give them"

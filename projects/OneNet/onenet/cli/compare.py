@@ -42,9 +42,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds",
         nargs="+",
-        type=int,
         metavar="N",
-        help="seeds to train each config with (default: the plan's, else 1)",
+        help="seeds to train each config with, after INPUT (default: the plan's, else 1)",
     )
     parser.add_argument(
         "--num-gpus", type=int, metavar="N", help="number of GPUs of each training (default: 1)"
@@ -94,8 +93,13 @@ def run(args: argparse.Namespace) -> None:
     paths, opts = split_overrides(args.input)
     if not paths:
         raise ConfigError("Name a folder of photos, a plan, configs or runs before the overrides.")
+    seeds, more = split_overrides(args.seeds or [])
     plan = find_plan(
-        paths, title=args.title, output=args.output, seeds=args.seeds, overrides=[*opts, *args.opts]
+        paths,
+        title=args.title,
+        output=args.output,
+        seeds=[int(seed) if seed.isdecimal() else seed for seed in seeds] or None,
+        overrides=[*opts, *more, *args.opts],
     )
     program = ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else ["onenet"]
     try:

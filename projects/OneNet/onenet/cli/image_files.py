@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -97,12 +98,15 @@ def is_file_name(path: Path) -> bool:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder unless it exists.
+    """Makes a folder unless it exists, and tries to write into it.
 
     Raises:
-        ConfigError: it cannot be made.
+        ConfigError: it cannot be made or written into.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise ConfigError(f"--output: cannot make {folder} ({error.strerror}).") from error
+        raise ConfigError(
+            f"--output: cannot write into {folder} ({error.strerror}); choose another folder."
+        ) from error

@@ -8,7 +8,6 @@ input, with each object's positive sample (dot), its cost terms, and the runner-
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 
 from detectron2.data import MetadataCatalog
@@ -22,6 +21,7 @@ from ..evaluation.inspection_report import load_inputs, report
 from ..modeling.meta_arch import OneNet
 from ..utils.errors import ConfigError
 from .eval import on_folder
+from .image_files import make_folder
 
 __all__ = ["add_arguments", "add_options", "inspect", "run"]
 
@@ -69,11 +69,11 @@ def inspect(args: argparse.Namespace) -> None:
     if not isinstance(model, OneNet):
         raise ConfigError(
             f"{source} describes a {cfg.MODEL.META_ARCHITECTURE}; only OneNet assigns one sample to"
-            " each object."
+            " each object, so give a checkpoint of it."
         )
-    folder = Path(args.output)
-    _check_writable(folder)
     images = load_inputs(cfg, args.num_images, args.image_ids)
+    folder = Path(args.output)
+    make_folder(folder)
     checkpoints = [args.weights, *([args.other_weights] if args.other_weights else [])]
     found = []
     for path in checkpoints:
@@ -86,11 +86,3 @@ def inspect(args: argparse.Namespace) -> None:
         "\nIn the pictures: object and stride, as in the tables; dot: positive sample; ring:"
         " runner-up, or, with an arrow, where the positive was before."
     )
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ConfigError(f"--output: cannot write into {folder} ({error.strerror}).") from error

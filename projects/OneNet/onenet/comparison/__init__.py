@@ -9,7 +9,7 @@ detections.
 from .audit import audit
 from .compare import ReportOptions, compare
 from .completion import RunFailed
-from .plan import Entry, Plan, find_plan, plan_from_paths, read_plan
+from .plan import Entry, Plan, find_plan
 
 __all__ = [
     "Entry",
@@ -19,6 +19,4 @@ __all__ = [
     "audit",
     "compare",
     "find_plan",
-    "plan_from_paths",
-    "read_plan",
 ]

@@ -64,7 +64,7 @@ def audit(
 
     Raises:
         DataError: a file cannot be used; the message names the file, the entry and the fix.
-        ConfigError: a name or a number cannot be used.
+        ConfigError: a name or a number cannot be used, or the output cannot be written.
     """
     settings = {
         "nms_thresh": nms_thresh,
@@ -102,10 +102,15 @@ def audit(
         "detectors": detectors,
     }
     if output is not None:
-        _write(Path(output), audited, _by_detector(detections))
         note = "" if records else "None: the folder of the images was not given."
         page = html_page(audited, list(zip(*columns, strict=True)), note)
-        write_whole(os.path.join(output, "audit.html"), page.encode())
+        try:
+            _write(Path(output), audited, _by_detector(detections), page)
+        except OSError as error:
+            raise ConfigError(
+                f"{error.filename} cannot be written ({error.strerror}); make room, or choose"
+                " another output folder."
+            ) from error
     return audited
 
 
@@ -125,14 +130,16 @@ def _evaluated(
     }
 
 
-def _write(folder: Path, audited: dict[str, Any], files: Mapping[str, Mapping[str, str]]) -> None:
-    """Writes all but the page."""
+def _write(
+    folder: Path, audited: dict[str, Any], files: Mapping[str, Mapping[str, str]], page: str
+) -> None:
     for detector in audited["detectors"]:
         (seed,) = detector["seeds"]
         for variant, name in files[detector["name"]].items():
             write_json(str(folder / name / "end_to_end.json"), seed["evaluations"][variant])
             write_json(str(folder / name / FILE_NAME), detector["thresholds"][variant])
     write_json(str(folder / "audit.json"), audited)
+    write_whole(str(folder / "audit.html"), page.encode())
 
 
 def _check(
@@ -155,7 +162,7 @@ def _check(
             raise ConfigError(f"The {what} is {value}; give one from 0 to 1.")
     if settings["max_dets_per_image"] < 1:
         raise ConfigError(
-            f"The most detections an image are {settings['max_dets_per_image']}; give 1 or more."
+            f"The limit of detections an image is {settings['max_dets_per_image']}; give 1 or more."
         )
 
 

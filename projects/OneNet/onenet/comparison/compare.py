@@ -66,7 +66,7 @@ def compare(
     Locks the output folder, so that only one process at a time works in it.
 
     Args:
-        plan: from :func:`read_plan` or :func:`plan_from_paths`.
+        plan: from :func:`find_plan`.
         train_command: ``[python, train_net.py]``.
         command: the command line, for the report.
         options: of the report.

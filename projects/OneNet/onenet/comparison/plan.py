@@ -14,7 +14,7 @@ from ..engine import path_value
 from ..utils.errors import ConfigError
 from ..utils.files import read_yaml
 
-__all__ = ["Entry", "Plan", "find_plan", "plan_from_paths", "read_plan"]
+__all__ = ["Entry", "Plan", "find_plan"]
 
 _OUTPUT = "output/compare"
 _PLAN_KEYS = ("title", "output", "seeds", "overrides", "runs")
@@ -59,11 +59,11 @@ class Plan:
         """A copy with options of the command line; overrides are added.
 
         Raises:
-            ConfigError: see :func:`read_plan`.
+            ConfigError: see :func:`find_plan`.
         """
-        more = _overrides(list(overrides), "--set")
+        more = _overrides(list(overrides), "The list of overrides")
         if more:
-            _check_some_config(self.entries, "--set")
+            _check_some_config(self.entries, "The list of overrides")
         return Plan(
             title=self.title if title is None else title,
             output=self.output if output is None else Path(output),
@@ -85,78 +85,60 @@ def find_plan(
     """The plan that paths mean: a plan's yaml file, a folder of photos, or a list of configs and
     finished runs.
 
+    A plan is read with yaml's safe loader. Its keys are ``title``, ``output`` (folder), ``seeds``
+    (list), ``overrides`` (list ``KEY, value, ...`` for all configs) and ``runs``, a list of
+    ``{name, config, overrides, note}`` or ``{name, folder, note}``. Required are ``output``,
+    ``runs``, and in each run ``config`` or ``folder``. Configs and runs that are listed get the
+    last part of their path as name.
+
     Args:
-        paths: one or more.
-        title: of the page.
+        paths: one or more, relative to the working directory, as those in a plan.
+        title: of the page; None for the plan's, or a general one.
         output: folder of the comparison; None for the plan's, else ``output/compare`` or the
             folder of the photos' name in it.
         seeds: for each config; None for the plan's, else 1.
-        overrides: ``KEY, value, ...`` for all configs.
+        overrides: ``KEY, value, ...`` for all configs, after the plan's.
 
     Raises:
-        ConfigError: see :func:`read_plan` and :func:`plan_from_paths`.
+        ConfigError: a path, key or value is wrong, or two runs have the same name; the message
+            names it and the fix.
     """
-    first, given = paths[0], {"title": title, "seeds": seeds, "overrides": overrides}
-    if len(paths) == 1 and Path(first).is_dir() and not (Path(first) / "config.yaml").is_file():
-        return _plan_of_photos(first, output).changed(**given)
-    if len(paths) == 1 and Path(first).is_file():
-        content = read_yaml(first)
-        if isinstance(content, dict) and "runs" in content:
-            return _plan(content, first).changed(output=output, **given)
-    return plan_from_paths(paths, output=output or _OUTPUT, **{**given, "seeds": seeds or [1]})
+    content, where = _content(paths)
+    plan = _plan(content, where)
+    return plan.changed(title=title, output=output, seeds=seeds, overrides=overrides)
 
 
-def _plan_of_photos(folder: str, output: str | None) -> Plan:
+def _content(paths: Sequence[str]) -> tuple[Any, str]:
+    """A plan's content as in a yaml file, and where it is from."""
+    for path in paths:
+        if not Path(path).exists():
+            raise ConfigError(
+                f"There is no '{path}': no file, no folder, no key of the config; paths are"
+                f" relative to {Path.cwd()}."
+            )
+    first = Path(paths[0])
+    if len(paths) == 1 and first.is_dir() and not (first / "config.yaml").is_file():
+        return _content_of_photos(paths[0]), paths[0]
+    if len(paths) == 1 and first.is_file():
+        content = read_yaml(paths[0])
+        if not isinstance(content, dict) or set(content) & set(_PLAN_KEYS):
+            return content, paths[0]
+    runs = [{"folder" if Path(path).is_dir() else "config": path} for path in paths]
+    return {"output": _OUTPUT, "runs": runs}, "the command line"
+
+
+def _content_of_photos(folder: str) -> dict[str, Any]:
     """The recommended config, and FCOS with the same backbone, trained on a folder of photos."""
     name = Path(folder).resolve().name
-    content = {
+    return {
         "title": f"OneNet and FCOS on {name}",
-        "output": output or str(Path(_OUTPUT) / name),
+        "output": str(Path(_OUTPUT) / name),
         "overrides": ["DATASETS.FOLDER", path_value(folder)],
         "runs": [
             {"name": "OneNet, recommended", "config": str(OWN_DATA / "recommended.yaml")},
             {"name": "FCOS", "config": str(OWN_DATA / "baseline_fcos.yaml")},
         ],
     }
-    return _plan(content, folder)
-
-
-def plan_from_paths(
-    paths: Sequence[str],
-    *,
-    title: str | None = None,
-    output: str,
-    seeds: Sequence[int] = (1,),
-    overrides: Sequence[str] = (),
-) -> Plan:
-    """A plan of config files and folders of finished runs, named by the last part of the path.
-
-    Args:
-        paths: of config files to train, or of output folders of train_net.py.
-        title: of the page.
-        output: folder of the comparison.
-        seeds: for each config.
-        overrides: ``KEY, value, ...`` for all configs.
-
-    Raises:
-        ConfigError: a path is missing, two have the same name, or an override or seed is wrong.
-    """
-    runs = [{"folder" if Path(path).is_dir() else "config": path} for path in paths]
-    plan = _plan({"output": output, "runs": runs}, "the command line")
-    return plan.changed(title=title, seeds=seeds, overrides=overrides)
-
-
-def read_plan(path: str) -> Plan:
-    """Reads a plan with yaml's safe loader; paths are relative to the working directory.
-
-    Keys are ``title``, ``output`` (folder), ``seeds`` (list), ``overrides`` (list ``KEY, value,
-    ...`` for all configs) and ``runs``, a list of ``{name, config, overrides, note}`` or ``{name,
-    folder, note}``. Required are ``output``, ``runs``, and in each run ``config`` or ``folder``.
-
-    Raises:
-        ConfigError: the file, a key or a value is wrong; the message names it and the fix.
-    """
-    return _plan(read_yaml(path), path)
 
 
 def _plan(content: Any, where: str) -> Plan:
@@ -195,7 +177,7 @@ def _plan(content: Any, where: str) -> Plan:
 def _check_some_config(entries: Sequence[Entry], where: str) -> None:
     if not any(entry.config for entry in entries):
         raise ConfigError(
-            f"{where} gives overrides, but all runs are finished: nothing is trained; remove them."
+            f"{where} changes nothing, since all runs are finished and none is trained; remove it."
         )
 
 
@@ -214,7 +196,7 @@ def _entry(run: Any, common: tuple[str, ...], where: str) -> Entry:
         if not (Path(folder) / needed).is_file():
             raise ConfigError(
                 f"{where} names the folder '{folder}', which has no {needed}; give the OUTPUT_DIR"
-                " of a finished train_net.py."
+                " of a finished training, or one folder of photos alone."
             )
     if folder and run.get("overrides"):
         raise ConfigError(

@@ -148,7 +148,7 @@ def _plot_curves(
             xs, ys = (mean_curve(detector, variant, name) for name in (x, y))
             if len(xs) == len(ys) > 0:
                 axes.plot(xs, ys, label=variant_name(detector, variant), **line_style)
-        if log:
+        if log and any(max(line.get_ydata()) > 0 for line in axes.lines):
             axes.set_yscale("log", nonpositive="mask")
         axes.set(xlim=(0, 1), **look)
         if axes.lines:

@@ -198,7 +198,8 @@ def read_progress(run: Run) -> dict[int, dict[str, float]]:
         try:
             entry = json.loads(line)
             results = {key: float(entry[f"end_to_end/{key}"]) for key in PROGRESS}
-            found[int(entry["iteration"]) + 1] = results
+            # The evaluation after the training has its number, the others that of the last step
+            found[min(int(entry["iteration"]) + 1, run.cfg.SOLVER.MAX_ITER)] = results
         except (ValueError, KeyError, TypeError):
             continue  # other metrics, or a partial line
     return found

@@ -94,7 +94,7 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
     if not config_file:
         raise ConfigError("Name a config with --config-file; configs/ has many.")
     if not os.path.isfile(config_file):
-        raise ConfigError(f"--config-file: there is no file '{config_file}'.")
+        raise ConfigError(f"Config or checkpoint: there is no file '{config_file}'.")
     _check_yaml(config_file, [])
     try:
         cfg.merge_from_file(config_file, allow_unsafe=False)
@@ -200,10 +200,10 @@ def _check_solver(cfg: CfgNode) -> None:
     solver = cfg.SOLVER
     if solver.IMS_PER_BATCH == 0 and (solver.REFERENCE_BATCH < 1 or solver.REFERENCE_WORLD_SIZE):
         raise ConfigError(
-            "SOLVER.IMS_PER_BATCH is 0, so it is chosen to fit memory, for which"
-            f" SOLVER.REFERENCE_BATCH ({solver.REFERENCE_BATCH}) must be the batch that BASE_LR and"
+            "SOLVER.IMS_PER_BATCH is 0: for a batch that fits into memory set"
+            f" SOLVER.REFERENCE_BATCH ({solver.REFERENCE_BATCH}) to the batch that BASE_LR and"
             f" MAX_ITER are meant for, and SOLVER.REFERENCE_WORLD_SIZE"
-            f" ({solver.REFERENCE_WORLD_SIZE}) 0; set them, or give SOLVER.IMS_PER_BATCH."
+            f" ({solver.REFERENCE_WORLD_SIZE}) to 0; else give SOLVER.IMS_PER_BATCH."
         )
     if not 0 <= cfg.SOLVER.EMA_DECAY < 1:
         raise ConfigError(
@@ -228,7 +228,7 @@ def _check_solver(cfg: CfgNode) -> None:
 
 
 def scale_to_batch(cfg: CfgNode) -> None:
-    """With SOLVER.REFERENCE_BATCH, makes BASE_LR that for IMS_PER_BATCH; warns of a long warm-up.
+    """With SOLVER.REFERENCE_BATCH, makes BASE_LR that for IMS_PER_BATCH.
 
     Args:
         cfg: changed in place; IMS_PER_BATCH is not 0.
@@ -237,11 +237,6 @@ def scale_to_batch(cfg: CfgNode) -> None:
     if solver.REFERENCE_BATCH > 0:
         solver.BASE_LR *= math.sqrt(solver.IMS_PER_BATCH / solver.REFERENCE_BATCH)
         solver.REFERENCE_BATCH = solver.IMS_PER_BATCH
-    if solver.WARMUP_ITERS >= solver.MAX_ITER:
-        logger.warning(
-            f"SOLVER.WARMUP_ITERS is {solver.WARMUP_ITERS} and SOLVER.MAX_ITER {solver.MAX_ITER}:"
-            " the training ends before the learning rate reaches SOLVER.BASE_LR."
-        )
 
 
 def _check_limits(cfg: CfgNode) -> None:

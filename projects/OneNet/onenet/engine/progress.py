@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 
 from detectron2.engine import HookBase
@@ -12,19 +13,24 @@ from tqdm.contrib import DummyTqdmFile
 
 from .best import BestCheckpoint
 
-__all__ = ["ProgressBar"]
+__all__ = ["ProgressBar", "has_terminal"]
 
 _LOGGERS = ("detectron2", "fvcore", "onenet")  # which write to the terminal
 _METRICS = "detectron2.utils.events"  # the logger of Detectron2's lines of metrics
 _WINDOW = 20  # iterations of the median loss, as in those lines
 
 
+def has_terminal() -> bool:
+    """Whether ``sys.stdout`` is a terminal with columns; that of a container may have none."""
+    return sys.stdout.isatty() and os.get_terminal_size(sys.stdout.fileno()).columns > 0
+
+
 class ProgressBar(HookBase):
     """Shows iteration, loss, best metric and time left in one line on a terminal.
 
     What is logged or printed meanwhile appears above it; Detectron2's lines of metrics go to the
-    log file only. For the main process with a terminal as ``sys.stdout``, before all other hooks:
-    what they write after the training follows the line.
+    log file only. For the main process with a terminal (:func:`has_terminal`), before all other
+    hooks: what they write after the training follows the line.
     """
 
     def __init__(self, best: BestCheckpoint | None = None) -> None:

@@ -93,7 +93,18 @@ def setup(args: argparse.Namespace) -> CfgNode:
             f" {reference}): SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}, SOLVER.BASE_LR"
             f" {cfg.SOLVER.BASE_LR:.3g}."
         )
+    if not args.eval_only:
+        _warn_of_warm_up(cfg)
     return without_pretrained(cfg) if args.resume and last_checkpoint(cfg) else cfg
+
+
+def _warn_of_warm_up(cfg: CfgNode) -> None:
+    if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:
+        logger.warning(
+            f"SOLVER.WARMUP_ITERS is {cfg.SOLVER.WARMUP_ITERS} and SOLVER.MAX_ITER"
+            f" {cfg.SOLVER.MAX_ITER}: the training ends before the learning rate reaches"
+            " SOLVER.BASE_LR."
+        )
 
 
 def _make_folder(path: str) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import math
 import os
-import sys
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -47,7 +46,7 @@ from .evaluators import (
     results_folder,
 )
 from .faults import LossGuard, NamedWriter, naming_faults
-from .progress import ProgressBar
+from .progress import ProgressBar, has_terminal
 from .resume import ResumableData, ResumableEvalHook, cut_metrics, share_buffers
 from .solver import (
     build_optimizer,
@@ -179,7 +178,7 @@ class Trainer(DefaultTrainer):
                     )
                     built.insert(i + 1, best)
                 break
-        if comm.is_main_process() and sys.stdout.isatty():
+        if comm.is_main_process() and has_terminal():
             first.insert(0, ProgressBar(best))
         return [*first, *built]
 

@@ -200,7 +200,7 @@ def _known(
     where = "images" if key == "image_id" else "categories"
     raise DataError(
         f"detection {wrong} in {path} has the {key} {reprlib.repr(value)}, which is not in the"
-        f" '{where}' of {annotations.path} ({len(ids)} ids from {min(ids)} to {max(ids)}): {cure}"
+        f" '{where}' of {annotations.path} (ids from {min(ids)} to {max(ids)}): {cure}"
     )
 
 

@@ -77,7 +77,7 @@ def export_checked(cfg: CfgNode, weights: str, output: Path, options: ExportOpti
     thresholds = _thresholds(predictor, options.thresholds)
     metadata = Metadata.from_model(cfg, model, names, thresholds, options.half)
     if metadata.category_ids is None:
-        print("Without the dataset's ids of the classes: no dataset with these classes is at hand.")
+        print("Without category ids: no dataset at hand has ids of its own for these classes.")
     # Under another name until the parity check has passed
     unproven = output.with_name(f".unproven-{os.getpid()}{output.suffix}")
     try:

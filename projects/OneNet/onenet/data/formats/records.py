@@ -208,9 +208,9 @@ def warn_of_copies(splits: Mapping[str, Sequence[LabelledImage]], source: str) -
         splits: images by split, with "train".
         source: the folder, for messages.
     """
-    names = {split: [os.path.basename(i.path) for i in splits[split]] for split in splits}
+    names = {split: [os.path.basename(i.path) for i in images] for split, images in splits.items()}
     trained = {_COPY.sub("", name) for name in names["train"] if _COPY.search(name)}
-    for split in set(names) - {"train"}:
+    for split in sorted(set(names) - {"train"}):
         copies = [n for n in names[split] if _COPY.search(n) and _COPY.sub("", n) in trained]
         if copies:
             warn(
