@@ -105,4 +105,4 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--output: cannot make {folder} ({error.strerror}).") from error
+        raise ConfigError(f"Cannot make {folder} ({error.strerror}).") from error
