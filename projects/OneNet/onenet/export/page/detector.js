@@ -11,7 +11,9 @@ export async function loadDetector(device) {
   ort.env.logLevel = "error";
   const metadata = await (await fetch("metadata.json")).json();
   const session = await ort.InferenceSession.create("model.onnx", { executionProviders: [device] });
-  return { metadata, detect: (image) => detect(ort, session, metadata, image) };
+  const detector = { metadata, detect: (image) => detect(ort, session, metadata, image) };
+  await detector.detect(new ImageData(64, 64)); // fails here where the GPU lacks something
+  return detector;
 }
 
 /** All detections of an ImageData, best first, whatever the score; boxes in its pixels. */

@@ -25,8 +25,9 @@ async function load() {
 }
 
 async function setUp() {
-  if (await navigator.gpu?.requestAdapter().catch(() => null))
-    $("device").add(new Option("GPU", "webgpu", true, true));
+  const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
+  const isReal = Boolean(adapter) && !adapter.info?.isFallbackAdapter; // not one in software
+  if (adapter) $("device").add(new Option("GPU", "webgpu", isReal, isReal));
   await load();
   const calibrated = Boolean(detector?.metadata.thresholds);
   $("calibrated-label").hidden = !calibrated;
