@@ -27,8 +27,7 @@ def quantize(
     """Quantises the convolutions of backbone and head, and what joins them in the backbone.
 
     The first convolution and the predictors stay in float: they cost little, and read pixels or
-    write scores and boxes. So does all behind them. Weights have 7 bits: with 8, sums saturate on
-    x86 CPUs without VNNI, so scores would depend on the CPU.
+    write scores and boxes. So does all behind them.
 
     Args:
         source: a float32 ONNX file of :func:`onenet.export.write_exported`.
@@ -59,7 +58,6 @@ def quantize(
             nodes_to_quantize=_nodes_to_quantize(onnx.load(source)),
             op_types_to_quantize=["Conv", *_BETWEEN],
             per_channel=True,
-            reduce_range=True,
         )
     finally:
         logging.disable(before)
