@@ -18,7 +18,10 @@ def test_slices_of_sahi(make_model, make_image, repo_root: Path) -> None:
     exec(example, names)
 
     model, image = make_model(min_size=0), make_image(100, 180)
-    found = names["detect_in_slices"](str(model), image, side=100)
+    assert names["detect_in_slices"](str(model), image, side=100)
+    sahi_model = names["OneNet"](model_path=str(model), device="cpu")
+    slices = {"slice_height": 100, "slice_width": 100, "perform_standard_pred": False}
+    found = names["get_sliced_prediction"](image, sahi_model, **slices).object_prediction_list
     boxes = np.array([x.bbox.to_xyxy() for x in found])
     best = Detector(model, threshold=0.8)(image[:, :100])  # the model finds this in every slice
     for shift in (0, 80):  # of the two slices
