@@ -39,6 +39,9 @@ def test_only_convolutions_of_backbone_and_head_are_int8(build, tmp_path: Path) 
     in_float = [name for name in weights if not name.endswith("_quantized")]
     assert len(weights) > 30 and "stem" in in_float[0]
     assert all("cls_score" in name or "bbox_pred" in name for name in in_float[1:])
+    constants = {x.name: x.data_type for x in onnx.load(output).graph.initializer}
+    zeros = {constants[node.input[2]] for node in nodes if node.op_type == "QuantizeLinear"}
+    assert zeros == {onnx.TensorProto.UINT8}  # of activations; signed ones are no faster than float
     kinds = [node.op_type for node in nodes]
     assert "QuantizeLinear" not in kinds[kinds.index("TopK") :]  # boxes and rescoring are in float
 

@@ -37,7 +37,7 @@ def quantize(
             :meth:`onenet.export.network.ExportableOneNet.forward`.
     """
     import onnx
-    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
@@ -58,6 +58,7 @@ def quantize(
             nodes_to_quantize=_nodes_to_quantize(onnx.load(source)),
             op_types_to_quantize=["Conv", *_BETWEEN],
             per_channel=True,
+            activation_type=QuantType.QUInt8,  # signed ones are slow on x86 CPUs
         )
     finally:
         logging.disable(before)
