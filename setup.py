@@ -67,6 +67,7 @@ setup(
     packages=find_packages(PACKAGE_DIR),
     package_data={
         "onenet.comparison": ["*.jinja"],
+        "onenet.export": ["page/*"],
         # onenet/configs is a link to the folder of the checkout
         "onenet": ["configs/*.yaml", "configs/own_data/*.yaml", "configs/photos/*.yaml"],
     },

@@ -358,7 +358,7 @@ def test_where_pictures_go(demo, tmp_path: Path, monkeypatch) -> None:
         with pytest.raises(ConfigError, match=message):
             planned(images_there, output)
     Path("file").touch()
-    with pytest.raises(ConfigError, match="cannot write into file/out"):
+    with pytest.raises(ConfigError, match="Cannot write into file/out"):
         demo.make_folder(Path("file/out"))
 
 

@@ -179,7 +179,7 @@ def _build(detector: Detector, key: Key, setting: Setting, folder: Path) -> Subj
 def _metadata(detector: Detector) -> Metadata:
     """What a file has to hold; nobody reads it here, hence no class names."""
     names = [str(i) for i in range(detector.model.head.num_classes)]
-    return Metadata.from_model(detector.cfg, detector.model, names, thresholds=None, half=False)
+    return Metadata.from_model(detector.cfg, detector.model, names, thresholds=None)
 
 
 def _eager(detector: Detector, model: nn.Module, setting: Setting) -> Subject:

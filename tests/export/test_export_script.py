@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -69,6 +70,39 @@ def test_beyond_the_tolerance_it_leaves_the_old_file_alone(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "model.onnx", "weights.pth"]
 
 
+@pytest.fixture
+def test_set(images) -> tuple[str, ...]:
+    """Overrides that name the images as test set, with a box in each."""
+    records = [
+        {"id": i, "file_name": f"{i}.png", "height": 60 + 20 * i, "width": 80} for i in range(3)
+    ]
+    boxes = [
+        {"id": i + 1, "image_id": i, "category_id": 1, "bbox": [9, 9, 20, 20], "area": 400}
+        for i in range(3)
+    ]
+    names = [{"id": i + 1, "name": str(i)} for i in range(10)]
+    content = {
+        "images": records,
+        "annotations": [{**box, "iscrowd": 0} for box in boxes],
+        "categories": names,
+    }
+    path = images / "test.json"
+    path.write_text(json.dumps(content))
+    return ("DATASETS.TEST_JSON", str(path), "DATASETS.TEST_IMAGE_ROOT", str(images))
+
+
+@pytest.mark.slow
+def test_int8_is_kept_by_its_ap(repo_root, checkpoint, images, test_set, tmp_path) -> None:
+    output = tmp_path / "model.onnx"
+    words = ("--weights", checkpoint, "--output", output, "--int8", "--calibration", images)
+    done = run(repo_root, tmp_path, *words, "--ap-tolerance", "-1", *test_set)
+    assert done.returncode == 1 and "was not written: AP on" in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "weights.pth"]
+    done = run(repo_root, tmp_path, *words, *test_set)
+    assert done.returncode == 0, done.stderr
+    assert "int8" in done.stdout.splitlines()[-1] and "AP on" in done.stdout
+
+
 @pytest.mark.slow
 def test_a_test_size_that_is_too_small_for_pt2(repo_root, checkpoint, images, tmp_path) -> None:
     words = ("--weights", checkpoint, "--output", tmp_path / "model.pt2", "--images", images)
@@ -87,6 +121,8 @@ def test_a_test_size_that_is_too_small_for_pt2(repo_root, checkpoint, images, tm
         (("--output", "model.engine"), "has to end in"),
         (("--output", "nowhere/model.onnx"), "there is no folder 'nowhere'"),
         (("--output", "model.onnx", "--images", "nowhere"), "there is no folder 'nowhere'"),
+        (("--output", "model.onnx", "--int8"), "--int8 and --calibration FOLDER need each other"),
+        (("--output", "model.pt2", "--int8", "--calibration", "."), "--int8 writes .onnx only"),
     ],
 )
 def test_refuses_in_one_sentence(repo_root, checkpoint, tmp_path, words, message) -> None:

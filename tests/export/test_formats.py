@@ -32,7 +32,8 @@ ALL = [
 
 def export(cfg, model, path: Path, half: bool = False) -> Metadata:
     names = [str(i) for i in range(model.head.num_classes)]
-    metadata = Metadata.from_model(cfg, model, names, thresholds=None, half=half)
+    precision = "float16" if half else "float32"
+    metadata = Metadata.from_model(cfg, model, names, thresholds=None, precision=precision)
     write_exported(ExportableOneNet(model, half=half), metadata, path)
     assert open_exported(path)[1] == metadata.entries()
     return metadata
@@ -126,7 +127,7 @@ def test_half(build, tmp_path: Path) -> None:
 def test_metadata_of_other_classes_is_refused(build) -> None:
     cfg, model = build("digits/onenet_point_R18")
     with pytest.raises(ConfigError, match="10 classes, the dataset 3"):
-        Metadata.from_model(cfg, model, ["a", "b", "c"], None, half=False)
+        Metadata.from_model(cfg, model, ["a", "b", "c"], None)
 
 
 def test_an_unknown_ending_is_refused(build, tmp_path: Path) -> None:

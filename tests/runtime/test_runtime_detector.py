@@ -18,8 +18,16 @@ import pytest
 import torch
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
-from onenet_runtime import Detections, Detector, ModelError, resize_bilinear, resized_shape
+from onenet_runtime import (
+    Detections,
+    Detector,
+    ImageError,
+    ModelError,
+    resize_bilinear,
+    resized_shape,
+)
 from onenet_runtime.predictor import DEFAULT_THRESHOLD
+from onenet_runtime.stream import detect_files
 from onnx import TensorProto, helper
 from PIL import Image
 
@@ -335,3 +343,36 @@ def test_for_supervision(make_model, make_image, monkeypatch) -> None:
     given = found.to_supervision()
     assert given.xyxy is found.boxes and given.confidence is found.scores
     assert given.class_id is found.class_ids and list(given.data["class_name"]) == ["dog", "cat"]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_files_are_detected_as_in_a_loop(make_model, make_image, tmp_path: Path, batch) -> None:
+    # The model's scores are the batch's height and width, divided by 1000
+    detector = Detector(make_model("shape", min_size=0, size_divisibility=32), threshold=0)
+    sizes = [(33, 40), (20, 65), (33, 40), (99, 40), (20, 65), (33, 40), (64, 64)] * 3
+    paths = [tmp_path / f"{i}.png" for i in range(len(sizes))]
+    for i, (path, size) in enumerate(zip(paths, sizes, strict=True)):
+        Image.fromarray(make_image(*size, seed=i)).save(path)
+    paths[4].write_bytes(b"")
+    for path, found in zip(paths, detector.detect_files(paths, batch), strict=True):
+        if path == paths[4]:
+            assert isinstance(found, ImageError) and "is empty" in str(found)
+        else:
+            assert_same(found, detector(path))
+            np.testing.assert_array_equal(found._image, detector(path)._image)
+    assert list(detector.detect_files([])) == []
+
+
+def test_files_run_in_batches_of_one_size(make_model, make_image, tmp_path: Path) -> None:
+    detector = Detector(make_model("shape", min_size=0, size_divisibility=32), threshold=0)
+    paths = [tmp_path / f"{i}.png" for i in range(6)]
+    for i, path in enumerate(paths):
+        Image.fromarray(make_image(*[(33, 40), (20, 65)][i % 2], seed=i)).save(path)
+    sizes, predictor = [], detector.predictor
+
+    def detect(images: list[np.ndarray]) -> list:
+        sizes.append([image.shape[:2] for image in images])
+        return predictor(images)
+
+    results = list(detect_files(predictor, paths, 3, detect))
+    assert sizes == [[(33, 40)] * 3, [(20, 65)] * 3] and len(results) == 6

@@ -108,5 +108,5 @@ def make_folder(folder: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ConfigError(
-            f"--output: cannot write into {folder} ({error.strerror}); choose another folder."
+            f"Cannot write into {folder} ({error.strerror}); choose another folder."
         ) from error

@@ -17,13 +17,16 @@ IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tif
 """Suffixes of files that count as images."""
 
 
-def load_sample_images(cfg: CfgNode, folder: str | None, count: int) -> list[np.ndarray]:
+def load_sample_images(
+    cfg: CfgNode, folder: str | None, count: int, option: str = "--images"
+) -> list[np.ndarray]:
     """Loads the first images of a folder or of the config's test set.
 
     Args:
         cfg: has DATASETS.TEST and INPUT.FORMAT.
         folder: of images; None for DATASETS.TEST.
         count: maximum number of images.
+        option: of the command line that gives the folder, for messages.
 
     Returns:
         At least one image, (H, W, 3) uint8.
@@ -32,18 +35,18 @@ def load_sample_images(cfg: CfgNode, folder: str | None, count: int) -> list[np.
         ConfigError: the folder does not exist.
         DataError: there is no image, or one cannot be read.
     """
-    files = _dataset_files(cfg) if folder is None else _folder_files(folder)
+    files = _dataset_files(cfg) if folder is None else _folder_files(folder, option)
     if not files:
         raise DataError(
             f"Real images are needed, and {folder or 'DATASETS.TEST'} has none: name a folder of"
-            " images with --images."
+            f" images with {option}."
         )
     return [read_image(file, cfg.INPUT.FORMAT) for file in files[:count]]
 
 
-def _folder_files(folder: str) -> list[str]:
+def _folder_files(folder: str, option: str) -> list[str]:
     if not Path(folder).is_dir():
-        raise ConfigError(f"--images: there is no folder '{folder}'.")
+        raise ConfigError(f"{option}: there is no folder '{folder}'.")
     found = sorted(Path(folder).iterdir())
     return [str(path) for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
 

@@ -5,6 +5,7 @@ from .formats import FORMATS, open_exported, write_exported
 from .metadata import Metadata
 from .network import ExportableOneNet
 from .parity import Difference, ExportedDetector, compare_detections, compare_on_images
+from .web import write_page
 
 __all__ = [
     "FORMATS",
@@ -19,4 +20,5 @@ __all__ = [
     "export_checked",
     "open_exported",
     "write_exported",
+    "write_page",
 ]

@@ -35,7 +35,7 @@ class Metadata:
         max_detections: k.
         config_digest: SHA-256 of the config's nodes MODEL and INPUT, without device and weights.
         weights_digest: see :func:`onenet.evaluation.weights_digest`.
-        precision: "float32" or "float16", of backbone and head.
+        precision: "float32", "float16" or "int8", of backbone and head.
         onenet_version: version of the exporter.
         onenet_format: :data:`FORMAT`.
     """
@@ -61,7 +61,7 @@ class Metadata:
         model: OneNet,
         class_names: list[str],
         thresholds: list[float] | None,
-        half: bool,
+        precision: str = "float32",
     ) -> Metadata:
         """Collects the metadata of a model.
 
@@ -70,7 +70,7 @@ class Metadata:
             model: built from ``cfg``.
             class_names: of the K classes.
             thresholds: one score per class, or None.
-            half: whether it is exported in float16.
+            precision: see the class.
 
         Raises:
             ConfigError: the number of names is not K.
@@ -92,7 +92,7 @@ class Metadata:
             max_detections=model.max_detections_per_image,
             config_digest=_config_digest(cfg),
             weights_digest=weights_digest(model),
-            precision="float16" if half else "float32",
+            precision=precision,
         )
 
     def entries(self) -> dict[str, object]:

@@ -6,7 +6,7 @@ Its face is that of ``onenet.Detector``, which runs checkpoints.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 
 from .draw import draw_boxes
-from .errors import first_line
+from .errors import ImageError, ModelError, first_line
 from .predictor import AnyImage, Found, Predictor, Provider, keep
+from .stream import detect_files
 
 __all__ = ["Detections", "Detector"]
 
@@ -81,6 +82,31 @@ class Detector:
             return self._detect([self.predictor.read(images)])[0]
         read = self.predictor.read
         return self._detect([read(im, f"Image {i} of the batch") for i, im in enumerate(images)])
+
+    def detect_files(
+        self, paths: Iterable[str | os.PathLike[str]], batch: int = 1
+    ) -> Iterator[Detections | ImageError]:
+        """Detects objects in many files, which threads read while the network runs.
+
+        Args:
+            paths: of image files.
+            batch: images that the network gets at once, if so many near each other are resized to
+                one size. It pays on a GPU; memory has to hold four times as many.
+
+        Yields:
+            The detections of each file, in this order, or the error of one that cannot be read.
+
+        Raises:
+            ModelError: ONNX Runtime cannot run a batch.
+        """
+        for result in detect_files(self.predictor, paths, batch):
+            if isinstance(result, ModelError):
+                raise result
+            if isinstance(result, ImageError):
+                yield result
+            else:
+                image, found = result
+                yield Detections(image, keep(found, self.thresholds), self.class_names)
 
     def _detect(self, images: list[np.ndarray]) -> list[Detections]:
         found = self.predictor(images)

@@ -5,21 +5,20 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from .coco import to_results
 from .detector import Detections, Detector
 from .errors import ImageError, ModelError, printable
-from .images import read_image
-from .predictor import keep
+from .predictor import Found, keep
 from .sources import Source
+from .stream import batches, detect_files
 
 try:
     import cv2
@@ -27,8 +26,6 @@ except ImportError:  # only videos, webcams and --show need it
     cv2 = None  # type: ignore[assignment]
 
 __all__ = ["WINDOW", "Job", "Quit", "Run", "plural", "run_jobs"]
-
-T = TypeVar("T")
 
 WINDOW = "onenet-detect"
 _DEFAULT_FPS = 30.0  # of a video that does not tell
@@ -61,21 +58,21 @@ class Run:
     objects: int = 0
     seconds: float = 0.0  # of detection
 
-    def detect(self, images: list[np.ndarray], image_ids: list[int | str]) -> list[Detections]:
-        """Detects on a batch, keeps all detections for the results, returns those to show."""
-        detector = self.detector
+    def detect(self, images: list[np.ndarray]) -> list[Found]:
+        """Detects on a batch, and takes the time."""
         start = time.perf_counter()
-        found = detector.predictor(images)
+        found = self.detector.predictor(images)
         self.seconds += time.perf_counter() - start
+        return found
+
+    def keep(self, image: np.ndarray, found: Found, image_id: int | str) -> Detections:
+        """Keeps all detections of an image for the results, returns those to show."""
         if self.category_ids is not None:
-            for rows, image_id in zip(found, image_ids, strict=True):
-                self.results += to_results(rows, image_id, self.category_ids)
-        shown = [
-            Detections(image, keep(rows, detector.thresholds), detector.class_names)
-            for image, rows in zip(images, found, strict=True)
-        ]
-        self.frames += len(shown)
-        self.objects += sum(map(len, shown))
+            self.results += to_results(found, image_id, self.category_ids)
+        kept = keep(found, self.detector.thresholds)
+        shown = Detections(image, kept, self.detector.class_names)
+        self.frames += 1
+        self.objects += len(shown)
         return shown
 
     def fail(self, error: Exception) -> None:
@@ -84,9 +81,8 @@ class Run:
 
 
 def run_jobs(run: Run, jobs: list[Job]) -> None:
-    """Images in batches, then the videos."""
-    for batch in _batches((job for job in jobs if job.source.is_image), run.batch):
-        _run_images(run, batch)
+    """The images, then the videos."""
+    _run_images(run, [job for job in jobs if job.source.is_image])
     for job in jobs:
         if not job.source.is_image:
             try:
@@ -97,37 +93,28 @@ def run_jobs(run: Run, jobs: list[Job]) -> None:
                 run.fail(error)
 
 
-def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
-
-
 def _run_images(run: Run, jobs: list[Job]) -> None:
-    images, readable = [], []
-    for job in jobs:
+    paths = [str(job.source) for job in jobs]
+    results = detect_files(run.detector.predictor, paths, run.batch, run.detect)
+    with closing(results):
+        for job, result in zip(jobs, results, strict=True):
+            if isinstance(result, ModelError):
+                run.fail(ModelError(f"{job.source}: {result}"))
+            elif isinstance(result, ImageError):
+                run.fail(result)
+            else:
+                _show_image(run, job, run.keep(*result, job.image_id))
+
+
+def _show_image(run: Run, job: Job, detections: Detections) -> None:
+    print(printable(f"{job.source}: {_summary(detections.class_names)}"), flush=True)
+    if job.output:
         try:
-            image = read_image(str(job.source))
-            run.detector.predictor.check(image, str(job.source))
-        except ImageError as error:
+            detections.save(job.output)
+        except OSError as error:
             run.fail(error)
-        else:
-            images.append(image)
-            readable.append(job)
-    try:
-        found = run.detect(images, [job.image_id for job in readable])
-    except ModelError as error:
-        run.fail(ModelError(f"{', '.join(str(job.source) for job in readable)}: {error}"))
-        return
-    for job, detections in zip(readable, found, strict=True):
-        print(printable(f"{job.source}: {_summary(detections.class_names)}"), flush=True)
-        if job.output:
-            try:
-                detections.save(job.output)
-            except OSError as error:
-                run.fail(error)
-        if run.show:
-            _show(detections.draw(), wait=0)
+    if run.show:
+        _show(detections.draw(), wait=0)
 
 
 def _summary(names: list[str]) -> str:
@@ -167,7 +154,7 @@ def _run_video(run: Run, job: Job) -> None:
                 " and convert it to .mp4 with H.264 if this OpenCV lacks its codec."
             )
         with closing(_VideoWriter(job.output, _fps(capture))) as writer:
-            for batch in _batches(enumerate(_frames(capture)), run.batch):
+            for batch in batches(enumerate(_frames(capture)), run.batch):
                 _run_frames(run, job, batch, writer)
     finally:
         capture.release()
@@ -207,7 +194,8 @@ def _run_frames(
     ids: list[int | str] = [f"{job.image_id}:{index}" for index, _ in batch]
     frames = [frame for _, frame in batch]
     run.detector.predictor.check(frames[0], f"A frame of {job.source}")
-    for frame, detections in zip(frames, run.detect(frames, ids), strict=True):
+    for frame, found, image_id in zip(frames, run.detect(frames), ids, strict=True):
+        detections = run.keep(frame, found, image_id)
         if job.output or run.show:
             picture = detections.draw(len(frame))
             writer.write(picture)

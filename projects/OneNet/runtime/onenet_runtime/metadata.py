@@ -38,7 +38,7 @@ class ModelMetadata:
         max_detections: rows of the output.
         config_digest: SHA-256 of the config that the network was trained with.
         onenet_version: of the exporter.
-        precision: "float32" or "float16".
+        precision: "float32", "float16" or "int8".
     """
 
     class_names: tuple[str, ...]

@@ -122,7 +122,7 @@ class Predictor:
             name: the image's, for the message.
         """
         height, width = check_array(image, name).shape[:2]
-        if 0 in self._resized_shape(height, width):
+        if 0 in self.resized_shape(height, width):
             raise ImageError(
                 f"{name}, of {width} x {height} pixels, is too narrow: at the network's"
                 f" {self.metadata.max_size} pixels for the longer side, the shorter one would"
@@ -144,14 +144,15 @@ class Predictor:
         """
         by_size: dict[tuple[int, int], list[int]] = {}
         for index, image in enumerate(images):
-            by_size.setdefault(self._resized_shape(*image.shape[:2]), []).append(index)
+            by_size.setdefault(self.resized_shape(*image.shape[:2]), []).append(index)
         found: dict[int, Found] = {}
         for shape, indices in by_size.items():
             batch = self._detect_batch([images[i] for i in indices], *shape)
             found.update(zip(indices, batch, strict=True))
         return [found[i] for i in range(len(images))]
 
-    def _resized_shape(self, height: int, width: int) -> tuple[int, int]:
+    def resized_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that an image gets for the network, in pixels."""
         return resized_shape(height, width, self.metadata.min_size, self.metadata.max_size)
 
     def _detect_batch(self, images: list[np.ndarray], height: int, width: int) -> list[Found]:

@@ -1,0 +1,120 @@
+"""The page of ``onenet export --web`` in a headless Chromium: the runtime's detections."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from onenet.export import ExportableOneNet, Metadata, write_exported, write_page
+from onenet.utils.errors import ConfigError
+
+
+class Isolated(http.server.SimpleHTTPRequestHandler):
+    """With the headers that threads need."""
+
+    def end_headers(self) -> None:
+        self.send_header("Cross-Origin-Opener-Policy", "same-origin")
+        self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
+        super().end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("localhost", 0), partial(Isolated, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://localhost:{server.server_port}/"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextmanager
+def open_page(url: str, requests: list[str]):
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_api.sync_playwright() as playwright:
+        path = chromium or playwright.chromium.executable_path
+        if not os.path.exists(path):
+            pytest.skip("needs Chromium")
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 390, "height": 800})
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(url)
+        page.wait_for_selector("#status:has-text('Detects')")
+        yield page
+        browser.close()
+
+
+def detect(page, image: Path) -> tuple[np.ndarray, np.ndarray]:
+    """All boxes and scores that the page lists."""
+    page.evaluate("document.querySelector('#status').textContent = ''")
+    page.set_input_files("#file", image)
+    page.wait_for_selector("#status:has-text(' ms')")
+    items = page.evaluate(
+        "[...document.querySelectorAll('#results li')]"
+        ".map(item => `${item.dataset.score} ${item.dataset.box}`)"
+    )
+    rows = np.array([item.split() for item in items], dtype=float).reshape(-1, 5)
+    return rows[:, 1:], rows[:, 0]
+
+
+@pytest.fixture
+def ort_web(tmp_path_factory) -> Path:
+    """Of the environment variable ONENET_ORT_WEB, since a test does not load from the network."""
+    if "ONENET_ORT_WEB" not in os.environ:
+        pytest.skip("needs ONENET_ORT_WEB, the folder of the npm package onnxruntime-web")
+    return Path(os.environ["ONENET_ORT_WEB"])
+
+
+@pytest.fixture
+def model(build, tmp_path: Path) -> Path:
+    cfg, network = build("digits/onenet_point_R18", "INPUT.MIN_SIZE_TEST", "96")
+    names = [str(i) for i in range(network.head.num_classes)]
+    path = tmp_path / "model.onnx"
+    write_exported(ExportableOneNet(network), Metadata.from_model(cfg, network, names, None), path)
+    return path
+
+
+@pytest.mark.slow
+def test_the_page_finds_what_the_runtime_finds(model, ort_web, tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onenet_runtime").Detector(model, threshold=0)
+    write_page(model, tmp_path / "page", ort_web)
+    requests: list[str] = []
+    with serve(tmp_path / "page") as url, open_page(url, requests) as page:
+        page.fill("#threshold", "0")
+        for i, size in enumerate([(150, 200), (64, 40), (301, 120)]):  # smaller, larger, narrow
+            small = torch.randint(256, (3, 1, 9, 7), dtype=torch.uint8)
+            pixels = torch.nn.functional.interpolate(small.float(), size, mode="bilinear")
+            image = tmp_path / f"{i}.png"
+            Image.fromarray(pixels[:, 0].permute(1, 2, 0).byte().numpy()).save(image)
+            boxes, scores = detect(page, image)
+            expected = runtime(image)
+            np.testing.assert_allclose(scores, expected.scores, atol=1e-2)
+            clear = expected.boxes[expected.scores > expected.scores[-1] + 1e-2]
+            distances = np.abs(boxes[:, None] - clear[None]).max(axis=2)  # equal scores may swap
+            assert len(clear) > 5 and distances.min(axis=0).max() < 1
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert requests and all(x.startswith((url, "blob:", "data:")) for x in requests)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"no model")
+    with pytest.raises(ConfigError, match="no ONNX file|lacks the metadata"):
+        write_page(file, tmp_path / "page")
+    assert not (tmp_path / "page").exists()
