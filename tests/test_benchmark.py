@@ -468,6 +468,44 @@ def test_padding_is_measured_on_a_small_set(
     assert lines[1].endswith("| 8 | 40.13 | 60.00 | 0.031 | 0.250 |")
 
 
+def test_exported_files_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of the exporter's two inputs; the first one's ratio is 1."""
+    helper = pytest.importorskip("onnx").helper
+    spec = importlib.util.spec_from_file_location("timed", ROOT / "benchmarks/exported_files.py")
+    timed = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(timed)
+    uint8, int64 = 2, 7  # onnx.TensorProto's
+    inputs = [
+        helper.make_tensor_value_info("images", uint8, ["n", "h", "w", 3]),
+        helper.make_tensor_value_info("image_sizes", int64, ["n", 2]),
+    ]
+    nodes = [
+        helper.make_node("Identity", ["images"], ["pixels"]),
+        helper.make_node("Identity", ["image_sizes"], ["sizes"]),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("pixels", uint8, ["n", "h", "w", 3]),
+        helper.make_tensor_value_info("sizes", int64, ["n", 2]),
+    ]
+    graph = helper.make_graph(nodes, "copy", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    for name in ("a.onnx", "b.onnx"):
+        (tmp_path / name).write_bytes(model.SerializeToString())
+    paths = [str(tmp_path / name) for name in ("a.onnx", "b.onnx")]
+    words = [*paths, "--sizes", "8x6", "16x12", "--rounds", "3", "--json", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["benchmarks/exported_files.py", *words])
+    timed.main()
+    (run,) = json.loads((tmp_path / "out").read_text())["runs"]
+    assert [(row["file"], row["pixels"]) for row in run["rows"]] == [
+        (name, size) for size in ("8x6", "16x12") for name in ("a.onnx", "b.onnx")
+    ]
+    assert run["rows"][0]["ratio"] == {"lower": 1.0, "median": 1.0, "upper": 1.0}
+    assert run["rows"][1]["ratio"]["median"] > 0
+    (tmp_path / "b.onnx").write_text("text")
+    with pytest.raises(ConfigError, match="b.onnx is no ONNX file"):
+        timed.main()
+
+
 def start(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     threads = torch.get_num_threads()
     monkeypatch.setattr(sys, "argv", ["benchmarks/inference.py", *words])
