@@ -456,12 +456,12 @@ def test_tool_says_what_is_wrong(tool, tiny, tmp_path: Path, monkeypatch) -> Non
     assert "in another shape head.cls_subnet" in sentence("MODEL.ONENET.HEAD.CONV_DIM", "32")
     baseline = str(CONFIGS / "baseline_fcos_R18_FPN.yaml")
     assert "only OneNet assigns" in sentence(config_file=baseline)
-    assert "cannot write into" in sentence(output=str(occupied))
-    assert "cannot write into" in sentence(output=str(occupied / "below"))
+    assert "Cannot write into" in sentence(output=str(occupied))
+    assert "Cannot write into" in sentence(output=str(occupied / "below"))
     with monkeypatch.context() as patched:
         # Not by chmod, which root ignores
         patched.setattr("tempfile.TemporaryFile", lambda dir: open("/nowhere/at/all"))
-        assert "cannot write into" in sentence()
+        assert "Cannot write into" in sentence()
     assert "has no image '77'" in sentence(image_ids="77")
     assert "the image '2' has no objects" in sentence(image_ids="2")
     assert "the image '3' has no objects" in sentence(image_ids="3")  # a crowd is none
