@@ -25,6 +25,7 @@ __all__ = ["audit"]
 
 _NMS_SUFFIX = "-nms"
 _NUM_PICTURES = 6
+_IOU_THRESH = 0.5  # at which a detection lies on an object, as by default in an evaluation
 
 
 def audit(
@@ -34,7 +35,6 @@ def audit(
     output: str | os.PathLike[str] | None = None,
     image_root: str | os.PathLike[str] | None = None,
     nms_thresh: float = 0.6,
-    iou_thresh: float = 0.5,
     max_dets_per_image: int = 100,
     min_score: float | None = None,
     command: str = "onenet.comparison.audit",
@@ -52,7 +52,6 @@ def audit(
             ``<name>/thresholds.json`` of each file; None to write nothing.
         image_root: folder that the images' ``file_name`` is relative to, for pictures on the page.
         nms_thresh: IoU threshold of the NMS for the NMS gap.
-        iou_thresh: least IoU at which a detection lies on an object.
         max_dets_per_image: COCOeval's limit per class and image.
         min_score: of pictured boxes; None for as many of an image's best boxes as it has objects.
         command: the command line, for the page.
@@ -68,7 +67,7 @@ def audit(
     """
     settings = {
         "nms_thresh": nms_thresh,
-        "iou_thresh": iou_thresh,
+        "iou_thresh": _IOU_THRESH,
         "max_dets_per_image": max_dets_per_image,
     }
     _check(detections, settings, min_score)
@@ -88,7 +87,7 @@ def audit(
         detectors.append(detector)
         for variant, results in found.items():
             label = variant_name(detector, variant)
-            columns.append(_pictures(records, truth, results, label, min_score, iou_thresh))
+            columns.append(_pictures(records, truth, results, label, min_score))
             for note in results.notes:
                 notes.setdefault(note, []).append(variants[variant])
     audited = {
@@ -154,8 +153,6 @@ def _check(
                 f"The name '{name}' of detections has to begin with a letter, digit or underscore,"
                 " and to have only these, spaces, dots, plus and minus."
             )
-    if not 0 < settings["iou_thresh"] <= 1:
-        raise ConfigError(f"The least IoU is {settings['iou_thresh']}; give one above 0, up to 1.")
     in_range = {"NMS threshold": settings["nms_thresh"], "least score": min_score or 0.0}
     for what, value in in_range.items():
         if not 0 <= value <= 1:
@@ -206,12 +203,11 @@ def _pictures(
     results: Results,
     label: str,
     min_score: float | None,
-    iou_thresh: float,
 ) -> list[Picture]:
     indices = {image_id: index for index, image_id in enumerate(truth.images)}
     pictures = []
     for record in records:
         own = results.images == indices[record["image_id"]]
         found = (results.boxes[own], results.scores[own], results.classes[own])
-        pictures.append(draw_matched(record, found, label, min_score, iou_thresh))
+        pictures.append(draw_matched(record, found, label, min_score, _IOU_THRESH))
     return pictures
