@@ -89,6 +89,7 @@ def test_no_launcher(env: dict[str, str]) -> None:
         ({**TORCHRUN, "RANK": "4"}, "rank is 4 of 4 workers"),
         ({**TORCHRUN, "RANK": "one"}, "RANK is 'one'"),
         ({**TORCHRUN, "LOCAL_WORLD_SIZE": "3"}, "4 workers are not 3 on each machine"),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "0"}, "4 workers are not 0 on each machine"),
         ({**TORCHRUN, "LOCAL_RANK": "0"}, "number 0 of the 2"),
         ({**SRUN, "SLURM_LOCALID": "0"}, "--distribution=block"),
         ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "3,1"}, "is '3,1'; .* --ntasks-per-node"),

@@ -41,7 +41,7 @@ class Worker:
                 f"{self.launcher}: the worker's rank is {self.rank} of {self.world_size} workers;"
                 f" it has to be 0 to {self.world_size - 1}."
             )
-        if self.world_size % self.local_size:
+        if self.local_size < 1 or self.world_size % self.local_size:
             raise ConfigError(
                 f"{self.launcher}: {self.world_size} workers are not {self.local_size} on each"
                 " machine; start the same number on all."
