@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from onenet.cli import main
 from onenet.export import ExportableOneNet, Metadata, write_exported, write_page
 from onenet.utils.errors import ConfigError
 
@@ -117,4 +118,12 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     file.write_bytes(b"no model")
     with pytest.raises(ConfigError, match="no ONNX file|lacks the metadata"):
         write_page(file, tmp_path / "page")
+    assert not (tmp_path / "page").exists()
+
+
+def test_options_of_a_checkpoint_are_refused_with_a_file(tmp_path: Path) -> None:
+    file = str(tmp_path / "model.onnx")
+    for option in (["--half"], ["--int8"], ["--output", file]):
+        with pytest.raises(SystemExit, match="is exported already: give --web alone"):
+            main(["export", file, "--web", str(tmp_path / "page"), *option])
     assert not (tmp_path / "page").exists()

@@ -72,6 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Exports ``args.weights``; see :func:`onenet.export.export_checked`."""
     if args.web and args.weights.endswith(".onnx"):
+        if args.output or args.half or args.int8:
+            raise ConfigError(
+                f"{args.weights} is exported already: give --web alone, or a checkpoint for"
+                " --output, --half and --int8."
+            )
         _write_page(args, Path(args.weights))
         return
     if args.web and args.output is None:
