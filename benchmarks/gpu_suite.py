@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Takes all that is wanted of a GPU, in order of worth, within minutes; a later start goes on.
+"""Runs tests, trainings and benchmarks on a GPU, in order of worth, in limited time, resumable.
 
 python benchmarks/gpu_suite.py [--output output/gpu_suite] [--minutes 9] [--list] [--dry-run]
 
