@@ -57,6 +57,7 @@ class ProgressBar(HookBase):
             file=terminal,
             dynamic_ncols=True,
             smoothing=0,  # the time left counts the evaluations
+            miniters=1,  # one quick pair of iterations must not halve all later updates
         )
         self._shown.callback(self._bar.close)
         self._shown.enter_context(contextlib.redirect_stdout(above))
