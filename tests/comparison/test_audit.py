@@ -18,6 +18,7 @@ from PIL import Image
 from onenet import ConfigError, DataError
 from onenet.cli import main
 from onenet.comparison import audit
+from onenet.comparison.tables import crowding_table
 from onenet.data import register_coco_json
 from onenet.evaluation import EndToEndEvaluator
 
@@ -63,6 +64,9 @@ def test_planted_duplicates_are_counted(place: Path) -> None:
     assert audited["detectors"][0]["has_nms"] is None
     thresholds = audited["detectors"][0]["thresholds"]["as_configured"]
     assert [entry["name"] for entry in thresholds["classes"]] == ["two", "<four>"]
+    headings = [row[0] for row in crowding_table(audited).rows if len(row) == 1]
+    assert [heading[-10:] for heading in headings] == ["16 objects", *[" 0 objects"] * 3]
+    assert len(crowding_table(audited).rows) == len(headings) + 1  # no numbers of no objects
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def summary_table(comparison: dict[str, Any]) -> Table:
 
 
 def crowding_table(comparison: dict[str, Any]) -> Table:
-    """A heading and the summary's rows for each crowding bin."""
+    """A heading for each crowding bin, and the summary's rows if it has objects."""
     rows: list[list[str]] = []
     for name, title in BIN_NAMES.items():
         part, counts = [], []
@@ -76,7 +76,8 @@ def crowding_table(comparison: dict[str, Any]) -> Table:
             bins = {variant: bins.get(name, {}) for variant, bins in detector["crowding"].items()}
             counts += [spread(b.get("num_objects"), 0) for b in bins.values()]
             part += _result_rows(detector, bins, _CROWDING_COLUMNS)
-        rows += [[f"{title}: {' or '.join(dict.fromkeys(counts))} objects"], *part]
+        rows.append([f"{title}: {' or '.join(dict.fromkeys(counts))} objects"])
+        rows += part if set(counts) != {"0"} else []
     return Table(["detector", "NMS", *(title for _, title, _ in _CROWDING_COLUMNS)], rows)
 
 
