@@ -201,9 +201,13 @@ DIGITS = str(CONFIGS / "digits" / "onenet_fcos_R18_FPN.yaml")
     ("config", "opts", "message"),
     [
         ("no/such.yaml", [], "Config or checkpoint: there is no file 'no/such.yaml'"),
-        (DIGITS, ["MODEL.ONENET.HAED.NAME", "x"], "Override on the command line: .*HAED"),
-        (DIGITS, ["MODEL.ONENET.HEAD.NAME"], "Override on the command line: "),
-        (DIGITS, ["SOLVER.MAX_ITER", "many"], "Override on the command line: .*MAX_ITER"),
+        (DIGITS, ["SOLVER.MAX_ITR", "5"], r"no key SOLVER.MAX_ITR; did you mean SOLVER.MAX_ITER\?"),
+        (DIGITS, ["MODEL.ONENET.HEAD.NAME"], "on the command line: MODEL.* has no value; give KEY"),
+        (
+            DIGITS,
+            ["SOLVER.MAX_ITER", "many"],
+            "MAX_ITER is 'many'; give a whole number, as 2700 is",
+        ),
         (DIGITS, ["MODEL.ONENET.NUM_CLASSES", "7"], "NUM_CLASSES is 7, but .*digits.* has 10"),
         (DIGITS, ["DATASETS.TRAIN", "('nowhere',)"], "names 'nowhere', which is not registered"),
         (DIGITS, ["DATASETS.TRAIN_JSON", "x.json"], "needs both"),
@@ -215,6 +219,11 @@ DIGITS = str(CONFIGS / "digits" / "onenet_fcos_R18_FPN.yaml")
 def test_config_errors_name_key_and_cure(config: str, opts: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(config, opts)
+
+
+def test_overrides_become_what_the_key_holds() -> None:
+    cfg = load_config(DIGITS, ["SOLVER.BASE_LR", "1", "INPUT.MIN_SIZE_TRAIN", "96"])
+    assert cfg.SOLVER.BASE_LR == 1.0 and cfg.INPUT.MIN_SIZE_TRAIN == (96,)
 
 
 def test_train_and_test_classes_must_agree() -> None:

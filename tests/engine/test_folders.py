@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from written_sets import (
 from onenet.engine import load_config
 from onenet.engine.evaluators import dataset_identity
 from onenet.predictor import load_predictor_config
-from onenet.utils.errors import ConfigError
+from onenet.utils.errors import ConfigError, DataError
 
 
 @pytest.fixture(autouse=True)
@@ -43,10 +44,29 @@ def test_the_validation_split_is_evaluated(tmp_path):
         assert cfg.MODEL.ONENET.NUM_CLASSES == 3
 
 
+def test_another_split_is_evaluated(tmp_path):
+    coco_roboflow(tmp_path, SPLIT)
+    opts = ["DATASETS.FOLDER", str(tmp_path)]
+    cfg = load_config(CONFIG, [*opts, "DATASETS.EVAL_SPLIT", "test"])
+    assert cfg.DATASETS.TEST == (f"{tmp_path} (coco, test)",)
+    with pytest.raises(ConfigError, match="which replaces DATASETS.TEST: leave DATASETS.TEST out"):
+        load_config(CONFIG, [*opts, "DATASETS.TEST", "('nowhere',)"])
+    shutil.rmtree(tmp_path / "train")
+    shutil.rmtree(tmp_path / "test")
+    with pytest.raises(ConfigError, match="EVAL_SPLIT is 'test', and .* has only val; choose"):
+        load_config(CONFIG, [*opts, "DATASETS.EVAL_SPLIT", "test"], eval_only=True)
+    assert load_config(CONFIG, opts, eval_only=True).DATASETS.TEST == (f"{tmp_path} (coco, val)",)
+    with pytest.raises(DataError, match="has images for val, and none to train on: add a folder"):
+        load_config(CONFIG, opts)
+
+
 def test_without_validation(tmp_path):
     voc_side_by_side(tmp_path, UNSPLIT)
-    opts = ["DATASETS.FOLDER", str(tmp_path), "DATASETS.VAL_SHARE", "0.0"]
+    opts = ["DATASETS.FOLDER", str(tmp_path), "DATASETS.VAL_SHARE", "0"]
     assert load_config(CONFIG, opts).DATASETS.TEST == ()
+    patience = ["TEST.BEST_METRIC", "bbox/AP", "SOLVER.PATIENCE", "2"]
+    with pytest.raises(ConfigError, match="PATIENCE is 2, but DATASETS.TEST is empty"):
+        load_config(CONFIG, [*opts, *patience])
     with pytest.raises(ConfigError, match="--eval-only has nothing to evaluate"):
         load_config(CONFIG, opts, eval_only=True)
 

@@ -1,6 +1,7 @@
 """``onenet eval``: evaluates a checkpoint on a folder of photos.
 
-The folder's validation images are used; without any, those that a training would hold back.
+The folder's validation images are used, or those of --split; without any, those that a training
+would hold back.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ __all__ = ["add_arguments", "on_folder", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments but for the checkpoint."""
     parser.add_argument("folder", metavar="FOLDER", help="of images and annotations")
+    parser.add_argument("--split", default="val", help="train, val or test (default: val)")
     parser.add_argument("--output", help="folder of the results (default: the checkpoint's)")
 
 
@@ -27,7 +29,8 @@ def run(args: argparse.Namespace) -> None:
         ConfigError, DataError: see :func:`onenet.engine.train_or_evaluate`.
     """
     output = args.output or os.path.dirname(args.weights)
-    opts = [*on_folder(args.folder), "OUTPUT_DIR", path_value(output), *args.opts]
+    opts = [*on_folder(args.folder), "OUTPUT_DIR", path_value(output)]
+    opts += ["DATASETS.EVAL_SPLIT", args.split, *args.opts]
     train_or_evaluate(run_arguments(args.weights, opts, eval_only=True))
 
 

@@ -217,8 +217,10 @@ def _add_data_and_evaluation(cfg: CfgNode) -> None:
     for key in JSON_KEYS:
         cfg.DATASETS[key] = ""
     # Or a folder of images and annotations in COCO's, YOLO's or Pascal VOC's format
-    # (docs/own_data.md). It replaces DATASETS.TRAIN, and DATASETS.TEST by its validation split.
+    # (docs/own_data.md). It replaces DATASETS.TRAIN, and DATASETS.TEST by EVAL_SPLIT.
     cfg.DATASETS.FOLDER = ""
+    # The split of FOLDER to evaluate on: "val", "test" or "train".
+    cfg.DATASETS.EVAL_SPLIT = "val"
     # "coco", "yolo" or "voc"; "" to recognise it.
     cfg.DATASETS.FORMAT = ""
     # Share of the training images that is held back for validation if FOLDER has no validation

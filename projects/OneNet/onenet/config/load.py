@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import difflib
 import functools
 import logging
 import math
@@ -22,6 +24,10 @@ logger = logging.getLogger(__name__)
 
 OWN_DATA = Path(__file__).resolve().parents[1] / "configs" / "own_data"
 
+_KINDS = {
+    int: "a whole number", float: "a number", bool: "True or False", str: "a text",
+    tuple: "a tuple", list: "a list",
+}  # fmt: skip
 MAX_BASES = 100  # files reached through _BASE_
 
 _LOWEST = {  # values below end in an error later, or in a run without a result
@@ -46,6 +52,7 @@ _LOWEST = {  # values below end in an error later, or in a run without a result
 }
 _CHOICES = {  # what Detectron2 looks up, or compares with, in the middle of a run
     "INPUT.ON_BAD_IMAGE": ("fail", "skip"),
+    "DATASETS.EVAL_SPLIT": ("train", "val", "test"),
     "INPUT.FORMAT": ("BGR", "RGB"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
@@ -83,11 +90,53 @@ def read_config(
         _merge_file(cfg, config_file)
     else:
         _merge_text(cfg, config_file, text)
-    try:
-        cfg.merge_from_list(opts or [])
-    except (KeyError, ValueError, AssertionError, RecursionError, MemoryError) as error:
-        raise ConfigError(f"Override on the command line: {_reason(error)}") from error
+    opts = opts or []
+    if len(opts) % 2:
+        raise ConfigError(
+            f"Override on the command line: {opts[-1]} has no value; give KEY value pairs."
+        )
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        _override(cfg, key, value)
     return cfg
+
+
+def _override(cfg: CfgNode, key: str, value: Any) -> None:
+    """Sets a key; an int becomes the float, and a number the tuple, that the key has."""
+    where = "Override on the command line"
+    try:
+        present = _value(cfg, key)
+    except AttributeError as error:
+        close = difflib.get_close_matches(key, _keys(cfg), n=1)
+        hint = f"; did you mean {close[0]}?" if close else "."
+        raise ConfigError(f"{where}: there is no key {key}{hint}") from error
+    try:
+        new = ast.literal_eval(value) if isinstance(value, str) else value
+        if type(present) is float and type(new) is int:
+            value = float(new)
+        elif isinstance(present, (tuple, list)) and type(new) in (int, float):
+            value = type(present)([new])
+    except (ValueError, SyntaxError):
+        pass  # a text
+    except (RecursionError, MemoryError) as error:
+        raise ConfigError(f"{where}: {key} cannot be read ({_reason(error)}).") from error
+    try:
+        cfg.merge_from_list([key, value])
+    except ValueError as error:
+        kind = _KINDS.get(type(present), type(present).__name__)
+        raise ConfigError(
+            f"{where}: {key} is {value!r}; give {kind}, as {present!r} is."
+        ) from error
+    except (KeyError, AssertionError, RecursionError, MemoryError) as error:
+        raise ConfigError(f"{where}: {_reason(error)}") from error
+
+
+def _keys(node: CfgNode, prefix: str = "") -> list[str]:
+    """All keys, with dots."""
+    found = []
+    for name, value in node.items():
+        inner = isinstance(value, CfgNode)
+        found += _keys(value, f"{prefix}{name}.") if inner else [prefix + name]
+    return found
 
 
 def _merge_file(cfg: CfgNode, config_file: str) -> None:

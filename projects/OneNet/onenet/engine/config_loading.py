@@ -23,7 +23,7 @@ from ..modeling.criterion import Criterion
 from ..modeling.heads import ONENET_HEAD_REGISTRY
 from ..modeling.matcher import ONENET_MATCHER_REGISTRY
 from ..modeling.rescoring import build_rescoring
-from ..utils.errors import ConfigError
+from ..utils.errors import ConfigError, DataError
 from ..utils.registry import get_registered, num_classes_node
 from .class_names import dataset_class_names
 
@@ -58,7 +58,7 @@ def load_config(
     cfg = _read_config(config_file, opts or [])
     # An evaluation does not need the training data
     keys = ("TEST",) if eval_only else ("TRAIN", "TEST")
-    _register_folder(cfg)
+    _register_folder(cfg, opts or [], eval_only)
     for key in keys:
         _register_json_dataset(cfg, key)
     if cfg.DATASETS.TRAIN_JSON and not cfg.DATASETS.TEST_JSON and not eval_only:
@@ -68,6 +68,11 @@ def load_config(
     if eval_only and not cfg.DATASETS.TEST:
         raise ConfigError("--eval-only has nothing to evaluate: DATASETS.TEST is empty.")
     check_keys(cfg)
+    if cfg.SOLVER.PATIENCE > 0 and not cfg.DATASETS.TEST:
+        raise ConfigError(
+            f"SOLVER.PATIENCE is {cfg.SOLVER.PATIENCE}, but DATASETS.TEST is empty, so that nothing"
+            " is evaluated; give validation images, or set PATIENCE to 0."
+        )
     get_registered(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
     get_registered(BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME, "MODEL.BACKBONE.NAME")
     _check_parts(cfg)
@@ -211,11 +216,17 @@ def _check_parts(cfg: CfgNode) -> None:
     build_rescoring(cfg)
 
 
-def _register_folder(cfg: CfgNode) -> None:
+def _register_folder(cfg: CfgNode, opts: Sequence[str], eval_only: bool) -> None:
     """Registers the dataset of DATASETS.FOLDER, if set."""
     datasets = cfg.DATASETS
     if not datasets.FOLDER:
         return
+    for key in ("DATASETS.TRAIN", "DATASETS.TEST"):
+        if key in opts[::2]:
+            raise ConfigError(
+                f"DATASETS.FOLDER is '{datasets.FOLDER}', which replaces {key}: leave {key} out;"
+                " DATASETS.EVAL_SPLIT chooses the split to evaluate on."
+            )
     for key in JSON_KEYS:
         if datasets[key]:
             raise ConfigError(
@@ -223,8 +234,18 @@ def _register_folder(cfg: CfgNode) -> None:
                 " give the folder or the json files, and set the other to ''."
             )
     names = register_folder(datasets.FOLDER, datasets.FORMAT, datasets.VAL_SHARE)
-    datasets.TRAIN = (names["train"],)
-    datasets.TEST = (names["val"],) if "val" in names else ()
+    if "train" not in names and not eval_only:
+        raise DataError(
+            f"DATASETS.FOLDER: {datasets.FOLDER} has images for {' and '.join(names)}, and none to"
+            " train on: add a folder or list named train"
+        )
+    datasets.TRAIN = (names["train"],) if "train" in names else ()
+    if datasets.EVAL_SPLIT != "val" and datasets.EVAL_SPLIT not in names:
+        raise ConfigError(
+            f"DATASETS.EVAL_SPLIT is '{datasets.EVAL_SPLIT}', and {datasets.FOLDER} has only"
+            f" {' and '.join(names)}; choose one of these."
+        )
+    datasets.TEST = (names[datasets.EVAL_SPLIT],) if datasets.EVAL_SPLIT in names else ()
 
 
 def _register_json_dataset(cfg: CfgNode, key: str) -> None:

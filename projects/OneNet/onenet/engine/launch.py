@@ -49,6 +49,10 @@ def launch_workers(main: Callable[[argparse.Namespace], None], args: argparse.Na
         sys.exit(1)  # a worker has printed the error before torchrun's restart
     try:
         with exit_with_one_sentence():
+            if (args.num_gpus or 0) < 0:
+                raise ConfigError(
+                    f"--num-gpus is {args.num_gpus}; give 1 or more, or leave it out."
+                )
             worker = find_worker(os.environ)
             if worker is not None and not _spawns_itself(worker, args):
                 _check_options(worker, args)
