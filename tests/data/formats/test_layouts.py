@@ -221,6 +221,9 @@ def test_unusable_folders(tmp_path):
         register_folder(str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="has 0 images and 0 files, and no annotations in COCO"):
         register_folder(str(tmp_path))
+    write_labels(tmp_path / "Labels", SPLIT, "train")
+    with pytest.raises(DataError, match=r"and 2 files \(2 text files, the first is Labels/a.txt\)"):
+        register_folder(str(tmp_path))
     with pytest.raises(ConfigError, match="DATASETS.FORMAT is 'json'; choose one of coco, yolo, v"):
         register_folder(str(tmp_path), "json")
     with pytest.raises(ConfigError, match="DATASETS.VAL_SHARE is 1.0; give a number from 0"):
@@ -231,7 +234,6 @@ def test_unusable_folders(tmp_path):
     ("write", "remove"),
     [
         (coco_roboflow, "train"),
-        (yolo_label_studio, "images/train"),
         (yolo_labelimg, "train"),
         (voc_official, "ImageSets/Main/train.txt"),
     ],
@@ -240,9 +242,44 @@ def test_no_images_to_train_on(tmp_path, write, remove):
     write(tmp_path, SPLIT)
     path = tmp_path / remove
     path.unlink() if path.is_file() else shutil.rmtree(path)
-    message = "none to train on: add a folder or list named train|a.txt has no image"
-    with pytest.raises(DataError, match=message):
+    assert list(register_folder(str(tmp_path))) == ["val", "test"]
+
+
+def test_labels_without_images_to_train_on(tmp_path):
+    yolo_label_studio(tmp_path, SPLIT)
+    shutil.rmtree(tmp_path / "images/train")
+    with pytest.raises(DataError, match="a.txt has no image"):
         register_folder(str(tmp_path))
+
+
+@pytest.mark.parametrize("write", [coco_json_beside_images_folder, yolo_labelimg, voc_official])
+def test_the_output_of_a_training_is_left_out(tmp_path, write):
+    write(tmp_path, SPLIT)
+    wanted = records_of(register_folder(str(tmp_path)))
+    output = tmp_path / "output" / "photos"
+    (output / "inference").mkdir(parents=True)
+    for name in ("config.yaml", "log.txt"):
+        (output / name).touch()
+    (output / "inference" / "end_to_end.json").write_text('{"annotations": {}}')
+    shutil.copy(next(tmp_path.rglob("a.png")), output / "val_predictions.png")
+    assert records_of(register_folder(str(tmp_path))) == wanted
+
+
+def test_a_link_to_itself_is_a_file(tmp_path):
+    yolo_labelimg(tmp_path, SPLIT)
+    (tmp_path / "train" / "loop.png").symlink_to("loop.png")
+    with pytest.raises(DataError, match=r"loop.png"):
+        register_folder(str(tmp_path))
+
+
+def test_classes_that_differ_in_case(tmp_path, caplog):
+    yolo_labelimg(tmp_path, SPLIT)
+    for path in tmp_path.rglob("classes.txt"):
+        path.write_text("cat\nDog\ndog\nowl\n\x1b[31m")
+    with caplog.at_level(logging.INFO):
+        register_folder(str(tmp_path))
+    assert "has the classes 'Dog' and 'dog', which differ in upper and lower case" in caplog.text
+    assert "\x1b" not in caplog.text and r"\x1b[31m" in caplog.text
 
 
 def test_one_image_cannot_be_split(tmp_path):

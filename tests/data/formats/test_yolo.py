@@ -194,7 +194,7 @@ def test_background_images_are_counted(root, caplog):
     with caplog.at_level(logging.INFO):
         register_folder(str(root))
     assert "1 of the 5 images of" in caplog.text
-    assert "no label file and are background, the first is" in caplog.text
+    assert "no label file and count as background, the first is" in caplog.text
 
 
 def test_polygons_count_as_their_boxes(root, caplog):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from detectron2.utils.logger import log_first_n
 
-from ..utils.errors import DataError
+from ..utils.errors import DataError, printable
 
 __all__ = [
     "LARGEST",
@@ -43,7 +43,7 @@ def is_box(box: Any) -> bool:
 
 
 def without_area(boxes: np.ndarray, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes without area, and the others that lie outside their image.
+    """Boxes without area, also of negative sides, and the others that lie outside their image.
 
     Args:
         boxes: (N, 4), x, y, width and height in pixels.
@@ -53,7 +53,7 @@ def without_area(boxes: np.ndarray, limits: np.ndarray) -> tuple[np.ndarray, np.
         Two (N,) bool.
     """
     low, high = boxes[:, :2], boxes[:, 2:]
-    flat = (high == 0).any(axis=1)
+    flat = (high <= 0).any(axis=1)
     return flat, ~flat & ((low >= limits) | (low + high <= 0)).any(axis=1)
 
 
@@ -123,9 +123,9 @@ def warn_of_crowd(source: str, num_crowd: int, total: int, flag: str) -> None:
 
 def warn(sentence: str) -> None:
     """Warns once, although training and testing may read the same file, and repeatedly."""
-    log_first_n(logging.WARNING, sentence, name=__name__, key="message")
+    log_first_n(logging.WARNING, printable(sentence), name=__name__, key="message")
 
 
 def tell(sentence: str) -> None:
     """Logs once; see :func:`warn`."""
-    log_first_n(logging.INFO, sentence, name=__name__, key="message")
+    log_first_n(logging.INFO, printable(sentence), name=__name__, key="message")

@@ -155,10 +155,13 @@ def read_json(path: str | os.PathLike[str], max_bytes: int = MAX_JSON_BYTES) -> 
                 " UTF-8 without BOM"
             ) from error
         raise DataError(
-            f"{path} is not valid json: {error.msg} at line {error.lineno}, column {error.colno}"
+            f"{path} is not valid json: {error.msg} at line {error.lineno}, column {error.colno};"
+            " get or export it again"
         ) from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not a json file: it is not UTF-8 text ({error})") from error
+        raise DataError(
+            f"{path} is not a json file: it is not UTF-8 text ({error}); save it as UTF-8"
+        ) from error
     except ValueError as error:  # an integer of more digits than Python converts
         raise DataError(f"{path} has a number that cannot be read ({error})") from error
 

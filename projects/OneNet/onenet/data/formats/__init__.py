@@ -10,7 +10,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ...utils.errors import ConfigError, DataError
-from ..box_checks import tell
+from ..box_checks import tell, warn
 from .coco import find_coco, read_coco
 from .layout import Layout, look_at
 from .records import LabelledImage, hold_back, in_order, make_records, warn_of_copies
@@ -42,7 +42,7 @@ def register_folder(folder: str, format: str = "", val_share: float = 0.2) -> di
             that; 0 for no validation. Which ones depends on their names only.
 
     Returns:
-        The names of the datasets by split, "train" and where they exist "val" and "test". A name
+        The names of the datasets by split, "train", "val" and "test" where they exist. A name
         has the folder, format, split and, for images held back, their share.
 
     Raises:
@@ -60,15 +60,11 @@ def register_folder(folder: str, format: str = "", val_share: float = 0.2) -> di
     format = _recognised(layout, format)
     title, _, read, flag = _FORMATS[format]
     class_names, splits = read(layout)
-    if "train" not in splits:
-        raise DataError(
-            f"{layout.folder} has images for {' and '.join(sorted(splits))}, and none to train on:"
-            " add a folder or list named train"
-        )
     splits = {split: in_order(splits[split], layout.folder) for split in sorted(splits)}
     warn_of_copies(splits, layout.folder)
+    _warn_of_case(layout.folder, class_names)
     share = ""
-    if "val" not in splits and val_share:
+    if "val" not in splits and "train" in splits and val_share:
         share = f" {val_share:g}"
         splits["train"], splits["val"] = hold_back(splits["train"], val_share, layout.folder)
     names = {}
@@ -92,10 +88,14 @@ def _recognised(layout: Layout, format: str) -> str:
             f" {_FORMATS[format][0]} format{others}"
         )
     if not found:
+        others = layout.ending(".txt", ".json", ".xml", ".yaml")
+        seen = f" ({len(others)} text files, the first is {others[0]})" if others else ""
         raise DataError(
-            f"{layout.folder} has {len(layout.images())} images and {len(layout.files)} files, and"
-            " no annotations in COCO (a json), YOLO (data.yaml, or labels as txt) or Pascal VOC"
-            " (xml) format: check the path, and export the annotations in one of these"
+            f"{layout.folder} has {len(layout.images())} images and {len(layout.files)} files"
+            f"{seen}, and no annotations in COCO (a json with images and annotations), YOLO"
+            " (data.yaml, or a txt for each image, beside it or in a folder labels beside images)"
+            " or Pascal VOC (an xml for each image) format: check the path, and export the"
+            " annotations in one of these"
         )
     if not format and len(found) > 1:
         raise DataError(
@@ -107,6 +107,17 @@ def _recognised(layout: Layout, format: str) -> str:
 
 def _listed(found: dict[str, str]) -> str:
     return " and ".join(f"{_FORMATS[key][0]} ({file})" for key, file in found.items())
+
+
+def _warn_of_case(folder: str, class_names: list[str]) -> None:
+    first: dict[str, str] = {}
+    for name in class_names:
+        other = first.setdefault(name.casefold(), name)
+        if other != name:
+            warn(
+                f"{folder} has the classes '{other}' and '{name}', which differ in upper and lower"
+                " case only, as two classes: rename one if they are the same"
+            )
 
 
 def _register(name: str, records: list[dict[str, Any]], class_names: list[str]) -> None:

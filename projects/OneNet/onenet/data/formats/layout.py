@@ -60,13 +60,15 @@ def look_at(folder: str) -> Layout:
     if not os.path.isdir(folder):
         raise DataError(
             f"DATASETS.FOLDER: there is no folder {folder}: check the path, and unpack an archive"
-            " first"
+            " first" + (", or give a json by DATASETS.TRAIN_JSON" if os.path.isfile(folder) else "")
         )
     return Layout(folder, tuple(sorted(walk(folder))))
 
 
 def walk(folder: str, prefix: str = "", above: tuple[str, ...] = ()) -> Iterator[str]:
     """Names of the files in a folder and the folders in it, relative to it.
+
+    The output folder of a training is left out.
 
     Args:
         folder: the top one.
@@ -81,10 +83,12 @@ def walk(folder: str, prefix: str = "", above: tuple[str, ...] = ()) -> Iterator
         entries = sorted(os.scandir(path), key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(f"the folder {path} cannot be read ({error.strerror})") from error
+    if {"config.yaml", "log.txt"} <= {entry.name for entry in entries}:
+        return
     for entry in entries:
         if entry.name.startswith(".") or entry.name == "__MACOSX":
             continue
-        if entry.is_dir():
+        if os.path.isdir(entry.path):  # a link that leads to itself counts as a file
             yield from walk(folder, f"{prefix}{entry.name}/", (*above, real))
         else:
             yield prefix + entry.name

@@ -205,11 +205,11 @@ def warn_of_copies(splits: Mapping[str, Sequence[LabelledImage]], source: str) -
     """Warns if Roboflow's copies of a photo are in the training images and in another split.
 
     Args:
-        splits: images by split, with "train".
+        splits: images by split.
         source: the folder, for messages.
     """
     names = {split: [os.path.basename(i.path) for i in images] for split, images in splits.items()}
-    trained = {_COPY.sub("", name) for name in names["train"] if _COPY.search(name)}
+    trained = {_COPY.sub("", name) for name in names.get("train", ()) if _COPY.search(name)}
     for split in sorted(set(names) - {"train"}):
         copies = [n for n in names[split] if _COPY.search(n) and _COPY.sub("", n) in trained]
         if copies:

@@ -77,7 +77,9 @@ def _parse(xml_file: str) -> ElementTree.Element:
         ) from error
     except (OSError, ElementTree.ParseError, LookupError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise DataError(f"the annotation {xml_file} cannot be read: {reason}") from error
+        raise DataError(
+            f"the annotation {xml_file} cannot be read ({reason}): mend it, or export it again"
+        ) from error
 
 
 def _read_object(node: ElementTree.Element, number: int, xml_file: str) -> VocObject:
@@ -93,7 +95,7 @@ def _read_object(node: ElementTree.Element, number: int, xml_file: str) -> VocOb
             " negative: mend it to xmin, ymin, xmax, ymax, or remove it"
         )
     # VOC counts pixels from 1 and includes the last; some tools count from 0
-    low = (max(x0 - 1, 0.0), max(y0 - 1, 0.0))
+    low = (max(x0 - 1, min(x0, 0.0)), max(y0 - 1, min(y0, 0.0)))
     sides = (x1 - low[0] if x1 > x0 else 0.0, y1 - low[1] if y1 > y0 else 0.0)
     return VocObject(where, name, (*low, *sides), node.findtext("difficult", "").strip() == "1")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 from ...utils.errors import DataError
-from ..box_checks import tell
+from ..box_checks import tell, warn
 from ..images import read_size
 from .layout import Layout, read_lines
 from .records import LabelledBox, LabelledImage
@@ -56,9 +56,9 @@ def read_yolo(layout: Layout) -> tuple[list[str], dict[str, list[LabelledImage]]
             )
     _check_labels_used(layout, labels, described.others)
     if without:
-        tell(
+        warn(
             f"{len(without)} of the {len(labels)} images of {layout.folder} have no label file and"
-            f" are background, the first is {without[0]}."
+            f" count as background, the first is {without[0]}: remove those that nobody labelled"
         )
     reader = _LabelReader(described)
     result = {
