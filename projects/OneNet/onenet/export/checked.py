@@ -111,6 +111,8 @@ def export_checked(cfg: CfgNode, weights: str, output: Path, options: ExportOpti
             failures += differences
         elif differences and not options.evaluate:
             failures += [*differences, "--evaluate lets its AP decide"]
+        elif differences:
+            print(f"In float16 {'; '.join(differences)}. Its AP decides.")
         if options.precision == "int8" and not failures:
             exported, failures = _quantize(unproven, metadata, calibration)
         if options.evaluate or options.precision == "int8":
