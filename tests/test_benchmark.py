@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -530,11 +531,15 @@ def test_exported_files_are_timed(exported_files, tmp_path: Path, monkeypatch) -
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "wasm"])
 def test_exported_files_are_evaluated(
-    exported_files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported_files, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On two images whose objects are the model's own best detections."""
-    pytest.importorskip("onnxruntime")
+    ort_web = os.environ.get("ONENET_ORT_WEB")
+    if engine == "wasm" and (ort_web is None or shutil.which("node") is None):
+        pytest.skip("needs Node.js, and ONENET_ORT_WEB: node_modules/onnxruntime-web")
+    pytest.importorskip("openvino" if engine == "openvino" else "onnxruntime")
     weights, file, out = (tmp_path / name for name in ("model.pth", "model.onnx", "out.json"))
     detector = shaken(POINT)
     images, boxes = [], []
@@ -555,11 +560,12 @@ def test_exported_files_are_evaluated(
     metadata = Metadata.from_model(detector.cfg, detector.model, names, thresholds=None)
     write_exported(ExportableOneNet(detector.model), metadata, file)
     words = [file, "--evaluate", weights, "--config", POINT, "--json", out, "--set", *dataset]
-    words += ["INPUT.MIN_SIZE_TEST", "0", "DATALOADER.NUM_WORKERS", "0"]
+    words += ["INPUT.MIN_SIZE_TEST", "0", "DATALOADER.NUM_WORKERS", "0", "--engines", engine]
+    words += ["--ort-web", ort_web] if engine == "wasm" else []
     monkeypatch.setattr(sys, "argv", ["benchmarks/exported_files.py", *map(str, words)])
     exported_files.main()
     (run,) = json.loads(out.read_text())["runs"]
-    assert [row["engine"] for row in run["rows"]] == ["checkpoint", "onnxruntime"]
+    assert [row["engine"] for row in run["rows"]] == ["checkpoint", engine]
     (expected, ap) = (row["ap"].popitem()[1] for row in run["rows"])
     assert expected > 50 and ap == pytest.approx(expected, abs=1e-6)
 

@@ -75,6 +75,8 @@ def wasm_opener(folder: Path) -> Opener:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
+        # Else it would outlive `run` in a list of subprocess: Node.js ends as its stdin is closed
+        stdin, process.stdin = process.stdin, None
 
         def read(dtype: type, *shape: int) -> np.ndarray:
             size = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -83,12 +85,12 @@ def wasm_opener(folder: Path) -> Opener:
                 lines = process.communicate()[1].decode(errors="replace").splitlines()
                 reason = next((line for line in lines if line.startswith("Error")), "it ended")
                 raise RuntimeError(f"onnxruntime-web: {reason}")
-            return np.frombuffer(content, dtype).reshape(shape)
+            return np.frombuffer(bytearray(content), dtype).reshape(shape)
 
         def run(images: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
             for array in (np.array(images.shape[:3], np.int32), images, sizes):
-                process.stdin.write(np.ascontiguousarray(array))
-            process.stdin.flush()
+                stdin.write(np.ascontiguousarray(array))
+            stdin.flush()
             n, k = len(images), int(read(np.int32, 1)[0])
             return [read(np.float32, n, k, 4), read(np.float32, n, k), read(np.int64, n, k)]
 
