@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,6 +50,7 @@ from common import (
     time_in_turn,
     time_parts,
 )
+from onenet.export import ExportableOneNet, Metadata, write_exported
 from onenet.utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -234,6 +236,18 @@ def test_other_tables() -> None:
     found = lines_of("settings", {"benchmark": "settings", "title": "Step", "rows": rows})
     assert found[0] == ["Step", "plain", "484", "1.00", "121"]
     assert found[1][-4:] == ["other", "0.330", "0.50 (0.25 to 1.00)", "–"]
+
+
+def test_table_of_exported_files() -> None:
+    one, two = ({"file": f"{x}.onnx", "engine": "openvino", "size": 2**20} for x in "ab")
+    first = {"pixels": "8x6", "threads": 1, "time": of(20.0), "ratio": quartiles([1.0])}
+    second = {"pixels": "8x6", "threads": 2, "time": of(8.0), "ratio": of(0.4)}
+    aps = {"benchmark": "exported_files", "rows": [{**one, "ap": {"val": 29.681}}]}
+    rows = [{**one, **first}, {**one, **second}, {**two, **second, "failure": "no kernel"}]
+    lines = TABLES["exported_files"]({"runs": [aps, {**aps, "rows": rows}]}).splitlines()
+    assert lines[0].endswith("| AP | 8x6, 1 thread | 8x6, 2 threads |")
+    assert lines[2] == "| a.onnx | openvino | 1.0 | 29.68 | 1 (20.0 ms) | 0.40 (0.20 to 0.80) |"
+    assert lines[3] == "| b.onnx | openvino | 1.0 | – | – | no kernel |"
 
 
 def test_runs_of_a_file(
@@ -468,12 +482,18 @@ def test_padding_is_measured_on_a_small_set(
     assert lines[1].endswith("| 8 | 40.13 | 60.00 | 0.031 | 0.250 |")
 
 
-def test_exported_files_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def exported_files() -> ModuleType:
+    """benchmarks/exported_files.py as a module."""
+    spec = importlib.util.spec_from_file_location("timed", ROOT / "benchmarks/exported_files.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_exported_files_are_timed(exported_files, tmp_path: Path, monkeypatch) -> None:
     """Files of the exporter's two inputs; the first one's ratio is 1."""
     helper = pytest.importorskip("onnx").helper
-    spec = importlib.util.spec_from_file_location("timed", ROOT / "benchmarks/exported_files.py")
-    timed = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(timed)
     uint8, int64 = 2, 7  # onnx.TensorProto's
     inputs = [
         helper.make_tensor_value_info("images", uint8, ["n", "h", "w", 3]),
@@ -494,7 +514,7 @@ def test_exported_files_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     paths = [str(tmp_path / name) for name in ("a.onnx", "b.onnx")]
     words = [*paths, "--sizes", "8x6", "16x12", "--rounds", "3", "--json", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", ["benchmarks/exported_files.py", *words])
-    timed.main()
+    exported_files.main()
     (run,) = json.loads((tmp_path / "out").read_text())["runs"]
     assert [(row["file"], row["pixels"]) for row in run["rows"]] == [
         (name, size) for size in ("8x6", "16x12") for name in ("a.onnx", "b.onnx")
@@ -502,8 +522,75 @@ def test_exported_files_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert run["rows"][0]["ratio"] == {"lower": 1.0, "median": 1.0, "upper": 1.0}
     assert run["rows"][1]["ratio"]["median"] > 0
     (tmp_path / "b.onnx").write_text("text")
-    with pytest.raises(ConfigError, match="b.onnx is no ONNX file"):
-        timed.main()
+    exported_files.main()
+    (run,) = json.loads((tmp_path / "out").read_text())["runs"]
+    assert "b.onnx failed" in run["rows"][1]["failure"] and "time" in run["rows"][0]
+    (tmp_path / "a.onnx").write_text("text")
+    with pytest.raises(ConfigError, match="a.onnx cannot be run in onnxruntime"):
+        exported_files.main()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "wasm"])
+def test_exported_files_are_evaluated(
+    exported_files, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On two images whose objects are the model's own best detections."""
+    ort_web = os.environ.get("ONENET_ORT_WEB")
+    if engine == "wasm" and (ort_web is None or shutil.which("node") is None):
+        pytest.skip("needs Node.js, and ONENET_ORT_WEB: node_modules/onnxruntime-web")
+    pytest.importorskip("openvino" if engine == "openvino" else "onnxruntime")
+    weights, file, out = (tmp_path / name for name in ("model.pth", "model.onnx", "out.json"))
+    detector = shaken(POINT)
+    images, boxes = [], []
+    for i, pixels in enumerate(torch.randint(256, (2, 3, 96, 96), dtype=torch.uint8)):
+        images.append({"id": i, "height": 96, "width": 96, "file_name": f"{i}.png"})
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
+        with torch.no_grad():
+            best = detector.model([{"image": pixels}])[0]["instances"][:1]
+        x0, y0, x1, y1 = best.pred_boxes.tensor[0].tolist()
+        box = {"id": i + 1, "image_id": i, "category_id": int(best.pred_classes), "iscrowd": 0}
+        boxes.append({**box, "bbox": [x0, y0, x1 - x0, y1 - y0], "area": 400})
+    categories = [{"id": i, "name": str(i)} for i in range(10)]
+    content = {"images": images, "annotations": boxes, "categories": categories}
+    (tmp_path / "set.json").write_text(json.dumps(content))
+    dataset = ("DATASETS.TEST_JSON", tmp_path / "set.json", "DATASETS.TEST_IMAGE_ROOT", tmp_path)
+    torch.save({"model": detector.model.state_dict()}, weights)
+    names = [str(i) for i in range(10)]
+    metadata = Metadata.from_model(detector.cfg, detector.model, names, thresholds=None)
+    write_exported(ExportableOneNet(detector.model), metadata, file)
+    words = [file, "--evaluate", weights, "--config", POINT, "--json", out, "--set", *dataset]
+    words += ["INPUT.MIN_SIZE_TEST", "0", "DATALOADER.NUM_WORKERS", "0", "--engines", engine]
+    words += ["--ort-web", ort_web] if engine == "wasm" else []
+    monkeypatch.setattr(sys, "argv", ["benchmarks/exported_files.py", *map(str, words)])
+    exported_files.main()
+    (run,) = json.loads(out.read_text())["runs"]
+    assert [row["engine"] for row in run["rows"]] == ["checkpoint", engine]
+    (expected, ap) = (row["ap"].popitem()[1] for row in run["rows"])
+    assert expected > 50 and ap == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_many_files_are_timed(tmp_path: Path, folder: Path, monkeypatch, capsys) -> None:
+    pytest.importorskip("onnxruntime")
+    spec = importlib.util.spec_from_file_location("many", ROOT / "benchmarks/many_files.py")
+    many_files = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(many_files)
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(ConfigError, match="other has no image"):
+        many_files.image_files([folder, other], 7)
+    Image.new("RGB", (9, 9)).save(other / "a.png")
+    names = [file.name for file in many_files.image_files([folder, other], 7)]
+    assert names == ["0.png", "a.png", "1.png", "a.png", "2.png", "a.png", "0.png"]
+    detector = shaken(POINT)
+    metadata = Metadata.from_model(detector.cfg, detector.model, list("0123456789"), None)
+    write_exported(ExportableOneNet(detector.model), metadata, tmp_path / "model.onnx")
+    words = [tmp_path / "model.onnx", folder, "--count", "8", "--rounds", "1"]
+    monkeypatch.setattr(sys, "argv", ["benchmarks/many_files.py", *map(str, words)])
+    many_files.main()
+    out = capsys.readouterr().out
+    assert "| 8 images | plain loop | " in out and "detect_files, batch=4" in out
 
 
 def start(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:

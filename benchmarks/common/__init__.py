@@ -1,5 +1,6 @@
 """What the scripts of `benchmarks/` share: timing, memory, and detectors in several runtimes."""
 
+from .engines import Opener, onnxruntime_opener, openvino_opener, wasm_opener
 from .parts import PARTS, Stopwatch, time_parts
 from .report import inference_rows, make_parser, parts_rows, record
 from .runtimes import COMPLETE, EVERY_CANDIDATE, NETWORK, RUNTIMES, Key, Setting, keys_of, prepare
@@ -24,6 +25,7 @@ __all__ = [
     "Detector",
     "Key",
     "Network",
+    "Opener",
     "Postprocess",
     "Setting",
     "Stopwatch",
@@ -37,6 +39,8 @@ __all__ = [
     "load_batches",
     "make_parser",
     "measure",
+    "onnxruntime_opener",
+    "openvino_opener",
     "parts_rows",
     "peak_memory",
     "prepare",
@@ -47,4 +51,5 @@ __all__ = [
     "synchronizer",
     "time_in_turn",
     "time_parts",
+    "wasm_opener",
 ]

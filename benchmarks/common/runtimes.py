@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from onenet.export import ExportableOneNet, Metadata, write_exported
 
+from .engines import onnxruntime_opener, openvino_opener
 from .stages import Detector, Postprocess, without_threshold
 from .timing import Subject
 
@@ -154,7 +155,7 @@ def _build(detector: Detector, key: Key, setting: Setting, folder: Path) -> Subj
     if setting.device != "cpu":
         raise RuntimeError(f"{key.runtime} is timed on the CPU only")
     # Where the runtime itself is missing, that is to be said before the export's packages are.
-    opener = {ONNXRUNTIME: _open_onnxruntime, OPENVINO: _open_openvino}[key.runtime]()
+    opener = {ONNXRUNTIME: onnxruntime_opener, OPENVINO: openvino_opener}[key.runtime]()
     file = folder / f"{key.detector.replace('/', '_')}_{key.graph}.onnx"
     height, width = setting.size
     if key.graph == COMPLETE:
@@ -223,52 +224,6 @@ def _best_scores(detections: Any) -> list[float]:
     if isinstance(detections[0], Instances):
         return [float(image.scores[0]) if len(image) else 0.0 for image in detections]
     return [float(scores[0]) for scores in detections[1]]
-
-
-_Run = Callable[..., Sequence[np.ndarray]]
-_Opener = Callable[[Path, Sequence[tuple[int, ...]], int], _Run]
-
-
-def _open_onnxruntime() -> _Opener:
-    import onnxruntime
-
-    def open_file(file: Path, shapes: Sequence[tuple[int, ...]], threads: int) -> _Run:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads
-        # Else its threads go on spinning, in the time of whatever is measured next.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        session = onnxruntime.InferenceSession(
-            str(file), options, providers=["CPUExecutionProvider"]
-        )
-        names = [entry.name for entry in session.get_inputs()]
-        return lambda *arrays: session.run(None, dict(zip(names, arrays, strict=True)))
-
-    return open_file
-
-
-def _open_openvino() -> _Opener:
-    import openvino
-
-    def open_file(file: Path, shapes: Sequence[tuple[int, ...]], threads: int) -> _Run:
-        core = openvino.Core()
-        model = core.read_model(str(file))
-        model.reshape(dict(zip(model.inputs, map(list, shapes), strict=True)))
-        settings = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": threads,
-            # Else it computes in bfloat16 where the CPU can, which the others do not.
-            "INFERENCE_PRECISION_HINT": "f32",
-        }
-        request = core.compile_model(model, "CPU", settings).create_infer_request()
-
-        def run(*arrays: np.ndarray) -> list[np.ndarray]:
-            results = request.infer(list(arrays), share_inputs=True, share_outputs=True)
-            return [results[i] for i in range(len(results))]
-
-        return run
-
-    return open_file
 
 
 def _export_network(detector: Detector, file: Path) -> None:

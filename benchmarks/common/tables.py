@@ -122,6 +122,34 @@ def settings(*contents: Content) -> str:
     return markdown_table(Table(header, rows))
 
 
+def exported_files(*contents: Content) -> str:
+    """AP, and latency as ratios, of each file in each engine."""
+    rows = [row for run in _runs(contents, "exported_files") for row in run["rows"]]
+    settings = dict.fromkeys((r["pixels"], r["threads"]) for r in rows if "pixels" in r)
+    places = {(row["file"], row["engine"]): f"{row['size'] / 2**20:.1f}" for row in rows}
+    cells = {}
+    for row in rows:
+        key = (row["file"], row["engine"])
+        if "ap" in row:
+            cells[(*key, "AP")] = ", ".join(f"{ap:.2f}" for ap in row["ap"].values())
+        else:
+            cells[(*key, row["pixels"], row["threads"])] = _file_cell(row)
+    header = ["file", "engine", "MiB", "AP"]
+    header += [f"{pixels}, {n} thread{'s' if n > 1 else ''}" for pixels, n in settings]
+    body = [
+        [*key, size, *(cells.get((*key, *s), DASH) for s in (("AP",), *settings))]
+        for key, size in places.items()
+    ]
+    return markdown_table(Table(header, body))
+
+
+def _file_cell(row: Row) -> str:
+    if "failure" in row:
+        return row["failure"]
+    is_first = row["ratio"]["lower"] == row["ratio"]["upper"] == 1
+    return f"1 ({_ms(row['time'])} ms)" if is_first else _spread(row["ratio"], 2)
+
+
 def commands(*contents: Content) -> str:
     """The commands behind a file's numbers, and where and when they ran."""
     runs = _runs(contents)
@@ -168,6 +196,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "assignment": assignment,
     "training_step": training_step,
     "settings": settings,
+    "exported_files": exported_files,
     "commands": commands,
 }
 """By the names that a report's markers and a run's "benchmark" have."""

@@ -104,6 +104,20 @@ def test_int8_is_kept_by_its_ap(repo_root, checkpoint, images, test_set, tmp_pat
 
 
 @pytest.mark.slow
+def test_float16_that_differs_is_kept_by_its_ap(
+    repo_root, checkpoint, images, test_set, tmp_path
+) -> None:
+    output = tmp_path / "model.onnx"
+    words = ("--weights", checkpoint, "--output", output, "--half", "--box-tolerance", "0")
+    done = run(repo_root, tmp_path, *words, *test_set)
+    assert done.returncode == 1 and "boxes differ by" in done.stderr
+    assert "--evaluate lets its AP decide" in done.stderr and not output.exists()
+    done = run(repo_root, tmp_path, *words, "--evaluate", *test_set)
+    assert done.returncode == 0, done.stderr
+    assert "float16" in done.stdout.splitlines()[-1] and "AP on" in done.stdout
+
+
+@pytest.mark.slow
 def test_a_test_size_that_is_too_small_for_pt2(repo_root, checkpoint, images, tmp_path) -> None:
     words = ("--weights", checkpoint, "--output", tmp_path / "model.pt2", "--images", images)
     small = ("INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "64")

@@ -66,12 +66,36 @@ def detect(page, image: Path) -> tuple[np.ndarray, np.ndarray]:
     page.evaluate("document.querySelector('#status').textContent = ''")
     page.set_input_files("#file", image)
     page.wait_for_selector("#status:has-text(' ms')")
+    return listed(page)
+
+
+def listed(page) -> tuple[np.ndarray, np.ndarray]:
+    page.fill("#threshold", "0")
     items = page.evaluate(
         "[...document.querySelectorAll('#results li')]"
         ".map(item => `${item.dataset.score} ${item.dataset.box}`)"
     )
     rows = np.array([item.split() for item in items], dtype=float).reshape(-1, 5)
     return rows[:, 1:], rows[:, 0]
+
+
+def shown(page) -> np.ndarray:
+    """The picture on the page without boxes, (H, W, 3) uint8."""
+    page.fill("#threshold", "1")
+    height, width, pixels = page.evaluate(
+        "[canvas.height, canvas.width, Array.from(canvas.getContext('2d')"
+        ".getImageData(0, 0, canvas.width, canvas.height).data)]"
+    )
+    return np.array(pixels, dtype=np.uint8).reshape(height, width, 4)[:, :, :3].copy()
+
+
+def check_same(found: tuple[np.ndarray, np.ndarray], expected) -> None:
+    """Boxes within a pixel, scores within 0.01; equal scores may swap."""
+    boxes, scores = found
+    np.testing.assert_allclose(scores, expected.scores, atol=1e-2)
+    clear = expected.boxes[expected.scores > expected.scores[-1] + 1e-2]
+    distances = np.abs(boxes[:, None] - clear[None]).max(axis=2)
+    assert len(clear) > 5 and distances.min(axis=0).max() < 1
 
 
 @pytest.fixture
@@ -97,19 +121,44 @@ def test_the_page_finds_what_the_runtime_finds(model, ort_web, tmp_path: Path) -
     write_page(model, tmp_path / "page", ort_web)
     requests: list[str] = []
     with serve(tmp_path / "page") as url, open_page(url, requests) as page:
-        page.fill("#threshold", "0")
         for i, size in enumerate([(150, 200), (64, 40), (301, 120)]):  # smaller, larger, narrow
             small = torch.randint(256, (3, 1, 9, 7), dtype=torch.uint8)
             pixels = torch.nn.functional.interpolate(small.float(), size, mode="bilinear")
             image = tmp_path / f"{i}.png"
             Image.fromarray(pixels[:, 0].permute(1, 2, 0).byte().numpy()).save(image)
-            boxes, scores = detect(page, image)
-            expected = runtime(image)
-            np.testing.assert_allclose(scores, expected.scores, atol=1e-2)
-            clear = expected.boxes[expected.scores > expected.scores[-1] + 1e-2]
-            distances = np.abs(boxes[:, None] - clear[None]).max(axis=2)  # equal scores may swap
-            assert len(clear) > 5 and distances.min(axis=0).max() < 1
+            check_same(detect(page, image), runtime(image))
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert requests and all(x.startswith((url, "blob:", "data:")) for x in requests)
+
+
+@pytest.mark.slow
+def test_a_video_gives_what_the_runtime_finds_in_its_frames(model, ort_web, tmp_path: Path) -> None:
+    """In the browser's frames: OpenCV's are up to three levels of 255 darker."""
+    cv2 = pytest.importorskip("cv2")
+    runtime = pytest.importorskip("onenet_runtime").Detector(model, threshold=0)
+    video = str(tmp_path / "video.webm")
+    writer = cv2.VideoWriter(video, cv2.VideoWriter.fourcc(*"VP80"), 5, (160, 128))
+    if not writer.isOpened():
+        pytest.skip("needs an OpenCV that writes VP8")
+    for pixels in np.random.default_rng(0).integers(0, 256, (10, 9, 7, 3), dtype=np.uint8):
+        writer.write(cv2.resize(pixels, (160, 128), interpolation=cv2.INTER_CUBIC))
+    writer.release()
+    capture, frames = cv2.VideoCapture(video), []
+    while (frame := capture.read()[1]) is not None:
+        frames.append(frame[:, :, ::-1].astype(int))
+    assert len(frames) == 10
+    write_page(model, tmp_path / "page", ort_web)
+    requests: list[str] = []
+    with serve(tmp_path / "page") as url, open_page(url, requests) as page:
+        detect(page, video)
+        page.evaluate("document.querySelector('#stop').click()")  # without waiting for rest
+        while True:  # until no other frame comes between
+            picture, found = shown(page), listed(page)
+            if np.array_equal(picture, shown(page)):
+                break
+    check_same(found, runtime(picture))
+    difference = min((np.abs(picture - frame) for frame in frames), key=np.sum)
+    assert difference.mean() < 2 and difference.max() <= 5
     assert requests and all(x.startswith((url, "blob:", "data:")) for x in requests)
 
 

@@ -81,7 +81,7 @@ def test_folder_with_bad_images(run, folder: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in out.iterdir()) == ["1.png", "10.png", "2.jpg"]
     # The calibrated thresholds leave the two dogs.
     assert f"{folder / '1.png'}: 2 detections (2 dog)" in stdout
-    assert "3 images, 6 detections; " in stdout and "images a second in detection" in stdout
+    assert "3 images, 6 detections; " in stdout and " images a second" in stdout
     lines = stderr.splitlines()
     assert lines[0] == "3 inputs failed:" and len(lines) == 4
     assert "3.jpg is not an image" in stderr and "4.jpg is damaged or cut off" in stderr

@@ -5,9 +5,11 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import multiprocessing
+import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +28,7 @@ from onenet_runtime import (
     resize_bilinear,
     resized_shape,
 )
-from onenet_runtime.predictor import DEFAULT_THRESHOLD
+from onenet_runtime.predictor import DEFAULT_THRESHOLD, Predictor
 from onenet_runtime.stream import detect_files
 from onnx import TensorProto, helper
 from PIL import Image
@@ -363,16 +365,26 @@ def test_files_are_detected_as_in_a_loop(make_model, make_image, tmp_path: Path,
     assert list(detector.detect_files([])) == []
 
 
-def test_files_run_in_batches_of_one_size(make_model, make_image, tmp_path: Path) -> None:
-    detector = Detector(make_model("shape", min_size=0, size_divisibility=32), threshold=0)
+@pytest.mark.parametrize("cores", [1, 2])
+def test_files_run_in_batches_of_one_size(
+    make_model, make_image, tmp_path: Path, monkeypatch, cores: int
+) -> None:
+    calls: list[tuple[list[tuple[int, int]], int]] = []
+
+    class Noting(Predictor):
+        def __call__(self, images: Sequence[np.ndarray]) -> list:
+            threads = self._session.get_session_options().intra_op_num_threads
+            calls.append(([image.shape[:2] for image in images], threads))
+            return super().__call__(images)
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
+    predictor = Noting(make_model("shape", min_size=0, size_divisibility=32))
     paths = [tmp_path / f"{i}.png" for i in range(6)]
     for i, path in enumerate(paths):
         Image.fromarray(make_image(*[(33, 40), (20, 65)][i % 2], seed=i)).save(path)
-    sizes, predictor = [], detector.predictor
-
-    def detect(images: list[np.ndarray]) -> list:
-        sizes.append([image.shape[:2] for image in images])
-        return predictor(images)
-
-    results = list(detect_files(predictor, paths, 3, detect))
-    assert sizes == [[(33, 40)] * 3, [(20, 65)] * 3] and len(results) == 6
+    assert len(list(detect_files(predictor, paths, 3))) == 6
+    threads = 1 if cores == 2 else 0  # a core for each batch; 0 is ONNX Runtime's choice
+    assert sorted(calls) == [([size] * 3, threads) for size in ((20, 65), (33, 40))]
+    calls.clear()
+    list(detect_files(predictor, paths[:1], 1))
+    assert calls == [([(33, 40)], 0)]  # all cores for a single image

@@ -48,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images", help="folder with images for the check (default: the first of DATASETS.TEST)"
     )
     parser.add_argument(
-        "--evaluate", action="store_true", help="compare the AP on DATASETS.TEST as well"
+        "--evaluate",
+        action="store_true",
+        help="compare the AP on DATASETS.TEST as well; with --half it decides alone",
     )
     parser.add_argument(
         "--thresholds",
@@ -65,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ap-tolerance",
         type=float,
-        help="(default: 0.1; in float16 0.3; in int8 0.5, and a higher AP is no failure)",
+        help="(default: 0.1; in float16 0.3 and in int8 0.5, where a higher AP is no failure)",
     )
 
 

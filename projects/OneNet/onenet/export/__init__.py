@@ -1,6 +1,6 @@
 """Export of trained detectors to files that need neither this package nor Detectron2."""
 
-from .checked import ExportOptions, check_output, export_checked
+from .checked import ExportOptions, average_precisions, check_output, export_checked
 from .formats import FORMATS, open_exported, write_exported
 from .metadata import Metadata
 from .network import ExportableOneNet
@@ -14,6 +14,7 @@ __all__ = [
     "ExportableOneNet",
     "ExportedDetector",
     "Metadata",
+    "average_precisions",
     "check_output",
     "compare_detections",
     "compare_on_images",

@@ -317,8 +317,7 @@ def _report_speed(run: Run, elapsed: float) -> None:
     if run.frames:
         print(
             f"{plural(run.frames, 'image')}, {plural(run.objects, 'detection')};"
-            f" {run.frames / run.seconds:.1f} images a second in detection,"
-            f" {run.frames / elapsed:.1f} overall",
+            f" {run.frames / elapsed:.1f} images a second",
             flush=True,
         )
 

@@ -88,10 +88,13 @@ class Detector:
     ) -> Iterator[Detections | ImageError]:
         """Detects objects in many files, which threads read while the network runs.
 
+        On the CPU each core runs the network on images of its own.
+
         Args:
             paths: of image files.
             batch: images that the network gets at once, if so many near each other are resized to
-                one size. It pays on a GPU; memory has to hold four times as many.
+                one size. It pays on a GPU; memory has to hold six times as many, on the CPU three
+                times as many for each core.
 
         Yields:
             The detections of each file, in this order, or the error of one that cannot be read.

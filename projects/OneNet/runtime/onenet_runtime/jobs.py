@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -56,14 +55,6 @@ class Run:
     failures: list[str] = field(default_factory=list)
     frames: int = 0
     objects: int = 0
-    seconds: float = 0.0  # of detection
-
-    def detect(self, images: list[np.ndarray]) -> list[Found]:
-        """Detects on a batch, and takes the time."""
-        start = time.perf_counter()
-        found = self.detector.predictor(images)
-        self.seconds += time.perf_counter() - start
-        return found
 
     def keep(self, image: np.ndarray, found: Found, image_id: int | str) -> Detections:
         """Keeps all detections of an image for the results, returns those to show."""
@@ -95,7 +86,7 @@ def run_jobs(run: Run, jobs: list[Job]) -> None:
 
 def _run_images(run: Run, jobs: list[Job]) -> None:
     paths = [str(job.source) for job in jobs]
-    results = detect_files(run.detector.predictor, paths, run.batch, run.detect)
+    results = detect_files(run.detector.predictor, paths, run.batch)
     with closing(results):
         for job, result in zip(jobs, results, strict=True):
             if isinstance(result, ModelError):
@@ -194,7 +185,7 @@ def _run_frames(
     ids: list[int | str] = [f"{job.image_id}:{index}" for index, _ in batch]
     frames = [frame for _, frame in batch]
     run.detector.predictor.check(frames[0], f"A frame of {job.source}")
-    for frame, found, image_id in zip(frames, run.detect(frames), ids, strict=True):
+    for frame, found, image_id in zip(frames, run.detector.predictor(frames), ids, strict=True):
         detections = run.keep(frame, found, image_id)
         if job.output or run.show:
             picture = detections.draw(len(frame))

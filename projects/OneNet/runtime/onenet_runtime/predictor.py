@@ -61,13 +61,22 @@ class Predictor:
     """
 
     def __init__(
-        self, model: str | os.PathLike[str], providers: Sequence[Provider] | None = None
+        self,
+        model: str | os.PathLike[str],
+        providers: Sequence[Provider] | None = None,
+        threads: int = 0,
     ) -> None:
-        """Loads a model; see :class:`onenet_runtime.Detector`."""
+        """Loads a model; see :class:`onenet_runtime.Detector`.
+
+        Args:
+            model: path of the ONNX file.
+            providers: see there.
+            threads: of the network on the CPU; 0 for one on each core.
+        """
         # For processes in other folders
-        self._arguments = (os.path.abspath(model), providers)
+        self._arguments = (os.path.abspath(model), providers, threads)
         self._path = str(model)
-        self._session = _load(self._path, providers)
+        self._session = _load(self._path, providers, threads)
         self.metadata = ModelMetadata.parse(
             self._session.get_modelmeta().custom_metadata_map, self._path
         )
@@ -77,6 +86,11 @@ class Predictor:
     def __reduce__(self) -> tuple[Any, ...]:
         """For pickle, so for other processes: loads the model from its file there."""
         return type(self), self._arguments
+
+    def with_one_thread(self) -> Predictor:
+        """The same model, loaded anew, for several images at a time on the cores of a CPU."""
+        model, providers, _ = self._arguments
+        return type(self)(model, providers, threads=1)
 
     def thresholds(self, threshold: float | None = None) -> list[float]:
         """K thresholds for :func:`keep`.
@@ -222,11 +236,14 @@ class Predictor:
             )
 
 
-def _load(path: str, providers: Sequence[Provider] | None) -> onnxruntime.InferenceSession:
+def _load(
+    path: str, providers: Sequence[Provider] | None, threads: int
+) -> onnxruntime.InferenceSession:
     if not Path(path).is_file():
         raise ModelError(f"{path} does not exist or is no file: check the path of the model.")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; its warnings are for who wrote the graph
+    options.intra_op_num_threads = threads
     available = onnxruntime.get_available_providers()
     if providers is None:
         wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
