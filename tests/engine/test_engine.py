@@ -170,6 +170,24 @@ def test_the_average_is_saved_evaluated_and_resumed(
     torch.testing.assert_close(new["trainer"]["hooks"]["EMAHook"][f"model.{key}"], average[key])
 
 
+def test_ctrl_c_tells_how_to_go_on(train_net, data_opts, tmp_path: Path, monkeypatch) -> None:
+    step = Trainer.run_step
+
+    def interrupted(trainer: Trainer) -> None:
+        if trainer.iter == 1:
+            raise KeyboardInterrupt
+        step(trainer)
+
+    monkeypatch.setattr(Trainer, "run_step", interrupted)
+    words = [*data_opts, *TINY, "SOLVER.MAX_ITER", "2", "SOLVER.CHECKPOINT_PERIOD", "1"]
+    with pytest.raises(SystemExit) as stopped:
+        train_net("--config-file", CONFIG, *words, "OUTPUT_DIR", str(tmp_path))
+    assert stopped.value.code == 130
+    assert (
+        f"--resume goes on from {tmp_path}/model_0000000.pth" in (tmp_path / "log.txt").read_text()
+    )
+
+
 def test_a_run_without_evaluation(train_net, data_opts, tmp_path: Path) -> None:
     train_only = [*data_opts[:4], "OUTPUT_DIR", str(tmp_path / "out")]
     train_net("--config-file", CONFIG, *train_only, *TINY, "SOLVER.MAX_ITER", "1")

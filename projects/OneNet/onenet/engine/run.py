@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from collections.abc import Sequence
 
@@ -13,10 +14,12 @@ from detectron2.utils import comm
 from ..utils.errors import exit_with_one_sentence
 from .evaluators import check_limits
 from .launch import argument_parser
-from .startup import load_for_evaluation, setup
+from .startup import last_checkpoint, load_for_evaluation, setup
 from .trainer import Trainer
 
 __all__ = ["main", "path_value", "run_arguments", "train_or_evaluate"]
+
+logger = logging.getLogger(__name__)
 
 
 def path_value(path: str) -> str:
@@ -54,7 +57,12 @@ def train_or_evaluate(args: argparse.Namespace) -> CfgNode:
     if not args.eval_only:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
-        trainer.train()
+        try:
+            trainer.train()
+        except KeyboardInterrupt:
+            if last := last_checkpoint(cfg):
+                logger.info(f"--resume goes on from {last}.")
+            raise
         return cfg
     model = Trainer.build_model(cfg)
     load_for_evaluation(cfg, model, args.resume)
