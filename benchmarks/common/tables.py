@@ -127,6 +127,7 @@ def exported_files(*contents: Content) -> str:
     rows = [row for run in _runs(contents, "exported_files") for row in run["rows"]]
     settings = dict.fromkeys((r["pixels"], r["threads"]) for r in rows if "pixels" in r)
     places = {(row["file"], row["engine"]): f"{row['size'] / 2**20:.1f}" for row in rows}
+    names = list(dict.fromkeys(name for place in places for name in place))
     cells = {}
     for row in rows:
         key = (row["file"], row["engine"])
@@ -136,7 +137,7 @@ def exported_files(*contents: Content) -> str:
     header += [f"{pixels}, {n} thread{'s' if n > 1 else ''}" for pixels, n in settings]
     body = [
         [*key, size, *(cells.get((*key, *s), DASH) for s in (("AP",), *settings))]
-        for key, size in places.items()
+        for key, size in sorted(places.items(), key=lambda item: [*map(names.index, item[0])])
     ]
     return markdown_table(Table(header, body))
 
