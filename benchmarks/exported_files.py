@@ -90,7 +90,7 @@ def time_files(args: argparse.Namespace) -> Iterator[Row]:
                     subject = Subject(as_inputs, lambda inputs, run=run: run(*inputs))
                     subject(batch)
                 except Exception as error:  # an engine raises anything; the others go on
-                    failures[key] = " ".join(str(error).split())[:150]
+                    failures[key] = reason(error)
                 else:
                     subjects[key] = subject
         first = (args.files[0], args.engines[0])
@@ -117,9 +117,17 @@ def evaluate_files(args: argparse.Namespace) -> Iterator[Row]:
     model = Predictor(cfg, args.evaluate).model
     yield {**place(Path(args.evaluate), "checkpoint"), "ap": average_precisions(cfg, model)}
     for (file, engine), opener in openers(args).items():
-        run = opener(file, None, args.threads[0])
-        exported = ExportedDetector(run, max(model.backbone.size_divisibility, 1))
-        yield {**place(file, engine), "ap": average_precisions(cfg, exported)}
+        try:
+            run = opener(file, None, args.threads[0])
+            exported = ExportedDetector(run, max(model.backbone.size_divisibility, 1))
+            yield {**place(file, engine), "ap": average_precisions(cfg, exported)}
+        except Exception as error:
+            yield {**place(file, engine), "failure": reason(error)}
+
+
+def reason(error: Exception) -> str:
+    """One line."""
+    return " ".join(str(error).split())[:150]
 
 
 def place(file: Path, engine: str) -> Row:

@@ -242,12 +242,15 @@ def test_table_of_exported_files() -> None:
     one, two = ({"file": f"{x}.onnx", "engine": "openvino", "size": 2**20} for x in "ab")
     first = {"pixels": "8x6", "threads": 1, "time": of(20.0), "ratio": quartiles([1.0])}
     second = {"pixels": "8x6", "threads": 2, "time": of(8.0), "ratio": of(0.4)}
-    aps = {"benchmark": "exported_files", "rows": [{**one, "ap": {"val": 29.681}}]}
+    ap_rows = [{**one, "ap": {"val": 29.681}}, {**two, "failure": "no such size"}]
+    aps = {"benchmark": "exported_files", "rows": ap_rows}
     rows = [{**one, **first}, {**one, **second}, {**two, **second, "failure": "no kernel"}]
+    rows.append({**one, "engine": "wasm", "ap": {"val": 29.6}})
     lines = TABLES["exported_files"]({"runs": [aps, {**aps, "rows": rows}]}).splitlines()
     assert lines[0].endswith("| AP | 8x6, 1 thread | 8x6, 2 threads |")
     assert lines[2] == "| a.onnx | openvino | 1.0 | 29.68 | 1 (20.0 ms) | 0.40 (0.20 to 0.80) |"
-    assert lines[3] == "| b.onnx | openvino | 1.0 | – | – | no kernel |"
+    assert lines[3] == "| a.onnx | wasm | 1.0 | 29.60 | – | – |"
+    assert lines[4] == "| b.onnx | openvino | 1.0 | no such size | – | no kernel |"
 
 
 def test_runs_of_a_file(

@@ -127,18 +127,17 @@ def exported_files(*contents: Content) -> str:
     rows = [row for run in _runs(contents, "exported_files") for row in run["rows"]]
     settings = dict.fromkeys((r["pixels"], r["threads"]) for r in rows if "pixels" in r)
     places = {(row["file"], row["engine"]): f"{row['size'] / 2**20:.1f}" for row in rows}
+    names = list(dict.fromkeys(name for place in places for name in place))
     cells = {}
     for row in rows:
         key = (row["file"], row["engine"])
-        if "ap" in row:
-            cells[(*key, "AP")] = ", ".join(f"{ap:.2f}" for ap in row["ap"].values())
-        else:
-            cells[(*key, row["pixels"], row["threads"])] = _file_cell(row)
+        setting = (row["pixels"], row["threads"]) if "pixels" in row else ("AP",)
+        cells[(*key, *setting)] = _file_cell(row)
     header = ["file", "engine", "MiB", "AP"]
     header += [f"{pixels}, {n} thread{'s' if n > 1 else ''}" for pixels, n in settings]
     body = [
         [*key, size, *(cells.get((*key, *s), DASH) for s in (("AP",), *settings))]
-        for key, size in places.items()
+        for key, size in sorted(places.items(), key=lambda item: [*map(names.index, item[0])])
     ]
     return markdown_table(Table(header, body))
 
@@ -146,6 +145,8 @@ def exported_files(*contents: Content) -> str:
 def _file_cell(row: Row) -> str:
     if "failure" in row:
         return row["failure"]
+    if "ap" in row:
+        return ", ".join(f"{ap:.2f}" for ap in row["ap"].values())
     is_first = row["ratio"]["lower"] == row["ratio"]["upper"] == 1
     return f"1 ({_ms(row['time'])} ms)" if is_first else _spread(row["ratio"], 2)
 
