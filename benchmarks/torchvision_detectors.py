@@ -4,7 +4,7 @@
 python benchmarks/torchvision_detectors.py --config-file configs/photos/baseline_fcos.yaml \
     MODEL.META_ARCHITECTURE TorchvisionFCOS DATASETS.TRAIN "('voc2007_train',)" ...
 
-Data, backbone, FPN, schedule and evaluation are the config's, and RetinaNet's anchors. Heads, losses,
+Data, backbone, FPN, schedule, evaluation and RetinaNet's anchors are the config's. Heads, losses,
 matching and NMS are torchvision's, with its defaults but for the score threshold (0.001) and the
 limit of detections (TEST.DETECTIONS_PER_IMAGE).
 """
