@@ -55,8 +55,8 @@ def test_losses_and_the_switch_of_nms(kind: str) -> None:
     assert carries_nms(model)
     with without_nms(model):
         assert not carries_nms(model)
-        assert largest_overlap(detect(model)) > 0.5
-    assert largest_overlap(kept) < 0.11
+        without = detect(model)
+    assert largest_overlap(kept) < 0.11 < largest_overlap(without)
     assert kept.image_size == (256, 384) and kept.pred_boxes.tensor[:, 2].max() > 256
 
 
