@@ -155,7 +155,7 @@ def test_missing_file(read, tmp_path: Path) -> None:
 def test_capped_detections_are_told(read) -> None:
     many = [detection(image_id=i, score=s) for i in (9, 4, 11) for s in np.linspace(0.3, 1, 20)]
     (note,) = read([*many, detection(image_id=30, score=0.001)])[1].notes
-    assert note.startswith("3 of 4 images have exactly 20 detections, the most of any image")
+    assert note.startswith("most images have exactly 20 detections, and none has more")
     # One fewer in two of them: no limit
     assert read([*many[1:-1], detection(image_id=30, score=0.001)])[1].notes == []
     # The lowest score of the images at the limit says nothing

@@ -276,9 +276,9 @@ def _notes(images: np.ndarray, scores: np.ndarray, num_images: int) -> list[str]
     at_limit = counts == most
     if most >= _FEWEST_CAPPED and at_limit.sum() > num_images / 2:
         notes.append(
-            f"{at_limit.sum()} of {num_images} images have exactly {most} detections, the most of"
-            " any image: the detector seems to stop there, so duplicates and objects of lower"
-            " scores are not seen"
+            # Without counts, so that several files share the note
+            f"most images have exactly {most} detections, and none has more: the detector seems to"
+            " stop there, so duplicates and objects of lower scores are not seen"
         )
         scores = scores[~at_limit[images]]
     lowest = scores.min(initial=1)
