@@ -61,6 +61,19 @@ def test_detections_are_ordered_by_image_and_joined(read) -> None:
     assert results.notes == []
 
 
+def test_a_file_name_counts_more_than_the_image_id(read) -> None:
+    names = {9: "a/000004.jpg", 4: "000009.jpg", 11: "a/x.jpg", 30: "b/x.png"}
+    images = [{**image, "file_name": names[image["id"]]} for image in CONTENT["images"]]
+    found = [
+        detection(image_id=4, file_name="000004.jpg"),  # as Ultralytics: image 9
+        detection(image_id=11, file_name="x.jpg"),  # the name of two images
+        detection(image_id=4, file_name="of another place.jpg"),
+        detection(image_id="x", file_name="c/000009.png"),
+    ]
+    truth, results = read(found, {**CONTENT, "images": images})
+    assert [list(truth.images)[i] for i in results.images] == [4, 4, 9, 11]
+
+
 def corners(entry: dict) -> dict:
     x, y, width, height = entry["bbox"]
     return {**entry, "bbox": [x, y, x + width, y + height]}
@@ -142,7 +155,7 @@ def test_missing_file(read, tmp_path: Path) -> None:
 def test_capped_detections_are_told(read) -> None:
     many = [detection(image_id=i, score=s) for i in (9, 4, 11) for s in np.linspace(0.3, 1, 20)]
     (note,) = read([*many, detection(image_id=30, score=0.001)])[1].notes
-    assert note.startswith("3 of 4 images have exactly 20 detections, the most of any image")
+    assert note.startswith("most images have exactly 20 detections, and none has more")
     # One fewer in two of them: no limit
     assert read([*many[1:-1], detection(image_id=30, score=0.001)])[1].notes == []
     # The lowest score of the images at the limit says nothing

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,7 +116,8 @@ def read_results(path: str | os.PathLike[str], annotations: Annotations) -> Resu
 
     Args:
         path: a json: a list of objects with ``image_id``, ``category_id``, ``bbox`` (x, y, width,
-            height in pixels) and ``score``. Other keys are ignored.
+            height in pixels) and ``score``. Where an entry has the ``file_name`` of one image, that
+            image counts and not its ``image_id``. Other keys are ignored.
         annotations: of the same images.
 
     Raises:
@@ -124,9 +126,9 @@ def read_results(path: str | os.PathLike[str], annotations: Annotations) -> Resu
     path = os.fspath(path)
     content = _read(path)
     _check_list(path, content, annotations)
-    image_ids, category_ids, boxes, scores = ([entry[key] for entry in content] for key in _KEYS)
+    _, category_ids, boxes, scores = ([entry[key] for entry in content] for key in _KEYS)
     indices = {image_id: index for index, image_id in enumerate(annotations.images)}
-    images = _known(path, "image_id", image_ids, indices, annotations)
+    images = _known(path, "image_id", _image_ids(content, annotations), indices, annotations)
     classes = _known(path, "category_id", category_ids, annotations.classes, annotations)
     boxes = _checked_boxes(path, boxes, images, annotations)
     scores = _checked_scores(path, scores)
@@ -164,6 +166,22 @@ def _check_list(path: str, content: Any, annotations: Annotations) -> None:
         for key in _KEYS:
             if key not in entry:
                 raise DataError(f"detection {index} in {path} has no '{key}': {_NEEDS}")
+
+
+def _image_ids(content: list[dict[str, Any]], annotations: Annotations) -> list[Any]:
+    """The id of each detection's image, by the stem of ``file_name`` where that is of one image.
+
+    Ultralytics makes an image_id of the digits in a file's name; it may be another image's id.
+    """
+    named: dict[str, list[int]] = {}
+    for image_id, image in annotations.images.items():
+        named.setdefault(Path(image["file_name"]).stem, []).append(image_id)
+    stems = (Path(str(entry.get("file_name", ""))).stem for entry in content)
+    found = (named.get(stem, ()) for stem in stems)
+    return [
+        ids[0] if len(ids) == 1 else entry["image_id"]
+        for ids, entry in zip(found, content, strict=True)
+    ]
 
 
 def _first(values: Sequence[Any], is_right: Callable[[Any], bool]) -> int:
@@ -258,9 +276,9 @@ def _notes(images: np.ndarray, scores: np.ndarray, num_images: int) -> list[str]
     at_limit = counts == most
     if most >= _FEWEST_CAPPED and at_limit.sum() > num_images / 2:
         notes.append(
-            f"{at_limit.sum()} of {num_images} images have exactly {most} detections, the most of"
-            " any image: the detector seems to stop there, so duplicates and objects of lower"
-            " scores are not seen"
+            # Without counts, so that several files share the note
+            f"most images have exactly {most} detections, and none has more: the detector seems to"
+            " stop there, so duplicates and objects of lower scores are not seen"
         )
         scores = scores[~at_limit[images]]
     lowest = scores.min(initial=1)
