@@ -136,7 +136,7 @@ def test_metrics_of_classes_have_their_names(run) -> None:
 
 def test_a_dataset_without_its_comma(error) -> None:
     """detectron2 253 and 1946: a string, of which each letter is looked up as a dataset."""
-    assert "for config key: DATASETS.TRAIN" in error("DATASETS.TRAIN", "('digits_train')")
+    assert "give a tuple, as ('digits_train',) is." in error("DATASETS.TRAIN", "('digits_train')")
 
 
 @pytest.mark.parametrize("max_iter", [1, 4])
