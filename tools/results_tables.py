@@ -9,6 +9,7 @@ file's path is relative to the report. KIND, or several with commas between them
 * of a comparison: `crowding` (by an object's largest IoU with another of its class), or, a row for
   each test set of several files, with commas between them: `overview` (FCOS beside the recommended
   OneNet) or `detectors` (all four);
+* of `onenet audit`: `audit` (the table of its page), or `crowding`;
 * of tools/ablate_rescoring.py: `ablation`, of several files, too;
 * of benchmarks/gpu_suite.py: `suite`;
 * of benchmarks: `inference`, `parts`, `assignment`, `training_step`, `settings`, or `commands`.
@@ -24,7 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from onenet.comparison.results import nms_words
-from onenet.comparison.tables import BIN_NAMES, DASH, Table, markdown_table, spread
+from onenet.comparison.tables import (
+    BIN_NAMES,
+    DASH,
+    Table,
+    markdown_table,
+    spread,
+    summary_table,
+)
 from onenet.utils.errors import ConfigError, exit_with_one_sentence
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -113,6 +121,11 @@ def detectors(*comparisons: dict[str, Any]) -> str:
     return markdown_table(Table(header, rows))
 
 
+def audit(audited: dict[str, Any]) -> str:
+    """AP, NMS gap, duplicates and score gap of each results file."""
+    return markdown_table(summary_table(audited))
+
+
 def ablation(*files: dict[str, Any]) -> str:
     """AP / AP50 of the same heads under other weights of rescoring, and the weights learnt."""
     header = ["AP / AP50 on", *files[0]["variants"], "weights learnt"]
@@ -160,7 +173,7 @@ def _mean(value: dict[str, float]) -> dict[str, float]:
 
 GAPS = ("NMS_gap", "NMS_gap50")
 KINDS = {
-    **{table.__name__: table for table in (overview, detectors, crowding, ablation, suite)},
+    **{table.__name__: table for table in (overview, detectors, audit, crowding, ablation, suite)},
     **TABLES,
 }
 
