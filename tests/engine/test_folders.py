@@ -95,6 +95,14 @@ def test_faults_are_told_before_anything_is_written(train_net, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_results_do_not_go_among_the_photos(train_net, tmp_path):
+    yolo_labelimg(tmp_path, UNSPLIT)
+    words = ("DATASETS.FOLDER", str(tmp_path), "OUTPUT_DIR", f"{tmp_path}/../{tmp_path.name}")
+    with pytest.raises(SystemExit, match="OUTPUT_DIR is .*, the folder of the photos, and the res"):
+        train_net("--config-file", CONFIG, *words, *TINY)
+    assert not (tmp_path / "log.txt").exists()
+
+
 def test_formats_train_to_the_same_weights(train_net, tmp_path: Path):
     states, results = [], []
     for write in (coco_cvat, yolo_labelimg, voc_side_by_side):

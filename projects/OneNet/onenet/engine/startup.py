@@ -161,8 +161,13 @@ def load_for_evaluation(cfg: CfgNode, model: nn.Module, resume: bool = False) ->
 
 
 def _check_output_dir(cfg: CfgNode, resume: bool, eval_only: bool) -> None:
-    """Raises if OUTPUT_DIR has results that this run would overwrite."""
+    """Raises if OUTPUT_DIR has results that this run would overwrite, or the photos."""
     folder = cfg.OUTPUT_DIR
+    if cfg.DATASETS.FOLDER and os.path.realpath(cfg.DATASETS.FOLDER) == os.path.realpath(folder):
+        raise ConfigError(
+            f"OUTPUT_DIR is '{folder}', the folder of the photos, and the results would be read as"
+            " photos and annotations; name another one, which may be in it."
+        )
     files = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     checkpoints = [f for f in files if re.fullmatch(r"model_(final|best|\d{7})\.pth", f)]
     if checkpoints and not (resume or eval_only):

@@ -68,7 +68,7 @@ def look_at(folder: str) -> Layout:
 def walk(folder: str, prefix: str = "", above: tuple[str, ...] = ()) -> Iterator[str]:
     """Names of the files in a folder and the folders in it, relative to it.
 
-    The output folder of a training is left out.
+    A training's output folder in it is left out.
 
     Args:
         folder: the top one.
@@ -83,7 +83,7 @@ def walk(folder: str, prefix: str = "", above: tuple[str, ...] = ()) -> Iterator
         entries = sorted(os.scandir(path), key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(f"the folder {path} cannot be read ({error.strerror})") from error
-    if {"config.yaml", "log.txt"} <= {entry.name for entry in entries}:
+    if prefix and {"config.yaml", "log.txt"} <= {entry.name for entry in entries}:
         return
     for entry in entries:
         if entry.name.startswith(".") or entry.name == "__MACOSX":
