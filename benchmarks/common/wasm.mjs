@@ -1,4 +1,4 @@
-// Runs an exported file in onnxruntime-web, for runtimes.py: requests on stdin, detections on stdout.
+// Runs an exported file in onnxruntime-web, for engines.py: requests on stdin, detections on stdout.
 // A request is N, H and W as int32, the pixels, and N heights and widths as int64; the answer is k
 // as int32, and boxes, scores (float32) and classes (int64) of all images.
 import fs from "node:fs";
