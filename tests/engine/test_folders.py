@@ -81,7 +81,9 @@ def test_a_folder_and_json_files_contradict(tmp_path, key):
 def test_predictions_need_no_folder(tmp_path):
     yolo_labelimg(tmp_path / "photos", UNSPLIT)
     path = tmp_path / "config.yaml"
-    path.write_text(load_config(CONFIG, ["DATASETS.FOLDER", str(tmp_path / "photos")]).dump())
+    opts = ["TEST.BEST_METRIC", "bbox/AP", "SOLVER.PATIENCE", "2"]
+    opts += ["DATASETS.FOLDER", str(tmp_path / "photos")]
+    path.write_text(load_config(CONFIG, opts).dump())
     (tmp_path / "photos").rename(tmp_path / "away")
     assert load_predictor_config(str(path)).MODEL.ONENET.NUM_CLASSES == 3
 

@@ -40,7 +40,7 @@ from .utils.errors import ConfigError, DataError
 __all__ = ["Predictor", "keep", "load_predictor_config"]
 
 # Overrides of training and evaluation settings that do not matter for prediction
-_WITHOUT_TRAINING = ["SOLVER.AMP.ENABLED", "False", "TEST.LIMITS", "[]"]
+_WITHOUT_TRAINING = "SOLVER.AMP.ENABLED False SOLVER.PATIENCE 0 TEST.LIMITS []".split()
 _WITHOUT_DATA = [
     *("DATASETS.TRAIN", "()", "DATASETS.TEST", "()", "DATASETS.FOLDER", ""),
     *(word for key in JSON_KEYS for word in (f"DATASETS.{key}", "")),
