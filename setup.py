@@ -87,6 +87,7 @@ setup(
             "hypothesis>=6.80",
             "ruff>=0.9",
             "import-linter>=2.6",
+            "av>=15",  # the runtime's videos
             *DIGITS,
             *EXPORT,
         ],

@@ -503,8 +503,16 @@ def test_without_opencv(run, folder: Path, video: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(cli, "cv2", None)
     code, stdout, stderr = run(folder, "--output", tmp_path / "drawn")
     assert code == 0 and stderr == "" and "3 images, " in stdout
-    for words in ((folder, video), ("webcam:0",), (folder, "--show")):
-        assert "pip install opencv-python-headless" in usage_error(run, *words)
+    assert run(video)[0] == 0
+    for words in (("webcam:0",), (folder, "--show")):
+        assert "pip install opencv-python" in usage_error(run, *words)
+
+
+def test_without_pyav(run, folder: Path, video: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(cli, "av", None)
+    assert run(folder)[0] == 0
+    for words in ((folder, video), ("webcam:0", "--output", tmp_path)):
+        assert "pip install av" in usage_error(run, *words)
 
 
 def test_as_a_module(make_model, folder: Path, runtime_folder: Path) -> None:

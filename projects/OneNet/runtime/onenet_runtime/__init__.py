@@ -1,6 +1,6 @@
 """Runs an exported OneNet (``model.onnx``): images in, boxes out.
 
-Needs NumPy, ONNX Runtime and Pillow only, neither PyTorch nor Detectron2; OpenCV for videos.
+Needs NumPy, ONNX Runtime and Pillow only, neither PyTorch nor Detectron2; PyAV for videos.
 
     detector = Detector("model.onnx")
     found = detector("street.jpg")

@@ -21,8 +21,12 @@ from .metadata import ModelMetadata
 from .sources import Source, UsageError, expand, output_names
 
 try:
+    import av
+except ImportError:  # only video files need it
+    av = None  # type: ignore[assignment]
+try:
     import cv2
-except ImportError:  # only videos, webcams and --show need it
+except ImportError:  # only webcams and --show need it
     cv2 = None  # type: ignore[assignment]
 
 __all__ = ["main"]
@@ -179,11 +183,7 @@ def _plan(args: argparse.Namespace, detector: Detector) -> tuple[Run, list[Job]]
     if args.annotations and not args.json:
         raise UsageError("--annotations is for the ids in --json: give --json too.")
     sources = expand(args.inputs)
-    if cv2 is None and (args.show or not all(source.is_image for source in sources)):
-        raise UsageError(
-            "Videos, webcams and --show need OpenCV, which cannot be imported:"
-            " pip install opencv-python-headless, for --show opencv-python."
-        )
+    _check_packages(args, sources)
     outputs = [args.output / n if args.output else None for n in output_names(sources)]
     annotations = Annotations.read(args.annotations) if args.annotations else None
     category_ids = (
@@ -199,6 +199,17 @@ def _plan(args: argparse.Namespace, detector: Detector) -> tuple[Run, list[Job]]
     if args.show:
         _open_window()
     return Run(detector, args.batch, args.show, category_ids, failures=failures), jobs
+
+
+def _check_packages(args: argparse.Namespace, sources: list[Source]) -> None:
+    webcams = [source for source in sources if isinstance(source.location, int)]
+    if cv2 is None and (args.show or webcams):
+        raise UsageError(
+            "Webcams and --show need OpenCV, which cannot be imported: pip install opencv-python."
+        )
+    videos = [source for source in sources if not source.is_image]
+    if av is None and (len(videos) > len(webcams) or (webcams and args.output)):
+        raise UsageError("Video files need PyAV, which cannot be imported: pip install av.")
 
 
 def _category_ids(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,16 @@ from .errors import ImageError, ModelError, printable
 from .predictor import Found, keep
 from .sources import Source
 from .stream import batches, detect_files
+from .video import DEFAULT_FPS, VideoReader, VideoWriter
 
 try:
     import cv2
-except ImportError:  # only videos, webcams and --show need it
+except ImportError:  # only webcams and --show need it
     cv2 = None  # type: ignore[assignment]
 
 __all__ = ["WINDOW", "Job", "Quit", "Run", "plural", "run_jobs"]
 
 WINDOW = "onenet-detect"
-_DEFAULT_FPS = 30.0  # of a video that does not tell
 
 
 class Quit(Exception):
@@ -130,45 +131,47 @@ def _swapped(image: np.ndarray) -> np.ndarray:
 
 
 def _run_video(run: Run, job: Job) -> None:
-    location = job.source.location
-    if isinstance(location, Path) and not location.is_file():
-        raise ImageError(f"{location} does not exist: check the path.")
-    for path in (location, job.output):
-        if isinstance(path, Path) and not _is_utf8(path):
-            raise ImageError(f"{path} has a name that is not UTF-8, which OpenCV needs: rename it.")
-    capture = cv2.VideoCapture(location if isinstance(location, int) else str(location))
     before, objects = run.frames, run.objects
+    location = job.source.location
     try:
-        if not capture.isOpened():
-            raise ImageError(
-                f"{job.source} cannot be opened: check that it is a video, or a webcam in reach,"
-                " and convert it to .mp4 with H.264 if this OpenCV lacks its codec."
-            )
-        with closing(_VideoWriter(job.output, _fps(capture))) as writer:
-            for batch in batches(enumerate(_frames(capture)), run.batch):
+        with (
+            _webcam(location) if isinstance(location, int) else _file(location) as (frames, fps),
+            closing(VideoWriter(job.output, fps)) as writer,
+        ):
+            for batch in batches(enumerate(frames), run.batch):
                 _run_frames(run, job, batch, writer)
     finally:
-        capture.release()
-        frames = plural(run.frames - before, "frame")
         if run.frames > before:
+            count = plural(run.frames - before, "frame")
             detections = plural(run.objects - objects, "detection")
-            print(printable(f"{job.source}: {frames}, {detections}"), flush=True)
+            print(printable(f"{job.source}: {count}, {detections}"), flush=True)
     if run.frames == before:
         raise ImageError(f"{job.source} has no frame that can be decoded: copy or convert it.")
 
 
-def _is_utf8(path: Path) -> bool:
-    """Whether OpenCV may be given the name: any other one ends the process in OpenCV 5."""
+@contextmanager
+def _file(path: Path) -> Iterator[tuple[Iterable[np.ndarray], Fraction]]:
+    """RGB frames, and how many there are in a second."""
+    if not path.is_file():
+        raise ImageError(f"{path} does not exist: check the path.")
+    with closing(VideoReader(path)) as reader:
+        yield reader, reader.fps
+        if reader.fault:
+            raise ImageError(reader.fault)
+
+
+@contextmanager
+def _webcam(number: int) -> Iterator[tuple[Iterable[np.ndarray], Fraction]]:
+    """As :func:`_file`."""
+    capture = cv2.VideoCapture(number)
     try:
-        str(path).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _fps(capture: cv2.VideoCapture) -> float:
-    fps = capture.get(cv2.CAP_PROP_FPS)
-    return fps if math.isfinite(fps) and 0 < fps <= 1000 else _DEFAULT_FPS
+        if not capture.isOpened():
+            raise ImageError(f"webcam{number} cannot be opened: check that it is in reach.")
+        fps = capture.get(cv2.CAP_PROP_FPS)
+        known = math.isfinite(fps) and 0 < fps <= 1000
+        yield _frames(capture), Fraction(round(fps)) if known else DEFAULT_FPS
+    finally:
+        capture.release()
 
 
 def _frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
@@ -180,7 +183,7 @@ def _frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
 
 
 def _run_frames(
-    run: Run, job: Job, batch: list[tuple[int, np.ndarray]], writer: _VideoWriter
+    run: Run, job: Job, batch: list[tuple[int, np.ndarray]], writer: VideoWriter
 ) -> None:
     ids: list[int | str] = [f"{job.image_id}:{index}" for index, _ in batch]
     frames = [frame for _, frame in batch]
@@ -192,35 +195,3 @@ def _run_frames(
             writer.write(picture)
             if run.show:
                 _show(picture, wait=1)
-
-
-class _VideoWriter:
-    """An .mp4 that is begun with its first frame; without a path, none."""
-
-    def __init__(self, path: Path | None, fps: float) -> None:
-        self._path = path
-        self._fps = fps
-        self._writer: cv2.VideoWriter | None = None
-        self._size = (0, 0)
-
-    def write(self, picture: np.ndarray) -> None:
-        """Appends an RGB picture."""
-        if self._path is None:
-            return
-        if self._writer is None:
-            self._size = (picture.shape[1], picture.shape[0])
-            codec = cv2.VideoWriter.fourcc(*"mp4v")
-            self._writer = cv2.VideoWriter(str(self._path), codec, self._fps, self._size)
-            if not self._writer.isOpened():
-                raise OSError(
-                    f"{self._path} cannot be written: choose another folder, or an OpenCV with"
-                    " FFmpeg."
-                )
-        if picture.shape[1::-1] != self._size:  # OpenCV would leave the frame out
-            picture = cv2.resize(picture, self._size)
-        self._writer.write(_swapped(picture))
-
-    def close(self) -> None:
-        """Ends the file."""
-        if self._writer is not None:
-            self._writer.release()

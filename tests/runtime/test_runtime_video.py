@@ -1,0 +1,129 @@
+"""Video files: colours, orientation, damage, and what is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onenet_runtime import ImageError
+
+av = pytest.importorskip("av")
+from onenet_runtime.video import VideoReader, VideoWriter  # noqa: E402
+
+BT601, BT709, UNTAGGED = (0.299, 0.114), (0.2126, 0.0722), 2
+
+
+@pytest.fixture
+def planes() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Y, U and V of 48 x 64 pixels, none of which gives a colour outside RGB's range."""
+    random = np.random.default_rng(0)
+    y = random.integers(90, 160, (48, 64), dtype=np.uint8)
+    return y, *random.integers(110, 146, (2, 24, 32), dtype=np.uint8)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Writes frames of yuv420p without loss."""
+
+    def write(planes, colorspace: int, scale: int) -> Path:
+        path = tmp_path / "video.mkv"
+        planes = [np.kron(plane, np.ones((scale, scale), np.uint8)) for plane in planes]
+        height, width = planes[0].shape
+        stacked = np.concatenate([plane.reshape(-1, width) for plane in planes])
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("ffv1", rate=Fraction(15, 2))
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            stream.codec_context.colorspace = colorspace
+            for _ in range(3):
+                frame = av.VideoFrame.from_ndarray(stacked, format="yuv420p")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        return path
+
+    return write
+
+
+def to_rgb(planes, weights: tuple[float, float]) -> np.ndarray:
+    """ITU-R BT.601 and BT.709, limited range; each colour sample stands for 2 x 2 pixels."""
+    y, u, v = (plane.astype(float) for plane in planes)
+    u, v = (np.kron(plane - 128, np.ones((2, 2))) * 255 / 224 for plane in (u, v))
+    red, blue = weights
+    r = (y - 16) * 255 / 219 + 2 * (1 - red) * v
+    b = (y - 16) * 255 / 219 + 2 * (1 - blue) * u
+    g = ((y - 16) * 255 / 219 - red * r - blue * b) / (1 - red - blue)
+    return np.stack([r, g, b], axis=2)
+
+
+@pytest.mark.parametrize(
+    ("colorspace", "scale", "weights"),
+    [(UNTAGGED, 1, BT601), (UNTAGGED, 15, BT709), (1, 1, BT709), (6, 15, BT601)],
+)
+def test_colours_are_exact(write, planes, colorspace: int, scale: int, weights) -> None:
+    """OpenCV's are up to three levels darker; untagged ones of 720 rows or more are BT.709."""
+    reader = VideoReader(write(planes, colorspace, scale))
+    frames = list(reader)
+    reader.close()
+    expected = np.kron(to_rgb(planes, weights), np.ones((scale, scale, 1)))
+    assert len(frames) == 3 and reader.fps == Fraction(15, 2) and reader.fault is None
+    assert frames[0].dtype == np.uint8 and frames[0].flags.c_contiguous
+    assert np.abs(frames[0] - expected).max() < 1.01
+
+
+def test_written_videos_keep_size_rate_and_colours(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    picture = np.zeros((49, 65, 3), np.uint8)
+    picture[:, :32], picture[:, 32:] = (200, 40, 90), (30, 120, 220)
+    writer = VideoWriter(path, Fraction(15, 2))
+    writer.write(picture)
+    writer.write(picture[:20, ::2])  # of another size
+    writer.close()
+    reader = VideoReader(path)
+    frames = list(reader)
+    reader.close()
+    assert reader.fps == Fraction(15, 2)
+    assert [frame.shape for frame in frames] == [(48, 64, 3)] * 2
+    for frame in frames:
+        np.testing.assert_allclose(frame[10:40, 8:24].mean((0, 1)), (200, 40, 90), atol=6)
+        np.testing.assert_allclose(frame[10:40, 40:56].mean((0, 1)), (30, 120, 220), atol=6)
+
+
+def test_without_frames_nothing_is_written(tmp_path: Path) -> None:
+    VideoWriter(tmp_path / "out.mp4", Fraction(10)).close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    writer = VideoWriter(tmp_path / "gone" / "out.mp4", Fraction(10))
+    with pytest.raises(OSError, match="out.mp4 cannot be written .No such file"):
+        writer.write(np.zeros((8, 8, 3), np.uint8))
+    writer.close()
+
+
+def test_damage_is_told_behind_the_last_frame(tmp_path: Path) -> None:
+    path = tmp_path / "video.mp4"
+    writer = VideoWriter(path, Fraction(10))
+    for seed in range(12):
+        random = np.random.default_rng(seed)
+        writer.write(random.integers(256, size=(48, 64, 3), dtype=np.uint8))
+    writer.close()
+    data = bytearray(path.read_bytes())
+    first = data.index(b"mdat") + len(data) // 3
+    data[first : first + 300] = bytes(300)
+    path.write_bytes(data)
+    reader = VideoReader(path)
+    assert 0 < len(list(reader)) <= 12
+    assert "video.mp4 is damaged, " in str(reader.fault)
+
+
+def test_no_video(tmp_path: Path) -> None:
+    sound = tmp_path / "sound.wav"
+    with av.open(str(sound), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 80), np.int16), layout="mono")
+        frame.rate = 8000
+        container.mux(stream.encode(frame))
+    with pytest.raises(ImageError, match="has no video in it"):
+        VideoReader(sound)
