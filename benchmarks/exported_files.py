@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Exported files in their engines on the CPU: latency in turns, or AP.
 
-python benchmarks/exported_files.py float32.onnx int8.onnx float32.ts [--sizes 320x320 ...] \\
+python benchmarks/exported_files.py float32.onnx int8.onnx float32.ts 320x320.tflite [--sizes 320x320 ...] \\
     [--engines onnxruntime openvino wasm] [--threads 1 2] [--image photo.jpg]
 python benchmarks/exported_files.py float32.onnx int8.onnx --evaluate model_final.pth
 
@@ -26,6 +26,7 @@ from torch import Tensor
 from common import (
     Opener,
     Subject,
+    litert_opener,
     make_parser,
     measure,
     onnxruntime_opener,
@@ -58,20 +59,22 @@ def torch_opener() -> Opener:
 
 
 def openers(args: argparse.Namespace) -> dict[tuple[Path, str], Opener]:
-    """By file and engine: each .onnx file in each engine, other files in PyTorch."""
+    """By file and engine: an .onnx file in each engine, .tflite in LiteRT, others in PyTorch."""
     if "wasm" in args.engines and args.ort_web is None:
         raise ConfigError("--engines wasm needs --ort-web FOLDER.")
     makers = {
         "onnxruntime": onnxruntime_opener,
         "openvino": openvino_opener,
         "wasm": partial(wasm_opener, args.ort_web),
+        "litert": litert_opener,
         "torch": torch_opener,
     }
     found = {}
     for file in args.files:
         if not file.is_file():
             raise ConfigError(f"{file} does not exist or is no file.")
-        for engine in args.engines if file.suffix == ".onnx" else ["torch"]:
+        engines = {".onnx": args.engines, ".tflite": ["litert"]}.get(file.suffix, ["torch"])
+        for engine in engines:
             found[file, engine] = makers[engine]()
     return found
 

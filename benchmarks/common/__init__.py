@@ -1,6 +1,12 @@
 """What the scripts of `benchmarks/` share: timing, memory, and detectors in several runtimes."""
 
-from .engines import Opener, onnxruntime_opener, openvino_opener, wasm_opener
+from .engines import (
+    Opener,
+    litert_opener,
+    onnxruntime_opener,
+    openvino_opener,
+    wasm_opener,
+)
 from .parts import PARTS, Stopwatch, time_parts
 from .report import inference_rows, make_parser, parts_rows, record
 from .runtimes import COMPLETE, EVERY_CANDIDATE, NETWORK, RUNTIMES, Key, Setting, keys_of, prepare
@@ -36,6 +42,7 @@ __all__ = [
     "count_candidates",
     "inference_rows",
     "keys_of",
+    "litert_opener",
     "load_batches",
     "make_parser",
     "measure",

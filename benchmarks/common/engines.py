@@ -1,4 +1,4 @@
-"""ONNX files in ONNX Runtime, OpenVINO and onnxruntime-web, on the CPU.
+"""ONNX files in ONNX Runtime, OpenVINO and onnxruntime-web, and LiteRT's files, on the CPU.
 
 Each opener takes a file, the inputs' shapes (None for any; onnxruntime-web takes images and
 image_sizes only) and the number of threads. What it gives maps arrays to arrays.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["Opener", "onnxruntime_opener", "openvino_opener", "wasm_opener"]
+__all__ = ["Opener", "litert_opener", "onnxruntime_opener", "openvino_opener", "wasm_opener"]
 
 _Run = Callable[..., Sequence[np.ndarray]]
 Opener = Callable[[Path, Sequence[tuple[int, ...]] | None, int], _Run]
@@ -57,6 +57,36 @@ def openvino_opener() -> Opener:
         def run(*arrays: np.ndarray) -> list[np.ndarray]:
             results = request.infer(list(arrays), share_inputs=True, share_outputs=True)
             return [results[i] for i in range(len(results))]
+
+        return run
+
+    return open_file
+
+
+def litert_opener() -> Opener:
+    """For .tflite files, which have one size; smaller images are padded to it."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    def open_file(file: Path, shapes: Sequence[tuple[int, ...]] | None, threads: int) -> _Run:
+        interpreter = Interpreter(str(file), num_threads=threads)
+        interpreter.allocate_tensors()
+        images, sizes = (
+            next(d for d in interpreter.get_input_details() if d["dtype"] == dtype)
+            for dtype in (np.uint8, np.int64)
+        )
+        outputs = {  # converters give them other names, and another order
+            (len(d["shape"]), d["dtype"]): d["index"] for d in interpreter.get_output_details()
+        }
+        wanted = [outputs[3, np.float32], outputs[2, np.float32], outputs[2, np.int64]]
+
+        def run(pixels: np.ndarray, pixel_sizes: np.ndarray) -> list[np.ndarray]:
+            gaps = np.subtract(images["shape"], pixels.shape)
+            if (gaps < 0).any() or gaps[0]:
+                raise ValueError(f"{file} takes {images['shape']} pixels, not {pixels.shape}.")
+            interpreter.set_tensor(images["index"], np.pad(pixels, [(0, gap) for gap in gaps]))
+            interpreter.set_tensor(sizes["index"], pixel_sizes)
+            interpreter.invoke()
+            return [interpreter.get_tensor(index) for index in wanted]
 
         return run
 

@@ -60,5 +60,6 @@ class ExportableOneNet(nn.Module):
         predictions = self.head([features[name] for name in self.in_features])
         predictions = predictions._replace(pred_logits=predictions.pred_logits.float())
         scores, classes, boxes = select_top_k(predictions, self.max_detections, self.rescoring)
-        limits = image_sizes.flip(1).repeat(1, 2)[:, None].to(boxes.dtype)  # width, height, twice
+        height, width = image_sizes.to(boxes.dtype).unbind(1)
+        limits = torch.stack((width, height, width, height), dim=1)[:, None]
         return torch.minimum(boxes.clamp(min=0), limits), scores, classes
