@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """Exported files in their engines on the CPU: latency in turns, or AP.
 
-python benchmarks/exported_files.py float32.onnx int8.onnx float32.ts 320x320.tflite [--sizes 320x320 ...] \\
-    [--engines onnxruntime openvino wasm] [--threads 1 2] [--image photo.jpg]
+python benchmarks/exported_files.py float32.onnx int8.onnx float32.ts 352x320.tflite \\
+    [--sizes 320x320 ...] [--engines onnxruntime openvino wasm] [--threads 1 2] \\
+    [--image photo.jpg]
 python benchmarks/exported_files.py float32.onnx int8.onnx --evaluate model_final.pth
 
 One image at a time, from pixels to boxes. Ratios are to the first file in the first engine with as

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -153,3 +155,31 @@ def test_openvino_reads_the_onnx_file(build, tmp_path: Path) -> None:
     difference = compare_on_images(model, exported, images, 1e-4)
     assert difference.compared > 50 and difference.unmatched == 0
     assert difference.box < 1e-3 and difference.score < 1e-4
+
+
+@pytest.mark.slow
+def test_litert_runs_what_onnx2tf_converts(build, tmp_path: Path) -> None:
+    """With the commands of docs/engines.md, on an image that does not fill the file's size."""
+    if "ONENET_ONNX2TF" not in os.environ:
+        pytest.skip("needs ONENET_ONNX2TF, the folder of the commands onnx2tf and onnxsim")
+    pytest.importorskip("ai_edge_litert", reason="needs LiteRT: pip install ai-edge-litert")
+    from common import litert_opener
+
+    cfg, model = build("digits/recommended_R18_FPN")
+    path = tmp_path / "model.onnx"
+    export(cfg, model, path)
+    folder = Path(os.environ["ONENET_ONNX2TF"])
+    shapes = ("images:1,96,128,3", "image_sizes:1,2")
+    fixed, files = tmp_path / "fixed.onnx", tmp_path / "litert"
+    for command in (
+        ["onnxsim", path, fixed, "--overwrite-input-shape", *shapes],
+        ["onnx2tf", "-i", fixed, "-o", files, "-kat", "images", "image_sizes"],
+    ):
+        subprocess.run([folder / command[0], *command[1:]], check=True, cwd=tmp_path)
+    run = litert_opener()(files / "fixed_float32.tflite", None, 1)
+    images = np.zeros((1, 96, 128, 3), np.uint8)
+    images[:, :70, :100] = np.random.default_rng(0).integers(256, size=(1, 70, 100, 3))
+    found, expected = (r(images, np.array([[70, 100]])) for r in (run, open_exported(path)[0]))
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-2)
+    np.testing.assert_allclose(found[1], expected[1], atol=1e-4)
+    np.testing.assert_array_equal(found[2], expected[2])
