@@ -97,7 +97,7 @@ def time_files(args: argparse.Namespace) -> Iterator[Row]:
                     failures[key] = reason(error)
                 else:
                     subjects[key] = subject
-        first = (args.files[0], args.engines[0])
+        first = next(iter(openers(args)))
         for key in [(*first, threads) for threads in args.threads]:
             if key in failures:
                 raise ConfigError(f"{first[0]} cannot be run in {first[1]} ({failures[key]}).")

@@ -16,6 +16,7 @@ import pytest
 from onenet_runtime import Detector, cli, detector
 from onenet_runtime.predictor import Predictor
 from onenet_runtime.sources import IMAGE_SUFFIXES, Source, output_names
+from onenet_runtime.video import VideoReader
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -441,6 +442,20 @@ def test_bad_video(run, video: Path, tmp_path: Path) -> None:
     bad.write_text("no video")
     code, stdout, stderr = run(bad, video)
     assert code == 1 and "7 frames" in stdout and "bad.mp4 cannot be opened" in stderr
+
+
+def test_a_frame_that_is_too_narrow(run, video: Path, tmp_path: Path, monkeypatch) -> None:
+    """The others of its batch, and the next input, are detected on."""
+
+    def frames(self):
+        yield from [np.zeros((48, 64, 3), np.uint8)] * 5
+        yield np.zeros((2, 2000, 3), np.uint8)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VideoReader, "__iter__", frames)
+        code, stdout, stderr = run(video, "--batch", "4")
+    assert code == 1 and "5 frames" in stdout
+    assert "drive.avi, of 2000 x 2 pixels, is too narrow" in stderr
 
 
 def test_interrupted_video_is_finalised(make_model, video: Path, tmp_path: Path, capsys) -> None:

@@ -13,7 +13,11 @@ from onenet_runtime import ImageError
 av = pytest.importorskip("av")
 from onenet_runtime.video import VideoReader, VideoWriter  # noqa: E402
 
-BT601, BT709, UNTAGGED = (0.299, 0.114), (0.2126, 0.0722), 2
+BT601, BT709 = (0.299, 0.114), (0.2126, 0.0722)
+UNTAGGED = {}
+TAGS_709, TAGS_601 = (
+    dict.fromkeys(("colorspace", "color_primaries", "color_trc"), x) for x in (1, 6)
+)
 
 
 @pytest.fixture
@@ -28,7 +32,7 @@ def planes() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def write(tmp_path: Path) -> Callable[..., Path]:
     """Writes frames of yuv420p without loss."""
 
-    def write(planes, colorspace: int, scale: int) -> Path:
+    def write(planes, tags: dict[str, int], scale: int) -> Path:
         path = tmp_path / "video.mkv"
         planes = [np.kron(plane, np.ones((scale, scale), np.uint8)) for plane in planes]
         height, width = planes[0].shape
@@ -36,7 +40,8 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         with av.open(str(path), "w") as container:
             stream = container.add_stream("ffv1", rate=Fraction(15, 2))
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            stream.codec_context.colorspace = colorspace
+            for name, value in tags.items():
+                setattr(stream.codec_context, name, value)
             for _ in range(3):
                 frame = av.VideoFrame.from_ndarray(stacked, format="yuv420p")
                 container.mux(stream.encode(frame))
@@ -58,12 +63,18 @@ def to_rgb(planes, weights: tuple[float, float]) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("colorspace", "scale", "weights"),
-    [(UNTAGGED, 1, BT601), (UNTAGGED, 15, BT709), (1, 1, BT709), (6, 15, BT601)],
+    ("tags", "scale", "weights"),
+    [
+        (UNTAGGED, 1, BT601),
+        (UNTAGGED, 15, BT709),
+        ({"colorspace": 1}, 1, BT601),
+        (TAGS_709, 1, BT709),
+        (TAGS_601, 15, BT601),
+    ],
 )
-def test_colours_are_exact(write, planes, colorspace: int, scale: int, weights) -> None:
-    """OpenCV's are up to three levels darker; untagged ones of 720 rows or more are BT.709."""
-    reader = VideoReader(write(planes, colorspace, scale))
+def test_colours_are_exact(write, planes, tags: dict[str, int], scale: int, weights) -> None:
+    """OpenCV's are up to three levels darker; without all tags, the height decides."""
+    reader = VideoReader(write(planes, tags, scale))
     frames = list(reader)
     reader.close()
     expected = np.kron(to_rgb(planes, weights), np.ones((scale, scale, 1)))
@@ -76,14 +87,16 @@ def test_written_videos_keep_size_rate_and_colours(tmp_path: Path) -> None:
     path = tmp_path / "out.mp4"
     picture = np.zeros((49, 65, 3), np.uint8)
     picture[:, :32], picture[:, 32:] = (200, 40, 90), (30, 120, 220)
-    writer = VideoWriter(path, Fraction(15, 2))
-    writer.write(picture)
-    writer.write(picture[:20, ::2])  # of another size
-    writer.close()
+    with VideoWriter(path, Fraction(15, 2)) as writer:
+        writer.write(picture)
+        writer.write(picture[:20, ::2])  # of another size
     reader = VideoReader(path)
     frames = list(reader)
     reader.close()
-    assert reader.fps == Fraction(15, 2)
+    with av.open(str(path)) as container:
+        context = container.streams.video[0].codec_context
+        tags = (context.colorspace, context.color_primaries, context.color_trc)
+    assert reader.fps == Fraction(15, 2) and tags == (1, 1, 1)
     assert [frame.shape for frame in frames] == [(48, 64, 3)] * 2
     for frame in frames:
         np.testing.assert_allclose(frame[10:40, 8:24].mean((0, 1)), (200, 40, 90), atol=6)
@@ -91,31 +104,47 @@ def test_written_videos_keep_size_rate_and_colours(tmp_path: Path) -> None:
 
 
 def test_without_frames_nothing_is_written(tmp_path: Path) -> None:
-    VideoWriter(tmp_path / "out.mp4", Fraction(10)).close()
+    with VideoWriter(tmp_path / "out.mp4", Fraction(10)):
+        pass
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
-    writer = VideoWriter(tmp_path / "gone" / "out.mp4", Fraction(10))
     with pytest.raises(OSError, match="out.mp4 cannot be written .No such file"):
-        writer.write(np.zeros((8, 8, 3), np.uint8))
-    writer.close()
+        with VideoWriter(tmp_path / "gone" / "out.mp4", Fraction(10)) as writer:
+            writer.write(np.zeros((8, 8, 3), np.uint8))
+
+
+def test_a_full_disk_does_not_hide_an_interrupt(tmp_path: Path) -> None:
+    class Full:
+        def encode(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    def write(error: type[BaseException] | None) -> None:
+        with VideoWriter(tmp_path / "out.mp4", Fraction(10)) as writer:
+            writer.write(np.zeros((8, 8, 3), np.uint8))
+            writer._stream = Full()
+            if error:
+                raise error
+
+    with pytest.raises(OSError, match="No space left"):
+        write(None)
+    with pytest.raises(KeyboardInterrupt):
+        write(KeyboardInterrupt)
 
 
 def test_damage_is_told_behind_the_last_frame(tmp_path: Path) -> None:
     path = tmp_path / "video.mp4"
-    writer = VideoWriter(path, Fraction(10))
-    for seed in range(12):
-        random = np.random.default_rng(seed)
-        writer.write(random.integers(256, size=(48, 64, 3), dtype=np.uint8))
-    writer.close()
+    with VideoWriter(path, Fraction(10)) as writer:
+        for picture in np.random.default_rng(0).integers(256, size=(12, 48, 64, 3), dtype=np.uint8):
+            writer.write(picture)
     data = bytearray(path.read_bytes())
     first = data.index(b"mdat") + len(data) // 3
     data[first : first + 300] = bytes(300)
     path.write_bytes(data)
     reader = VideoReader(path)
     assert 0 < len(list(reader)) <= 12
-    assert "video.mp4 is damaged, " in str(reader.fault)
+    assert "video.mp4 is damaged" in str(reader.fault)
 
 
 def test_no_video(tmp_path: Path) -> None:
@@ -127,3 +156,16 @@ def test_no_video(tmp_path: Path) -> None:
         container.mux(stream.encode(frame))
     with pytest.raises(ImageError, match="has no video in it"):
         VideoReader(sound)
+
+
+def test_names_with_a_colon_are_no_protocols(write, planes, tmp_path: Path) -> None:
+    path = write(planes, UNTAGGED, 1).rename(tmp_path / "http:x.mkv")
+    reader = VideoReader(path)
+    assert len(list(reader)) == 3
+    reader.close()
+
+
+def test_frames_of_too_many_pixels_are_refused(write, planes, monkeypatch) -> None:
+    monkeypatch.setattr("onenet_runtime.video._MOST_PIXELS", 48 * 64 - 1)
+    with pytest.raises(ImageError, match="more pixels than are read"):
+        VideoReader(write(planes, UNTAGGED, 1))

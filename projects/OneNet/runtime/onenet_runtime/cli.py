@@ -209,7 +209,10 @@ def _check_packages(args: argparse.Namespace, sources: list[Source]) -> None:
         )
     videos = [source for source in sources if not source.is_image]
     if av is None and (len(videos) > len(webcams) or (webcams and args.output)):
-        raise UsageError("Video files need PyAV, which cannot be imported: pip install av.")
+        raise UsageError(
+            "Video files, and --output of webcams, need PyAV, which cannot be imported: pip install"
+            " av."
+        )
 
 
 def _category_ids(

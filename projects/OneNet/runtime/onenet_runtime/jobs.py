@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -136,7 +135,7 @@ def _run_video(run: Run, job: Job) -> None:
     try:
         with (
             _webcam(location) if isinstance(location, int) else _file(location) as (frames, fps),
-            closing(VideoWriter(job.output, fps)) as writer,
+            VideoWriter(job.output, fps) as writer,
         ):
             for batch in batches(enumerate(frames), run.batch):
                 _run_frames(run, job, batch, writer)
@@ -168,8 +167,8 @@ def _webcam(number: int) -> Iterator[tuple[Iterable[np.ndarray], Fraction]]:
         if not capture.isOpened():
             raise ImageError(f"webcam{number} cannot be opened: check that it is in reach.")
         fps = capture.get(cv2.CAP_PROP_FPS)
-        known = math.isfinite(fps) and 0 < fps <= 1000
-        yield _frames(capture), Fraction(round(fps)) if known else DEFAULT_FPS
+        known = 1 <= fps <= 1000  # false for NaN, too
+        yield _frames(capture), Fraction(fps).limit_denominator(1001) if known else DEFAULT_FPS
     finally:
         capture.release()
 
@@ -185,13 +184,21 @@ def _frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
 def _run_frames(
     run: Run, job: Job, batch: list[tuple[int, np.ndarray]], writer: VideoWriter
 ) -> None:
-    ids: list[int | str] = [f"{job.image_id}:{index}" for index, _ in batch]
-    frames = [frame for _, frame in batch]
-    run.detector.predictor.check(frames[0], f"A frame of {job.source}")
-    for frame, found, image_id in zip(frames, run.detector.predictor(frames), ids, strict=True):
-        detections = run.keep(frame, found, image_id)
+    fault = None
+    frames: list[np.ndarray] = []
+    for _, frame in batch:
+        try:
+            run.detector.predictor.check(frame, f"A frame of {job.source}")
+        except ImageError as error:  # those before it are detected on
+            fault = error
+            break
+        frames.append(frame)
+    for (index, frame), found in zip(batch, run.detector.predictor(frames), strict=False):
+        detections = run.keep(frame, found, f"{job.image_id}:{index}")
         if job.output or run.show:
             picture = detections.draw(len(frame))
             writer.write(picture)
             if run.show:
                 _show(picture, wait=1)
+    if fault:
+        raise fault

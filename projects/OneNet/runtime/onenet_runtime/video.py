@@ -19,40 +19,49 @@ except ImportError:  # only videos need it
 __all__ = ["DEFAULT_FPS", "VideoReader", "VideoWriter"]
 
 DEFAULT_FPS = Fraction(30)  # of a video that does not tell
-_BT709 = 1  # FFmpeg's AVCOL_SPC_BT709
-_UNTAGGED = (2, 0)  # colour space and range: AVCOL_SPC_UNSPECIFIED, AVCOL_RANGE_UNSPECIFIED
+_BT709, _UNSPECIFIED = 1, 2  # of FFmpeg's matrix, primaries and transfer
+_LIMITED = 1  # FFmpeg's AVCOL_RANGE_MPEG
 _HD_HEIGHT = 720  # from which browsers take an untagged video for BT.709, else for BT.601
+_MOST_PIXELS = 178_956_970  # of a frame: Pillow's limit for images
 # FFmpeg's default is quicker, and some levels of 255 darker than browsers
 _EXACT = "flags=neighbor+accurate_rnd+full_chroma_int"
 
 
 class VideoReader:
-    """The first video stream of a file.
+    """The first video stream of a file, to be read once.
 
     Args:
         path: of the file.
 
     Attributes:
         fps: frames a second, 30 where the file does not tell.
-        fault: behind the last frame, why some are missing or wrong; None if none is.
+        fault: behind the last frame, why some are missing or wrong; None if none is known to be.
 
     Raises:
-        ImageError: it cannot be opened, or has no video.
+        ImageError: it cannot be opened, has no video or one of an unknown codec, or its frames
+            have too many pixels.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        convert = "check that it is a video, and convert it to .mp4 with H.264."
         try:
-            self._container = av.open(str(path))
+            self._container = av.open(_url(path))
         except (av.FFmpegError, UnicodeError) as error:
-            raise ImageError(
-                f"{path} cannot be opened ({_reason(error)}): check that it is a video, and convert"
-                " it to .mp4 with H.264 if this PyAV lacks its codec."
-            ) from None
-        if not self._container.streams.video:
+            raise ImageError(f"{path} cannot be opened ({_reason(error)}): {convert}") from None
+        streams = self._container.streams.video
+        context = streams[0].codec_context if streams else None
+        fault = None
+        if not streams:
+            fault = "has no video in it: check that it is the right file."
+        elif context is None:
+            fault = f"has a codec that this PyAV does not know: {convert}"
+        elif context.width * context.height > _MOST_PIXELS:
+            fault = "has frames of more pixels than are read of an image: make it smaller."
+        if fault:
             self.close()
-            raise ImageError(f"{path} has no video in it: check that it is the right file.")
-        self._stream = self._container.streams.video[0]
+            raise ImageError(f"{path} {fault}")
+        self._stream = streams[0]
         self._stream.thread_type = "AUTO"
         rate = self._stream.average_rate
         self.fps = rate if rate and 0 < rate <= 1000 else DEFAULT_FPS
@@ -61,25 +70,25 @@ class VideoReader:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """The frames that can be decoded, upright, (H, W, 3) RGB uint8."""
-        damaged = 0
+        damaged = False
         try:
             for packet in self._container.demux(self._stream):
                 try:
                     frames = packet.decode()
                 except av.FFmpegError:
-                    damaged += 1
+                    damaged = True
                     continue
-                damaged += sum(frame.is_corrupt for frame in frames)
+                damaged |= any(frame.is_corrupt for frame in frames)
                 yield from map(self._to_rgb, frames)
         except av.FFmpegError as error:
-            self.fault = f"{self._path} cannot be read to its end ({_reason(error)}): copy it."
-        if damaged:
-            self.fault = f"{self._path} is damaged, {damaged} frames are missing or wrong: copy it."
+            self.fault = f"{self._path} cannot be read on ({_reason(error)}): copy it again."
+        if damaged and not self.fault:
+            self.fault = f"{self._path} is damaged, frames are missing or wrong: copy it again."
 
     def _to_rgb(self, frame: av.VideoFrame) -> np.ndarray:
         kind = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
         if kind != self._kind:
-            self._kind, self._graph = kind, _rgb_graph(frame, self._stream.time_base)
+            self._kind, self._graph = kind, _rgb_graph(frame, self._stream)
         self._graph.push(frame)
         pixels = self._graph.pull().to_ndarray()
         return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
@@ -89,14 +98,22 @@ class VideoReader:
         self._container.close()
 
 
-def _rgb_graph(frame: av.VideoFrame, time_base: Fraction | None) -> av.filter.Graph:
+def _rgb_graph(frame: av.VideoFrame, stream: av.VideoStream) -> av.filter.Graph:
     """FFmpeg's filters that turn frames like this one into RGB."""
-    is_untagged = (frame.colorspace, frame.color_range) == _UNTAGGED
-    matrix = ":in_color_matrix=bt709" if is_untagged and frame.height >= _HD_HEIGHT else ""
+    context = stream.codec_context
+    tags = (frame.colorspace, context.color_primaries, context.color_trc)
+    matrix = ""  # the tagged one
+    # Chromium goes by the size unless all tags are there, but not for these codecs
+    if (
+        _UNSPECIFIED in tags
+        and context.codec.canonical_name not in ("vp9", "av1")
+        and not frame.format.name.startswith("yuvj")
+    ):
+        matrix = ":in_color_matrix=" + ("bt709" if frame.height >= _HD_HEIGHT else "bt601")
     graph = av.filter.Graph()
     graph.link_nodes(
         graph.add_buffer(
-            width=frame.width, height=frame.height, format=frame.format, time_base=time_base
+            width=frame.width, height=frame.height, format=frame.format, time_base=stream.time_base
         ),
         graph.add("scale", _EXACT + matrix),
         graph.add("format", "pix_fmts=rgb24"),
@@ -106,11 +123,11 @@ def _rgb_graph(frame: av.VideoFrame, time_base: Fraction | None) -> av.filter.Gr
 
 
 class VideoWriter:
-    """An .mp4 in H.264 that is begun with its first frame.
+    """An .mp4 in H.264 that is begun with its first frame and ended by leaving the context.
 
     Args:
         path: of the file; None for none.
-        fps: frames a second.
+        fps: frames a second, above 0.
     """
 
     def __init__(self, path: Path | None, fps: Fraction) -> None:
@@ -120,7 +137,9 @@ class VideoWriter:
         self._count = 0
 
     def write(self, picture: np.ndarray) -> None:
-        """Appends a picture, (H, W, 3) RGB uint8; one of another size than the first is resized.
+        """Appends a picture, (H, W, 3) RGB uint8.
+
+        It is resized to the size of the first, rounded down to even numbers.
 
         Raises:
             OSError: the file cannot be written.
@@ -139,25 +158,34 @@ class VideoWriter:
             self._container.mux(self._stream.encode(frame))
 
     def _begin(self, frame: av.VideoFrame) -> av.container.OutputContainer:
-        container = av.open(str(self._path), "w", format="mp4")
+        container = av.open(_url(self._path), "w", format="mp4")
         self._stream = container.add_stream("h264", rate=self._fps)
         self._stream.width = max(frame.width // 2 * 2, 2)  # H.264's are even
         self._stream.height = max(frame.height // 2 * 2, 2)
         self._stream.pix_fmt = "yuv420p"
-        self._stream.codec_context.colorspace = _BT709
+        context = self._stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        context.color_range = _LIMITED
         container.start_encoding()  # else a file that cannot be written is told at its end
         return container
 
-    def close(self) -> None:
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Ends the file.
 
         Raises:
-            OSError: the file cannot be written.
+            OSError: the file cannot be written, where that is the first thing that failed.
         """
-        if self._container is not None:
-            with self._naming_path():
-                self._container.mux(self._stream.encode())
-                self._container.close()
+        try:
+            if self._container is not None:
+                with self._naming_path():
+                    self._container.mux(self._stream.encode())
+                    self._container.close()
+        except OSError:
+            if kind is None:
+                raise
 
     @contextmanager
     def _naming_path(self) -> Iterator[None]:
@@ -166,9 +194,14 @@ class VideoWriter:
         except (av.FFmpegError, ValueError) as error:  # ValueError: no such encoder
             self._container = None
             raise OSError(
-                f"{self._path} cannot be written ({_reason(error)}): choose another folder, or a"
-                " PyAV with an H.264 encoder."
+                f"{self._path} cannot be written ({_reason(error)}): check the folder, the disk,"
+                " and that this PyAV encodes H.264."
             ) from None
+
+
+def _url(path: Path | None) -> str:
+    """Else FFmpeg takes what stands before a colon in a name for a protocol."""
+    return f"file:{path}"
 
 
 def _reason(error: Exception) -> str:
