@@ -82,6 +82,28 @@ def test_crop_is_the_papers(cfg) -> None:
     assert 70 <= num_cropped <= 130  # with probability one half
 
 
+@pytest.mark.parametrize("key", ["BRIGHTNESS", "CONTRAST", "SATURATION"])
+def test_color_jitter(cfg, key: str) -> None:
+    cfg.INPUT.RANDOM_FLIP = "none"
+    plain = len(build_train_augmentation(cfg))
+    cfg.INPUT.COLOR_JITTER[key] = 0.25
+    *_, jitter = augmentations = build_train_augmentation(cfg)
+    assert len(augmentations) == plain + 1
+    image = np.full((8, 8, 3), (120, 80, 100), np.uint8)
+    image[:4] += 40
+    np.random.seed(0)
+    measured = []
+    for _ in range(200):
+        changed = T.AugmentationList([jitter])(T.AugInput(image)).apply_image(image).astype(float)
+        if key == "BRIGHTNESS":
+            measured.append(changed.mean() / image.mean())
+        elif key == "CONTRAST":
+            measured.append(np.ptp(changed.mean(axis=(1, 2))) / 40)
+        else:
+            measured.append(np.ptp(changed[0, 0]) / 40)
+    assert 0.73 < min(measured) < 0.8 and 1.2 < max(measured) < 1.27
+
+
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\nbroken"])
 def test_broken_image_is_named(cfg, record: dict, content: bytes) -> None:
     Path(record["file_name"]).write_bytes(content)

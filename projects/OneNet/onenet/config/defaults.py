@@ -188,6 +188,13 @@ def _add_data_and_evaluation(cfg: CfgNode) -> None:
     cfg.INPUT.CROP.PROB = 0.5
     cfg.INPUT.CROP.MIN_SIZES = (400, 500, 600)
 
+    # Random brightness, contrast and saturation in training: each is multiplied by a number from
+    # 1 - x to 1 + x; 0 for none.
+    cfg.INPUT.COLOR_JITTER = CfgNode()
+    cfg.INPUT.COLOR_JITTER.BRIGHTNESS = 0.0
+    cfg.INPUT.COLOR_JITTER.CONTRAST = 0.0
+    cfg.INPUT.COLOR_JITTER.SATURATION = 0.0
+
     # For images that do not decode, or differ in size from their annotation: "fail" ends the run;
     # "skip" continues and lists them at the end. In training another image takes the place of a
     # skipped one; in evaluation it counts as an image without detections.

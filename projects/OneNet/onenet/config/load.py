@@ -191,6 +191,7 @@ def check_keys(cfg: CfgNode) -> None:
     _check_pixels(cfg)
     _check_resnet(cfg)
     _check_limits(cfg)
+    _check_jitter(cfg)
     _check_thresholds(cfg)
     _check_solver(cfg)
 
@@ -309,6 +310,14 @@ def _check_limits(cfg: CfgNode) -> None:
 
 def _is_finite(value: object) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
+
+
+def _check_jitter(cfg: CfgNode) -> None:
+    for name, strength in cfg.INPUT.COLOR_JITTER.items():
+        if not 0 <= strength <= 1:
+            raise ConfigError(
+                f"INPUT.COLOR_JITTER.{name} is {strength}; give a number from 0 to 1."
+            )
 
 
 def _check_thresholds(cfg: CfgNode) -> None:

@@ -23,11 +23,11 @@ __all__ = ["OneNetDatasetMapper", "build_train_augmentation"]
 
 
 def build_train_augmentation(cfg: CfgNode) -> list[T.Augmentation]:
-    """Augmentations of training: Detectron2's resize and flip, after an optional crop.
+    """Augmentations of training: Detectron2's resize and flip, an optional crop before them.
 
     With ``INPUT.CROP.ENABLED`` and probability ``INPUT.CROP.PROB``, the shorter side is resized to
     one of ``INPUT.CROP.MIN_SIZES`` and a window of ``INPUT.CROP.TYPE`` and ``SIZE`` is cropped
-    (DETR's augmentation, arXiv 2005.12872, section 4).
+    (DETR's augmentation, arXiv 2005.12872, section 4). ``INPUT.COLOR_JITTER`` comes last.
     """
     augmentations = build_augmentation(cfg, is_train=True)
     crop = cfg.INPUT.CROP
@@ -39,6 +39,14 @@ def build_train_augmentation(cfg: CfgNode) -> list[T.Augmentation]:
             ]
         )
         augmentations.insert(0, T.RandomApply(resize_and_crop, prob=crop.PROB))
+    jitter = cfg.INPUT.COLOR_JITTER
+    for augmentation, strength in (
+        (T.RandomBrightness, jitter.BRIGHTNESS),
+        (T.RandomContrast, jitter.CONTRAST),
+        (T.RandomSaturation, jitter.SATURATION),
+    ):
+        if strength:
+            augmentations.append(augmentation(1 - strength, 1 + strength))
     return augmentations
 
 
