@@ -82,7 +82,7 @@ def litert_opener() -> Opener:
         def run(pixels: np.ndarray, pixel_sizes: np.ndarray) -> list[np.ndarray]:
             gaps = np.subtract(images["shape"], pixels.shape)
             if (gaps < 0).any() or gaps[0]:
-                raise ValueError(f"{file} takes {images['shape']} pixels, not {pixels.shape}.")
+                raise ValueError("larger than the file's size")
             interpreter.set_tensor(images["index"], np.pad(pixels, [(0, gap) for gap in gaps]))
             interpreter.set_tensor(sizes["index"], pixel_sizes)
             interpreter.invoke()
