@@ -82,11 +82,13 @@ def openers(args: argparse.Namespace) -> dict[tuple[Path, str], Opener]:
 
 def time_files(args: argparse.Namespace) -> Iterator[Row]:
     """A row for each size, number of threads, file and engine."""
+    found = openers(args)
+    first = next(iter(found))
     for size in args.sizes:
         width, height = map(int, size.split("x"))
         batch = read_batch(args.image, width, height)
         subjects, failures = {}, {}
-        for (file, engine), opener in openers(args).items():
+        for (file, engine), opener in found.items():
             for threads in args.threads:
                 key = (file, engine, threads)
                 try:
@@ -97,7 +99,6 @@ def time_files(args: argparse.Namespace) -> Iterator[Row]:
                     failures[key] = reason(error)
                 else:
                     subjects[key] = subject
-        first = next(iter(openers(args)))
         for key in [(*first, threads) for threads in args.threads]:
             if key in failures:
                 raise ConfigError(f"{first[0]} cannot be run in {first[1]} ({failures[key]}).")

@@ -291,6 +291,13 @@ def test_learning_rate_follows_the_batch(tmp_path: Path) -> None:
         load(path, "SOLVER.REFERENCE_BATCH", "-1")
 
 
+def test_color_jitter_is_a_share() -> None:
+    path = CONFIGS / "digits" / "onenet_fcos_R18_FPN.yaml"
+    for value in ("1.5", "-0.1"):
+        with pytest.raises(ConfigError, match=f"COLOR_JITTER.CONTRAST is {value}; give a number"):
+            load(path, "INPUT.COLOR_JITTER.CONTRAST", value)
+
+
 CANDIDATES = ("MODEL.ONENET.RESCORING.CANDIDATES",)
 
 

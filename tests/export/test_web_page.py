@@ -20,6 +20,8 @@ from onenet.cli import main
 from onenet.export import ExportableOneNet, Metadata, write_exported, write_page
 from onenet.utils.errors import ConfigError
 
+STRONG, MILD = (0, 256), (64, 192)
+
 
 class Isolated(http.server.SimpleHTTPRequestHandler):
     """With the headers that threads need."""
@@ -133,17 +135,22 @@ def test_the_page_finds_what_the_runtime_finds(model, ort_web, tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("codec", "suffix", "size"),
-    [("libvpx", ".webm", (160, 128)), ("h264", ".mp4", (160, 128)), ("vp9", ".webm", (1280, 720))],
+    ("codec", "suffix", "size", "levels"),
+    [
+        ("libvpx", ".webm", (160, 128), STRONG),
+        ("libvpx", ".webm", (160, 128), MILD),
+        ("h264", ".mp4", (160, 128), MILD),
+        ("vp9", ".webm", (1280, 720), MILD),
+    ],
 )
 def test_a_video_gives_what_the_runtime_finds_in_it(
-    codec: str, suffix: str, size: tuple[int, int], model, ort_web, tmp_path: Path
+    codec: str, suffix: str, size: tuple[int, int], levels, model, ort_web, tmp_path: Path
 ) -> None:
     runtime = pytest.importorskip("onenet_runtime").Detector(model, threshold=0)
     pytest.importorskip("av")
     from onenet_runtime.video import VideoReader
 
-    video = write_video(tmp_path / f"video{suffix}", codec, size)
+    video = write_video(tmp_path / f"video{suffix}", codec, size, levels)
     frames = list(VideoReader(video))
     assert len(frames) == 10
     write_page(model, tmp_path / "page", ort_web)
@@ -155,20 +162,24 @@ def test_a_video_gives_what_the_runtime_finds_in_it(
             picture, found = shown(page), listed(page)
             if np.array_equal(picture, shown(page)):
                 break
-    difference = [np.abs(picture.astype(int) - frame).mean() for frame in frames]
-    check_same(found, runtime(frames[int(np.argmin(difference))]))
+    check_same(found, runtime(picture))  # on the browser's frame, whatever its colours
+    differences = [np.abs(picture.astype(int) - frame) for frame in frames]
+    nearest = int(np.argmin([difference.mean() for difference in differences]))
+    assert differences[nearest].mean() < 2 and differences[nearest].max() <= 5
+    if levels == MILD:  # Chromium clips strong blues
+        check_same(found, runtime(frames[nearest]))
     assert requests and all(x.startswith((url, "blob:", "data:")) for x in requests)
 
 
-def write_video(path: Path, codec: str, size: tuple[int, int]) -> Path:
-    """Ten frames of smooth colours, none so strong that the conversion from YUV clips it."""
+def write_video(path: Path, codec: str, size: tuple[int, int], levels: tuple[int, int]) -> Path:
+    """Ten frames of smooth colours, channels between two levels."""
     import av
 
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=5)
         stream.width, stream.height = size
         stream.pix_fmt, stream.bit_rate = "yuv420p", 4_000_000
-        for small in np.random.default_rng(0).integers(64, 192, (10, 9, 7, 3), dtype=np.uint8):
+        for small in np.random.default_rng(0).integers(*levels, (10, 9, 7, 3), dtype=np.uint8):
             picture = Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
             container.mux(stream.encode(av.VideoFrame.from_image(picture)))
         container.mux(stream.encode())

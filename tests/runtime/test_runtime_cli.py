@@ -445,7 +445,7 @@ def test_bad_video(run, video: Path, tmp_path: Path) -> None:
 
 
 def test_a_frame_that_is_too_narrow(run, video: Path, tmp_path: Path, monkeypatch) -> None:
-    """The others of its batch, and the next input, are detected on."""
+    """Those before it in its batch, and the next input, are detected on."""
 
     def frames(self):
         yield from [np.zeros((48, 64, 3), np.uint8)] * 5
@@ -453,8 +453,10 @@ def test_a_frame_that_is_too_narrow(run, video: Path, tmp_path: Path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(VideoReader, "__iter__", frames)
-        code, stdout, stderr = run(video, "--batch", "4")
-    assert code == 1 and "5 frames" in stdout
+        copy = video.with_name("copy.avi")
+        copy.write_bytes(video.read_bytes())
+        code, stdout, stderr = run(video, copy, "--batch", "4")
+    assert code == 1 and f"{video}: 5 frames" in stdout and f"{copy}: 5 frames" in stdout
     assert "drive.avi, of 2000 x 2 pixels, is too narrow" in stderr
 
 

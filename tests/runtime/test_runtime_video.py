@@ -1,4 +1,4 @@
-"""Video files: colours, orientation, damage, and what is written."""
+"""Video files: colours, damage, and what is written."""
 
 from __future__ import annotations
 
