@@ -84,7 +84,11 @@ def test_train_for_epochs_prints_what_comes_next_and_resumes(here: Path, capsys)
     (here / "2024").symlink_to("photos")  # yacs would read the name as a number
     words = ["train", "2024", "--output", "2025", "--epochs", "1", *TINY]
     main(words)
-    assert "Next: onenet predict 2025/model_best.pth photo.jpg" in capsys.readouterr().out
+    printed, logged = capsys.readouterr().out, (here / "2025" / "log.txt").read_text()
+    assert "Next: onenet predict 2025/model_best.pth photo.jpg" in printed
+    for text in ("Environment info:", "Running with full config:", "Model:\n"):
+        assert text in logged and text not in printed
+    assert "Starting training" in printed
     lines = (here / "2025" / "metrics.json").read_text().splitlines()
     assert json.loads(lines[-1])["iteration"] == 4  # 8 images, 2 in a batch; then the evaluation
     assert "go on with that run by --resume" in error(*words)

@@ -83,6 +83,30 @@ def test_colours_are_exact(write, planes, tags: dict[str, int], scale: int, weig
     assert np.abs(frames[0] - expected).max() < 1.01
 
 
+@pytest.mark.parametrize(("degrees", "cosine", "sine"), [(90, 0, 1), (180, -1, 0), (270, 0, -1)])
+def test_videos_of_phones_are_upright(
+    tmp_path: Path, degrees: int, cosine: int, sine: int
+) -> None:
+    """ISO/IEC 14496-12, 8.3.2: the matrix of "tkhd" turns the picture clockwise for display."""
+    path = tmp_path / "video.mp4"
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[:24, :32], picture[:24, 32:], picture[24:, :32] = (200, 40, 90), (30, 120, 220), 128
+    with VideoWriter(path, Fraction(10)) as writer:
+        writer.write(picture)
+    data = path.read_bytes()
+    start = data.index(b"tkhd") + 44  # behind times, number, duration, layer and volume
+    matrix = np.array([cosine, sine, 0, -sine, cosine, 0, 0, 0, 16384]) * 65536
+    path.write_bytes(data[:start] + matrix.astype(">i4").tobytes() + data[start + 36 :])
+    reader = VideoReader(path)
+    frames = list(reader)
+    reader.close()
+    expected = np.rot90(picture, -degrees // 90)
+    assert len(frames) == 1 and frames[0].shape == expected.shape
+    for y in (8, -8):
+        for x in (8, -8):
+            np.testing.assert_allclose(frames[0][y, x], expected[y, x], atol=8)
+
+
 def test_written_videos_keep_size_rate_and_colours(tmp_path: Path) -> None:
     path = tmp_path / "out.mp4"
     picture = np.zeros((49, 65, 3), np.uint8)

@@ -11,6 +11,7 @@ import os
 
 from ..config.defaults import JSON_KEYS
 from ..engine import path_value, run_arguments, train_or_evaluate
+from .terminal import short_log
 
 __all__ = ["add_arguments", "on_folder", "run"]
 
@@ -31,7 +32,8 @@ def run(args: argparse.Namespace) -> None:
     output = args.output or os.path.dirname(args.weights)
     opts = [*on_folder(args.folder), "OUTPUT_DIR", path_value(output)]
     opts += ["DATASETS.EVAL_SPLIT", args.split, *args.opts]
-    train_or_evaluate(run_arguments(args.weights, opts, eval_only=True))
+    with short_log():
+        train_or_evaluate(run_arguments(args.weights, opts, eval_only=True))
 
 
 def on_folder(folder: str) -> list[str]:

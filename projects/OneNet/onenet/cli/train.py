@@ -16,6 +16,7 @@ from ..detector import Detector
 from ..engine import launch_workers, path_value, run_arguments, train_or_evaluate
 from ..utils.errors import ConfigError, exit_with_one_sentence
 from ..utils.visualizer import tile
+from .terminal import short_log
 
 __all__ = ["add_arguments", "run"]
 
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _train(args: argparse.Namespace) -> None:
     """What every worker runs."""
-    with exit_with_one_sentence():
+    with exit_with_one_sentence(), short_log():
         output = Path(train_or_evaluate(args).OUTPUT_DIR)
         weights = output / "model_best.pth"
         has_best = weights.is_file()  # not without validation images
