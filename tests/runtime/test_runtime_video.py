@@ -84,9 +84,7 @@ def test_colours_are_exact(write, planes, tags: dict[str, int], scale: int, weig
 
 
 @pytest.mark.parametrize(("degrees", "cosine", "sine"), [(90, 0, 1), (180, -1, 0), (270, 0, -1)])
-def test_videos_of_phones_are_upright(
-    tmp_path: Path, degrees: int, cosine: int, sine: int
-) -> None:
+def test_videos_of_phones_are_upright(tmp_path: Path, degrees: int, cosine: int, sine: int) -> None:
     """ISO/IEC 14496-12, 8.3.2: the matrix of "tkhd" turns the picture clockwise for display."""
     path = tmp_path / "video.mp4"
     picture = np.zeros((48, 64, 3), np.uint8)

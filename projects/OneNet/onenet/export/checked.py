@@ -150,7 +150,7 @@ def _quantize(
 ) -> tuple[ExportedDetector, list[str]]:
     """Quantises a file in place; as :func:`_open`."""
     print(f"Quantising with {len(images)} images ...", flush=True)
-    batches = (pad_batch([image], metadata.size_divisibility) for image in images)
+    batches = [pad_batch([image], metadata.size_divisibility) for image in images]
     quantize(path, path, metadata, batches)
     return _open(path, metadata)
 
