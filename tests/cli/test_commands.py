@@ -26,6 +26,8 @@ TINY = [
     "SEED", "7",
 ]  # fmt: skip
 
+LONG = ("Environment info:", "Running with full config:", "Model:\n")  # of Detectron2's log
+
 
 def write_photos(folder: Path, count: int, *names: str) -> None:
     """Noisy images with a bright square each, in YOLO format."""
@@ -86,7 +88,7 @@ def test_train_for_epochs_prints_what_comes_next_and_resumes(here: Path, capsys)
     main(words)
     printed, logged = capsys.readouterr().out, (here / "2025" / "log.txt").read_text()
     assert "Next: onenet predict 2025/model_best.pth photo.jpg" in printed
-    for text in ("Environment info:", "Running with full config:", "Model:\n"):
+    for text in LONG:
         assert text in logged and text not in printed
     assert "Starting training" in printed
     lines = (here / "2025" / "metrics.json").read_text().splitlines()
@@ -129,7 +131,9 @@ def test_eval(here: Path, capsys) -> None:
     write_photos(here / "others" / "train", 2, "cat", "dog")
     write_photos(here / "others" / "val", 2, "cat", "dog")
     best = "output/photos/model_best.pth"
+    capsys.readouterr()
     main(["eval", best, "photos/"])
+    assert not any(text in capsys.readouterr().out for text in LONG)
     assert "would overwrite" in error("eval", best, "others")
     main(["eval", best, "others", "--output", "elsewhere"])
     assert (here / "elsewhere" / "inference" / "thresholds.json").is_file()

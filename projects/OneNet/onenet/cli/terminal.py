@@ -4,34 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 from collections.abc import Iterator
+
+from ..engine.faults import log_file
 
 __all__ = ["short_log"]
 
-# Where Detectron2 logs environment and config, and the model
-_LOGGERS = ("detectron2", "detectron2.engine.defaults")
+# Loggers and beginnings of Detectron2's messages
+_LONG = {
+    "detectron2": (
+        "Environment info:",
+        "Command line arguments:",
+        "Contents of args.config_file",
+        "Running with full config:",
+    ),
+    "detectron2.engine.defaults": ("Model:",),
+}
 
 
 @contextlib.contextmanager
 def short_log() -> Iterator[None]:
-    """Keeps environment, config and model, hundreds of lines, in ``log.txt`` alone."""
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    for logger in loggers:
-        logger.addFilter(_divert)
+    """Keeps environment, config and network, hundreds of lines, in ``log.txt`` alone."""
+    for name in _LONG:
+        logging.getLogger(name).addFilter(_divert)
     try:
         yield
     finally:
-        for logger in loggers:
-            logger.removeFilter(_divert)
+        for name in _LONG:
+            logging.getLogger(name).removeFilter(_divert)
 
 
 def _divert(record: logging.LogRecord) -> bool:
-    """Hands a record to the log file in place of its logger; whether that is left to do."""
-    is_model = record.name == _LOGGERS[1] and str(record.msg).startswith("Model:\n")
-    if record.levelno > logging.INFO or not (record.name == _LOGGERS[0] or is_model):
+    """Writes a long message to the log file alone; returns whether its logger should handle it."""
+    if not record.getMessage().startswith(_LONG[record.name]):
         return True
-    for handler in logging.getLogger(_LOGGERS[0]).handlers:
-        if getattr(handler, "stream", None) is not sys.stdout:
+    for handler in logging.getLogger("detectron2").handlers:
+        if log_file(handler) and record.levelno >= handler.level:
             handler.handle(record)
     return False

@@ -273,6 +273,11 @@ def tell_once_of_lost_logs() -> None:
 
     for name in ("detectron2", "fvcore", "onenet"):
         for handler in logging.getLogger(name).handlers:
-            path = str(getattr(getattr(handler, "stream", None), "name", "<stdout>"))
-            if not path.startswith("<"):
+            if path := log_file(handler):
                 handler.handleError = functools.partial(tell_once, path)
+
+
+def log_file(handler: logging.Handler) -> str:
+    """Path of the file that a logger's handler writes; "" if it is none, such as the terminal."""
+    path = str(getattr(getattr(handler, "stream", None), "name", "<stdout>"))
+    return "" if path.startswith("<") else path

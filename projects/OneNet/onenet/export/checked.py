@@ -151,7 +151,8 @@ def _quantize(
     """Quantises a file in place; as :func:`_open`."""
     print(f"Quantising with {len(images)} images ...", flush=True)
     batches = [pad_batch([image], metadata.size_divisibility) for image in images]
-    quantize(path, path, metadata, batches)
+    quantised, count = quantize(path, path, metadata, batches)
+    print(f"{quantised} of {count} convolutions are in int8.")
     return _open(path, metadata)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..utils.errors import ConfigError
 from .metadata import Metadata
 
 __all__ = ["quantize"]
@@ -23,8 +25,8 @@ def quantize(
     source: Path,
     output: Path,
     metadata: Metadata,
-    batches: Sequence[tuple[np.ndarray, np.ndarray]],
-) -> None:
+    batches: Iterable[tuple[np.ndarray, np.ndarray]],
+) -> tuple[int, int]:
     """Quantises the convolutions of backbone and head, and what joins them in the backbone.
 
     The first convolution and the predictors stay in float: they cost little, and read pixels or
@@ -36,7 +38,13 @@ def quantize(
         output: the file to write.
         metadata: of the output.
         batches: calibration inputs, images and image_sizes of
-            :meth:`onenet.export.network.ExportableOneNet.forward`.
+            :meth:`onenet.export.network.ExportableOneNet.forward`; iterated over twice.
+
+    Returns:
+        The numbers of quantised convolutions, and of all.
+
+    Raises:
+        ConfigError: none can be quantised.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
@@ -52,29 +60,36 @@ def quantize(
 
     original = onnx.load(source)
     nodes = _nodes_to_quantize(original)
+    convolutions = [node.name for node in original.graph.node if node.op_type == "Conv"]
+    if not (quantised := set(nodes).intersection(convolutions)):
+        raise ConfigError("int8: no convolution of backbone or head has constant weights.")
     _add_biases(original, nodes)
-    onnx.save(original, output)
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # it recommends a pre-processing that changes nothing here
-    try:
-        quantize_static(
-            output,
-            output,
-            Reader(),
-            nodes_to_quantize=nodes,
-            op_types_to_quantize=["Conv", *_BETWEEN],
-            per_channel=True,
-            activation_type=QuantType.QUInt8,  # signed ones are slow on x86 CPUs
-            extra_options={"CalibMovingAverage": True},
-        )
-    finally:
-        logging.disable(before)
-    model = onnx.load(output)
+    with tempfile.TemporaryDirectory() as folder:
+        # ONNX Runtime writes beside its input
+        with_biases, written = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
+        onnx.save(original, with_biases)
+        logging.disable(logging.WARNING)  # it recommends a pre-processing that changes nothing here
+        try:
+            quantize_static(
+                with_biases,
+                written,
+                Reader(),
+                nodes_to_quantize=nodes,
+                op_types_to_quantize=["Conv", *_BETWEEN],
+                per_channel=True,
+                activation_type=QuantType.QUInt8,  # signed ones are slow on x86 CPUs
+                extra_options={"CalibMovingAverage": True},
+            )
+        finally:
+            logging.disable(before)
+        model = onnx.load(written)
     _correct_biases(model, original, batches)
     entries = {key: json.dumps(value) for key, value in metadata.entries().items()}
     onnx.helper.set_model_props(model, entries)
     onnx.checker.check_model(model)
     onnx.save(model, output)
+    return len(quantised), len(convolutions)
 
 
 def _add_biases(model: Any, names: list[str]) -> None:
@@ -90,63 +105,59 @@ def _add_biases(model: Any, names: list[str]) -> None:
 
 
 def _correct_biases(
-    model: Any, original: Any, batches: Sequence[tuple[np.ndarray, np.ndarray]]
+    model: Any, original: Any, batches: Iterable[tuple[np.ndarray, np.ndarray]]
 ) -> None:
     """Subtracts from biases the mean that rounded weights add (arXiv 1906.04721, section 4.2).
 
-    A weight with an error e adds e times its input to the output, so on average e times the
-    input's mean, which the float model has on the batches.
+    That is the mean output of the convolution with the weights' errors, in the float model.
 
     Args:
         model: the int8 ModelProto, changed in place.
         original: the float one, of which it was made.
         batches: see :func:`quantize`.
     """
-    from onnx import numpy_helper
+    import onnx
+    import onnxruntime
+    from onnx import helper, numpy_helper
 
     constants = {x.name: x for x in model.graph.initializer}
     weights = {x.name: numpy_helper.to_array(x) for x in original.graph.initializer}
+    # A bias keeps its name behind its DequantizeLinear
     dequantised = {
         node.output[0]: [constants.get(name) for name in node.input[:2]]
         for node in model.graph.node
         if node.op_type == "DequantizeLinear"
     }
-    before = {node.name: node.input for node in original.graph.node if node.op_type == "Conv"}
-    convolutions = [
-        node for node in model.graph.node if node.name in before and node.input[1] in dequantised
-    ]
-    means = _channel_means(original, {before[node.name][0] for node in convolutions}, batches)
-    for node in convolutions:
-        (levels, scale), (bias, step) = (dequantised[name] for name in node.input[1:])
-        scale = numpy_helper.to_array(scale).reshape(-1, 1, 1, 1)
-        source, weight, _ = before[node.name]
-        errors = numpy_helper.to_array(levels) * scale - weights[weight]
-        groups = means[source].reshape(-1, errors.shape[1])  # (groups, inputs of each)
-        inputs = groups.repeat(len(errors) // len(groups), axis=0)
-        shift = (errors.sum(axis=(2, 3)) * inputs).sum(axis=1) / numpy_helper.to_array(step)
-        corrected = numpy_helper.to_array(bias) - np.rint(shift).astype(np.int32)
-        bias.CopyFrom(numpy_helper.from_array(corrected, bias.name))
-
-
-def _channel_means(
-    model: Any, names: set[str], batches: Sequence[tuple[np.ndarray, np.ndarray]]
-) -> dict[str, np.ndarray]:
-    """The mean of each channel of these (N, C, H, W) tensors over the batches."""
-    import onnx
-    import onnxruntime
-
-    probed = onnx.ModelProto()
-    probed.CopyFrom(model)
-    wanted = sorted(names)
-    probed.graph.output.extend(onnx.helper.make_empty_tensor_value_info(x) for x in wanted)
+    probe = onnx.ModelProto()
+    probe.CopyFrom(original)
+    del probe.graph.output[:]
+    axes = numpy_helper.from_array(np.array([0, 2, 3]), "probe_axes")
+    probe.graph.initializer.append(axes)
+    originals = {node.name: node for node in original.graph.node if node.op_type == "Conv"}
+    biases = []
+    for node in model.graph.node:
+        if node.name not in originals or node.input[1] not in dequantised:
+            continue
+        levels, scale = map(numpy_helper.to_array, dequantised[node.input[1]])
+        convolution = onnx.NodeProto()
+        convolution.CopyFrom(originals[node.name])
+        errors = levels * scale.reshape(-1, 1, 1, 1) - weights[convolution.input[1]]
+        names = [f"probe_{len(biases)}_{kind}" for kind in ("errors", "output", "mean")]
+        probe.graph.initializer.append(numpy_helper.from_array(errors, names[0]))
+        convolution.input[:] = [convolution.input[0], names[0]]
+        convolution.output[0] = convolution.name = names[1]
+        mean = helper.make_node("ReduceMean", [names[1], axes.name], [names[2]], keepdims=0)
+        probe.graph.node.extend([convolution, mean])
+        probe.graph.output.append(helper.make_empty_tensor_value_info(names[2]))
+        biases.append(dequantised[node.input[2]])
     session = onnxruntime.InferenceSession(
-        probed.SerializeToString(), providers=["CPUExecutionProvider"]
+        probe.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    means = [
-        [x.mean(axis=(0, 2, 3)) for x in session.run(wanted, {"images": i, "image_sizes": s})]
-        for i, s in batches
-    ]
-    return {name: np.mean([x[i] for x in means], axis=0) for i, name in enumerate(wanted)}
+    means = [session.run(None, {"images": i, "image_sizes": s}) for i, s in batches]
+    for (bias, step), *shifts in zip(biases, *means, strict=True):
+        levels = np.rint(np.mean(shifts, axis=0) / numpy_helper.to_array(step)).astype(np.int32)
+        corrected = numpy_helper.to_array(bias) - levels
+        bias.CopyFrom(numpy_helper.from_array(corrected, bias.name))
 
 
 def _nodes_to_quantize(model: object) -> list[str]:
@@ -158,12 +169,14 @@ def _nodes_to_quantize(model: object) -> list[str]:
         for i, node in enumerate(nodes)
         if node.op_type == "Conv" and node.input[1].startswith(("backbone.", "head."))
     ]
+    if not convolutions:
+        return []
     found = [
         nodes[i]
         for i in convolutions[1:]
         if not any(name in nodes[i].input[1] for name in _PREDICTORS)
     ]
-    last = max(i for i in convolutions if nodes[i].input[1].startswith("backbone."))
+    last = max((i for i in convolutions if nodes[i].input[1].startswith("backbone.")), default=0)
     for node in nodes[convolutions[0] + 1 : last]:
         is_bias = node.op_type == "Add" and not constants.isdisjoint(node.input)
         if node.op_type in _BETWEEN and not is_bias:
