@@ -24,7 +24,7 @@ from ..utils.errors import ConfigError, DataError, TrainingError
 from ..utils.files import cannot_write, whole_file
 from .accumulation import AccumulatingModel
 
-__all__ = ["LossGuard", "NamedWriter", "naming_faults", "tell_once_of_lost_logs"]
+__all__ = ["LossGuard", "NamedWriter", "log_file", "naming_faults", "tell_once_of_lost_logs"]
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM)
