@@ -47,7 +47,8 @@ def serve(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def open_page(url: str, requests: list[str]):
+def open_page(url: str, requests: list[str], held: list | None = None):
+    """Yields it when the model is there, or without, its request ``held`` to be continued."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_api.sync_playwright() as playwright:
@@ -57,8 +58,10 @@ def open_page(url: str, requests: list[str]):
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 390, "height": 800})
         page.on("request", lambda request: requests.append(request.url))
+        if held is not None:
+            page.route("**/model.onnx", lambda route: held.append(route))
         page.goto(url)
-        page.wait_for_selector("#status:has-text('Detects')")
+        page.wait_for_selector(f"#status:has-text('{'Detects' if held is None else 'Loading'}')")
         yield page
         browser.close()
 
@@ -131,6 +134,29 @@ def test_the_page_finds_what_the_runtime_finds(model, ort_web, tmp_path: Path) -
             check_same(detect(page, image), runtime(image))
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert requests and all(x.startswith((url, "blob:", "data:")) for x in requests)
+
+
+@pytest.mark.slow
+def test_an_image_chosen_before_the_model_is_there(model, ort_web, tmp_path: Path) -> None:
+    """It is shown, and detected on when the model is there, as again with another device."""
+    runtime = pytest.importorskip("onenet_runtime").Detector(model, threshold=0)
+    write_page(model, tmp_path / "page", ort_web)
+    image, held = tmp_path / "image.png", []
+    pixels = np.random.default_rng(0).integers(256, size=(64, 96, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(image)
+    with serve(tmp_path / "page") as url, open_page(url, [], held) as page:
+        page.set_input_files("#file", image)
+        page.wait_for_timeout(1000)
+        assert "Loading" in page.inner_text("#status")
+        assert page.evaluate("canvas.width") == 96
+        held[0].continue_()
+        page.wait_for_selector("#status:has-text(' ms')")
+        check_same(listed(page), runtime(image))
+        page.unroute("**/model.onnx")
+        page.evaluate("document.querySelector('#results').replaceChildren()")
+        page.dispatch_event("#device", "change")
+        page.wait_for_selector("#results li")
+        check_same(listed(page), runtime(image))
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ async function load() {
   }
   const { metadata } = detector;
   $("status").textContent = `Detects ${metadata.class_names.join(", ")}.`;
-  if (source && !playing) await detectOn(source);
+  if (source && video.paused) await detectOn(source);
 }
 
 async function setUp() {
@@ -53,6 +53,7 @@ async function pixelsOf(image) {
 async function detectOn(image) {
   const start = performance.now();
   source = image;
+  if (!detector) return show(); // load() detects when the model is there
   found = await detector.detect(image);
   $("status").textContent = `${Math.round(performance.now() - start)} ms`;
   show();
