@@ -4,7 +4,7 @@
 python benchmarks/many_files.py model.onnx photos/ [more_photos/ ...] [--count 1000]
 
 The images are those of the folders in turn, again from the start where they are too few. Reading
-and loading a second session are in the times.
+and loading a second session are in the times. Needs `pip install ./projects/OneNet/runtime`.
 """
 
 from __future__ import annotations
